@@ -1,0 +1,50 @@
+"""The order of the training data: a function of seed and step alone."""
+
+from functools import lru_cache
+
+import numpy as np
+
+
+class Batches:
+    """Batches of a training split, each epoch in a new order, without an end and without state.
+
+    Batch t is rows [t B, (t + 1) B) of the epochs' permutations laid end to end, so that a step
+    number is the whole data position and every example comes once per epoch.
+
+    Args:
+        examples: [N, ...] as stored.
+        batch_size: B, of the global batch.
+        seed: of the order.
+        num_devices: that share each batch evenly.
+    """
+
+    def __init__(self, examples: np.ndarray, batch_size: int, seed: int, num_devices: int) -> None:
+        self.examples = examples
+        self.batch_size = batch_size
+        self._num_devices = num_devices
+        self._permutation = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(examples))
+        )
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where batch `step` starts: the epoch and the offset in it."""
+        epoch, offset = divmod(step * self.batch_size, len(self.examples))
+        return {"epoch": epoch, "offset": offset}
+
+    def indices(self, step: int, count: int) -> np.ndarray:
+        """Rows of `count` batches from `step` on: [count * B]."""
+        first, last = step * self.batch_size, (step + count) * self.batch_size
+        num = len(self.examples)
+        epochs = range(first // num, -(-last // num))
+        order = np.concatenate([self._permutation(epoch) for epoch in epochs])
+        return order[first - epochs[0] * num : last - epochs[0] * num]
+
+    def chunk(self, step: int, count: int, capacity: int) -> np.ndarray:
+        """The examples of `count` batches: [devices, capacity, B / devices, ...], zeros after."""
+        rows = self.indices(step, count).reshape(count, self._num_devices, -1).swapaxes(0, 1)
+        if count == capacity:
+            return self.examples[rows]
+        shape = (self._num_devices, capacity, rows.shape[2], *self.examples.shape[1:])
+        chunk = np.zeros(shape, self.examples.dtype)
+        chunk[:, :count] = self.examples[rows]
+        return chunk

@@ -1,0 +1,46 @@
+"""What every command does: read flags, run, and end with one line instead of a traceback."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+Flags = TypeVar("Flags")
+
+USER_ERROR = 2
+
+
+class Refused(Exception):
+    """Something the user can mend; its text is all that is shown."""
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Around what depends on flags, files and data: their errors are the user's to mend."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise Refused(" ".join(str(error).split())) from error
+
+
+def main(flags: type[Flags], command: Callable[[Flags], int | None]) -> None:
+    """Parse the command line into `flags`, run `command` on it, and exit.
+
+    Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 130 and 143 for a run
+    stopped by Ctrl-C or SIGTERM.
+    """
+    import tyro
+
+    parsed = tyro.cli(flags)
+    try:
+        code = command(parsed) or 0
+    except Refused as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        code = USER_ERROR
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

@@ -1,0 +1,211 @@
+"""The flags of `experiments.train`: one frozen dataclass, checked before anything starts."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
+
+MAY_CHANGE = frozenset(
+    {"run", "accelerator", "num_devices", "num_steps", "num_epochs", "eval_samples"}
+    | {"manual_dir", "data_dir", "tensorboard", "quiet"}
+)
+"""Flags that may differ when a run is continued: they do not change what is learned per step."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a variational auto-encoder, evaluate it, and write a report.
+
+    The same command again continues the run; with more steps it goes on to them. Ctrl-C saves
+    and stops. With no flags it trains on real digits in a minute or two, without a network.
+    """
+
+    run: Path | None = None
+    """Folder of the run. Default: runs/DATASET-MODEL."""
+    dataset: str = "mnist_small"
+    """mnist_small (ships with the code), mnist, fashion_mnist, kmnist, tfds:NAME, npz:PATH,
+    npy:PATH or folder:PATH (your own data)."""
+    manual_dir: str | None = None
+    """Folder with a data set's original files, where they cannot be downloaded."""
+    data_dir: str | None = None
+    """Where tensorflow-datasets keeps what it has prepared. Default: its own."""
+    num_validation: int | None = None
+    """Training examples kept apart as the validation split. Default: the data set's own."""
+
+    model: str = "mlp"
+    """mlp, conv, or package.module:function, a function of yours that returns a jaxvae.VAE."""
+    latent_dim: int = 32
+    """Number of latents."""
+    hidden: tuple[int, ...] | None = None
+    """mlp: widths of the encoder's layers (default 512 256); conv: channels of its levels
+    (default: as many levels as the image needs). The decoder mirrors it."""
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    """p(x|z): bernoulli for binary pixels, gaussian for grey or real values."""
+    sigma: float | Literal["learned", "optimal"] = "learned"
+    """Scale of the gaussian likelihood: a number, learned, or the batch's optimum."""
+    binarize: Literal["auto", "dynamic", "static", "none"] = "auto"
+    """Grey levels as probabilities of binary pixels: drawn anew each time (dynamic), drawn once
+    (static), or not at all. auto: dynamic for bernoulli, none otherwise."""
+    grey_probabilities: bool = False
+    """Feed grey levels to the bernoulli likelihood as if they were binary, with
+    --binarize=none: usual in examples, and no log-likelihood of anything."""
+    initialization: Literal["lecun", "torch"] = "lecun"
+    """Start of the mlp's weights: flax's default, or PyTorch's."""
+    data_mean_init: bool = True
+    """Start the decoder's output at the mean of the training data."""
+
+    objective: Literal["elbo", "iwae"] = "elbo"
+    """The bound to maximise."""
+    num_samples: int = 1
+    """Posterior samples per example and step."""
+    beta: float = 1.0
+    """Weight of the KL in the objective (elbo only)."""
+    beta_warmup_steps: int = 0
+    """Steps over which beta rises from 0."""
+
+    batch_size: int = 128
+    """Examples per step over all devices."""
+    num_steps: int = 6000
+    """Training steps."""
+    num_epochs: float | None = None
+    """Passes over the training data, instead of --num-steps."""
+    optimizer: Literal["adam", "adamw", "adamax", "sgd"] = "adam"
+    """The optax optimizer."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Learning rate after the warm-up: constant, or falling to 0 over --decay-steps."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    decay_steps: int | None = None
+    """Where cosine and linear end. Default: the steps that the run was started with."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices and kernels (adamw only)."""
+    gradient_clip: float | None = None
+    """Largest global norm of a gradient."""
+    accumulate_steps: int = 1
+    """Steps whose gradients are averaged into one update (micro-batches)."""
+    average_decay: float | None = None
+    """Decay of a running average of the weights, used for evaluation (0.999, say)."""
+    max_skipped: int = 20
+    """Steps in a row with a NaN or infinity, each skipped, after which the run stops."""
+    seed: int = 0
+    """Of initialisation, data order and sampling."""
+
+    eval_every: int = 500
+    """Steps between evaluations on the validation split, each followed by a checkpoint."""
+    log_every: int = 20
+    """Steps between rows of metrics.jsonl."""
+    eval_samples: int = 100
+    """Samples K of the final log-likelihood estimate."""
+    eval_batch_size: int = 500
+    """Examples per evaluation call over all devices."""
+
+    accelerator: Accelerator = "auto"
+    """Where to run. auto: what jax finds. Anything else is verified."""
+    num_devices: int | None = None
+    """Devices to use. Default: all; on the CPU 1, more are simulated."""
+    tensorboard: bool = False
+    """Write TensorBoard event files too."""
+    quiet: bool = False
+    """No progress on the screen."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        model = self.model.replace(":", "-").replace(".", "-")
+        name = self.dataset.replace("/", "-").replace(":", "-").strip("-.")
+        return self.run or Path("runs") / f"{name}-{model}"
+
+    def steps(self, num_train: int) -> int:
+        """Steps that the flags ask for, given the size of the training split."""
+        if self.num_epochs is None:
+            return self.num_steps
+        return math.ceil(self.num_epochs * num_train / self.batch_size)
+
+    def check(self) -> None:
+        """Refuse values and combinations that mean nothing.
+
+        Raises:
+            ValueError: one line, naming the flag.
+        """
+        at_least_one = (
+            "latent_dim num_samples batch_size num_steps accumulate_steps max_skipped eval_every "
+            "log_every eval_samples eval_batch_size"
+        )
+        for name in at_least_one.split():
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("beta_warmup_steps", "warmup_steps", "weight_decay", "beta", "seed"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, value, "0 or more")
+        for name in ("learning_rate", "gradient_clip", "num_epochs", "num_devices", "decay_steps"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, name, value, "positive")
+        if self.average_decay is not None:
+            require(0 < self.average_decay < 1, "average_decay", self.average_decay, "in (0, 1)")
+        if self.objective != "elbo" and (self.beta != 1 or self.beta_warmup_steps):
+            raise ValueError(f"--beta goes with --objective=elbo; {self.objective} has no KL term.")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"--weight-decay goes with --optimizer=adamw, not {self.optimizer}.")
+        if self.sigma != "learned" and self.likelihood != "gaussian":
+            raise ValueError(f"--sigma goes with --likelihood=gaussian, not {self.likelihood}.")
+        if self.initialization != "lecun" and self.model == "conv":
+            raise ValueError(f"--initialization={self.initialization} goes with --model=mlp.")
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """The flags as JSON values."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def from_json(values: dict[str, Any]) -> TrainConfig:
+    """The flags from JSON values.
+
+    Raises:
+        ValueError: a name that is no flag of this release.
+    """
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"config.json has {', '.join(unknown)}, which this release does not know.")
+    values = dict(values)
+    if values.get("hidden") is not None:
+        values["hidden"] = tuple(values["hidden"])
+    if values.get("run") is not None:
+        values["run"] = Path(values["run"])
+    return TrainConfig(**values)
+
+
+def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
+    """Refuse to continue a run with flags that would make it another one.
+
+    Raises:
+        ValueError: it names every flag that differs.
+    """
+    differences = [
+        f"--{field.name.replace('_', '-')} is {getattr(config, field.name)} now and "
+        f"{getattr(saved, field.name)} there"
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in MAY_CHANGE
+        and getattr(config, field.name) != getattr(saved, field.name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{config.folder} holds another run: {'; '.join(differences)}. Give the flags it was "
+            "started with, or another folder with --run."
+        )
+
+
+def require(holds: bool, name: str, value: object, what: str) -> None:
+    """Refuse a flag's value unless it holds.
+
+    Raises:
+        ValueError: in one line that names the flag.
+    """
+    if not holds:
+        raise ValueError(f"--{name.replace('_', '-')} must be {what}, got {value}.")

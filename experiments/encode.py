@@ -1,0 +1,91 @@
+"""The latent codes of a data set under a trained run.
+
+python -m experiments.encode runs/mnist_small-mlp --split=test
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments import command
+from experiments.config import Accelerator, require
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """Encode every example: mean, log scale and a sample of q(z|x), as one npz file.
+
+    The arrays are in the split's order: `mean`, `log_scale` (of Gaussian posteriors) and `sample`,
+    each [N, Z], and `labels` [N] where the data have them.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    dataset: str | None = None
+    """Another data set than the run's own, of the same shape: npz:PATH, folder:PATH, ..."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Which examples."""
+    output: Path | None = None
+    """The file to write. Default: RUN/codes/SPLIT.npz."""
+    checkpoint: Literal["best", "latest"] = "best"
+    """Which weights: best by the validation bound, or latest."""
+    batch_size: int = 1000
+    """Examples in flight over all devices."""
+    seed: int = 0
+    """Of the samples."""
+    accelerator: Accelerator = "auto"
+    """Where to run. auto: what jax finds. Anything else is verified."""
+    num_devices: int | None = None
+    """Devices to use. Default: all; on the CPU 1, more are simulated."""
+
+
+def encode(config: EncodeConfig) -> None:
+    """Encode a split and write the file."""
+    with command.refusing():
+        require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
+        require(config.seed >= 0, "seed", config.seed, "0 or more")
+        from experiments import accelerators
+
+        devices = accelerators.start(config.accelerator, config.num_devices)
+        import jax
+        import numpy as np
+
+        from experiments.progress import counted
+        from experiments.run_folder import open_run
+        from jaxvae.evaluation import over_dataset
+        from jaxvae.parallel import make_map, make_mesh, replicate
+
+        run = open_run(config.run, config.checkpoint, config.dataset)
+        examples = getattr(run.dataset, config.split)
+        require(len(examples) > 0, "split", config.split, "a split that has examples")
+        path = config.output or config.run / "codes" / f"{config.split}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def code(params: object, key: jax.Array, stored: jax.Array) -> dict[str, jax.Array]:
+        key_data, key_sample = jax.random.split(key)
+        q = run.vae.encode(params, run.preprocessing.prepare(key_data, stored))
+        codes = {"mean": q.mean(), "sample": q.sample(key_sample)}
+        log_scale = getattr(q, "log_scale", None)
+        return codes if log_scale is None else codes | {"log_scale": log_scale}
+
+    mesh = make_mesh(devices)
+    with counted("examples", len(examples)) as progress:
+        codes = over_dataset(
+            make_map(code, mesh),
+            replicate(run.params, mesh),
+            replicate(jax.random.key(config.seed), mesh),
+            examples,
+            mesh=mesh,
+            batch_size=config.batch_size,
+            progress=progress,
+        )
+    if config.split in run.dataset.labels:
+        codes["labels"] = run.dataset.labels[config.split]
+    np.savez_compressed(path, **codes)
+    print(f"written: {path} ({', '.join(f'{k} {v.shape}' for k, v in codes.items())})")
+
+
+if __name__ == "__main__":
+    command.main(EncodeConfig, encode)

@@ -1,0 +1,106 @@
+"""A trained run's numbers on a whole split, with standard errors.
+
+python -m experiments.evaluate runs/mnist_small-mlp --num-samples=5000
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments import command
+from experiments.config import Accelerator, require
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a run: ELBO, K-sample log-likelihood, bits per dimension, active units.
+
+    Prints a table, and writes RUN/evaluations/SPLIT-CHECKPOINT-K.json and, with every example's
+    own numbers, the same name as .npz.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Which examples."""
+    num_samples: int = 1000
+    """Samples K of the log-likelihood estimate; more are tighter."""
+    checkpoint: Literal["best", "latest"] = "best"
+    """Which weights: best by the validation bound, or latest."""
+    dataset: str | None = None
+    """Another data set than the run's own, of the same shape."""
+    batch_size: int = 100
+    """Examples in flight over all devices."""
+    seed: int = 0
+    """Of the samples."""
+    accelerator: Accelerator = "auto"
+    """Where to run. auto: what jax finds. Anything else is verified."""
+    num_devices: int | None = None
+    """Devices to use. Default: all; on the CPU 1, more are simulated."""
+
+    def check(self) -> None:
+        """Refuse sizes that mean nothing.
+
+        Raises:
+            ValueError: one line, naming the flag.
+        """
+        for name in ("num_samples", "batch_size"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Measure a run on a split, print the table and write the numbers."""
+    with command.refusing():
+        config.check()
+        from experiments import accelerators
+
+        devices = accelerators.start(config.accelerator, config.num_devices)
+        import jax
+        import numpy as np
+
+        from experiments import run_log
+        from experiments.progress import counted
+        from experiments.results import print_numbers, score_split, summarize, versions
+        from experiments.run_folder import open_run
+        from jaxvae.parallel import make_mesh
+
+        run = open_run(config.run, config.checkpoint, config.dataset)
+        examples = getattr(run.dataset, config.split)
+        require(len(examples) > 0, "split", config.split, "a split that has examples")
+        folder = config.run / "evaluations"
+        folder.mkdir(exist_ok=True)
+    with counted("examples", len(examples)) as progress:
+        scores = score_split(
+            run.vae,
+            run.params,
+            examples,
+            run.preprocessing,
+            key=jax.random.key(config.seed),
+            mesh=make_mesh(devices),
+            num_samples=config.num_samples,
+            batch_size=config.batch_size,
+            progress=progress,
+        )
+    numbers = summarize(scores, examples.shape[1:], run.preprocessing, config.num_samples)
+    name = f"{config.split}-{config.checkpoint}-{config.num_samples}"
+    about = {
+        "dataset": run.dataset.name,
+        "split": config.split,
+        "checkpoint": {"which": config.checkpoint, "step": run.step},
+        "preprocessing": run.preprocessing.name,
+        "seed": config.seed,
+        "device": accelerators.describe(devices),
+        "versions": versions(),
+    }
+    run_log.write_json(folder / f"{name}.json", about | {config.split: numbers})
+    arrays = {key: value for key, value in scores._asdict().items() if value is not None}
+    np.savez_compressed(folder / f"{name}.npz", **arrays)
+    print_numbers(f"{run.dataset.name} {config.split}, step {run.step:,}", numbers)
+    print(f"written: {folder / name}.json and .npz")
+
+
+if __name__ == "__main__":
+    command.main(EvaluateConfig, evaluate)

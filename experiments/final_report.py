@@ -1,0 +1,74 @@
+"""What follows the training: final numbers, pictures, the report, the table on the screen."""
+
+import json
+import shlex
+import sys
+from typing import Any
+
+from experiments import pictures, report, run_log
+from experiments.accelerators import describe
+from experiments.drawing import draw, prepared_head, write_pictures
+from experiments.results import print_numbers, score_split, summarize, versions
+from experiments.training_run import TrainingRun
+
+
+def finish(run: TrainingRun) -> None:
+    """Measure the best checkpoint, and write `results.json`, `pictures/` and `report.html`.
+
+    Nothing is measured again when the folder holds this run's results already.
+    """
+    path = run.config.folder / "results.json"
+    asked = {"steps": run.num_steps, "eval_samples": run.config.eval_samples}
+    results = json.loads(path.read_text()) if path.exists() else {}
+    if any(results.get(name) != value for name, value in asked.items()):
+        results = asked | _measure(run)
+        run_log.write_json(path, results)
+    page = report.write_report(run.config.folder)
+    if not run.config.quiet:
+        for split in ("validation", "test"):
+            if split in results:
+                print_numbers(f"{split}, step {results['checkpoint']['step']:,}", results[split])
+    print(f"report: {page}")
+
+
+def _measure(run: TrainingRun) -> dict[str, Any]:
+    """The numbers of the best checkpoint on every split kept apart from training, and pictures."""
+    config, folder = run.config, run.config.folder / "pictures"
+    step, params = run.best_params()
+    results: dict[str, Any] = {
+        "command": f"python -m experiments.train {shlex.join(sys.argv[1:])}".strip(),
+        "versions": versions(),
+        "device": describe(list(run.mesh.devices.flat)),
+        "checkpoint": {"which": "best by the validation ELBO", "step": step},
+        "preprocessing": run.preprocessing.name,
+        "bits_per_dimension_of": run.preprocessing.unit,
+    }
+    if not len(run.dataset.validation):
+        results["checkpoint"]["which"] = "latest"
+    folder.mkdir(exist_ok=True)
+    for split in ("validation", "test"):
+        examples = getattr(run.dataset, split)
+        if not len(examples):
+            continue
+        scores = score_split(
+            run.vae,
+            params,
+            examples,
+            run.preprocessing,
+            key=run.key_evaluation,
+            mesh=run.mesh,
+            num_samples=config.eval_samples,
+            batch_size=config.eval_batch_size,
+        )
+        results[split] = summarize(
+            scores, examples.shape[1:], run.preprocessing, config.eval_samples
+        )
+        if scores.kl_per_latent is not None:
+            pictures.latent_kl_bars(scores.kl_per_latent.mean(0), folder / "latent_kl.png")
+    xs = prepared_head(run.dataset, run.preprocessing)
+    write_pictures(draw(run.vae, params, xs, run.key_pictures), folder)
+    timing = {
+        "seconds_to_first_step": run.seconds_to_first_step,
+        "images_per_second": run.images_per_second,
+    }
+    return results | {"timing": timing}

@@ -1,0 +1,331 @@
+"""Pictures of data, samples, reconstructions and latents, and of how a run went.
+
+An example of shape [H, W, 1] or [H, W, 3] is drawn as an image, one of any other shape as a line
+through its values, flattened. Pictures are arrays uint8 [height, width, 3]. `limits` (lo, hi) are
+the values drawn black and white, or at the bottom and the top of a line plot; without them an image
+lies in (0, 1), and line plots span what all of them hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Limits = tuple[float, float]
+
+# Okabe and Ito's blue and vermilion: apart for every eye, on white and inverted on black.
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#5F6670"
+_BACKGROUND, _LINE_BACKGROUND, _NOT_FINITE = 255, "#F3F4F6", (213, 94, 0)
+_LEAST_SIDE, _GAP, _FONT_SIZE = 64, 2, 14
+_LINE_TILE = (66, 84)
+_MANY = 40  # points, from which a curve is drawn without dots, smoothed, and without its start
+
+_PANELS = {
+    "elbo": ("elbo", "nats"),
+    "log_likelihood": ("E log p(x|z)", "nats"),
+    "kl": ("KL( q(z|x) || p(z) )", "nats"),
+    "gradient_norm": ("gradient norm", "norm, log axis"),
+    "active_units": ("active units", "latents"),
+}
+
+
+def grid(examples: ArrayLike, columns: int = 10, limits: Limits | None = None) -> np.ndarray:
+    """A grid of examples [N, *data_shape], row by row."""
+    array = _examples("grid", examples)
+    return _joined(_folded(_tiles([array], limits), columns))
+
+
+def reconstructions(
+    originals: ArrayLike, means: ArrayLike, columns: int = 10, limits: Limits | None = None
+) -> np.ndarray:
+    """Rows of originals [N, *data_shape], each above the row of the means of p(x|z)."""
+    above, below = _examples("reconstructions", originals), _examples("reconstructions", means)
+    if above.shape != below.shape:
+        raise ValueError(
+            "reconstructions: originals and means must have the same shape, "
+            f"{above.shape} and {below.shape} came. Decode every original once."
+        )
+    limits = limits or _span([above, below])
+    tiles = (
+        _folded(_tiles([above], limits), columns),
+        _folded(_tiles([above, below], limits), columns),
+    )
+    bands = [np.stack(rows) for rows in zip(*tiles, strict=True)]
+    labels, colours = ("original", "reconstruction"), (_BLUE, _ORANGE)
+    return np.concatenate([_labelled(band, labels, colours=colours) for band in bands])
+
+
+def interpolations(examples: ArrayLike, limits: Limits | None = None) -> np.ndarray:
+    """Rows [R, S, *data_shape], each decoded along S points from one latent to another."""
+    tiles = _rows_of_tiles("interpolations", examples, limits)
+    steps = tiles.shape[1]
+    return _labelled(tiles, column_labels=["start", *[""] * (steps - 2), "end"][:steps])
+
+
+def traversals(
+    examples: ArrayLike,
+    latents: Sequence[int],
+    values: Sequence[float],
+    limits: Limits | None = None,
+) -> np.ndarray:
+    """Rows [L, S, *data_shape], each decoded while one latent moves and the others rest.
+
+    Args:
+      examples: what they decode to.
+      latents: the index of the latent that moves, of each row [L].
+      values: what it is set to, of each column [S].
+      limits: see the top of this file.
+    """
+    tiles = _rows_of_tiles("traversals", examples, limits)
+    if tiles.shape[:2] != (len(latents), len(values)):
+        raise ValueError(
+            "traversals: examples must have a row for each latent and a column for each value, "
+            f"{tiles.shape[:2]} came with {len(latents)} latents and {len(values)} values. "
+            "Decode [L, S, Z] latents."
+        )
+    return _labelled(tiles, [f"z[{i}]" for i in latents], [f"{value:+.2g}" for value in values])
+
+
+def save_png(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture uint8 [height, width, 3] as a PNG file."""
+    from PIL import Image
+
+    Image.fromarray(picture).save(path, format="PNG", optimize=True)
+
+
+def curves(rows: Sequence[Mapping[str, Any]], path: Path | IO[bytes]) -> None:
+    """Draws training curves as a PNG.
+
+    Args:
+      rows: rows of a metrics file, splits "train" and "validation"; NaN and None leave gaps.
+      path: the file to write, or one open for bytes.
+    """
+    if not rows:
+        raise ValueError(
+            "curves: there must be at least one row of metrics, none came. Train first."
+        )
+    names = ["elbo", *(name for name in list(_PANELS)[1:] if any(name in row for row in rows))]
+    rest = [names[i : i + 2] for i in range(1, len(names), 2)]
+    mosaic: Any = [["elbo", "elbo"], *[pair if len(pair) == 2 else pair * 2 for pair in rest]]
+    figure = _figure(9, 3.3 + 2.4 * len(rest))
+    for name, axes in figure.subplot_mosaic(mosaic).items():
+        _draw_panel(axes, name, rows)
+    _save(figure, path)
+
+
+def latent_kl_bars(kl_per_latent: ArrayLike, path: Path | IO[bytes]) -> None:
+    """Draws the KL of each latent [Z], in nats, mean over a data set, largest first, as a PNG."""
+    kl = np.asarray(kl_per_latent, dtype=np.float64)
+    order = np.argsort(-np.nan_to_num(kl), kind="stable")
+    figure = _figure(9, 3)
+    axes = figure.add_subplot()
+    axes.bar(np.arange(len(kl)), kl[order], color=_BLUE, width=0.8)
+    every = math.ceil(len(kl) / 40)
+    axes.set_xticks(np.arange(len(kl))[::every], [str(i) for i in order[::every]])
+    axes.set_xlim(-0.6, len(kl) - 0.4)
+    _style(axes, "KL of each latent", "latent, largest KL first", "nats")
+    _save(figure, path)
+
+
+def _examples(name: str, values: ArrayLike, leading: int = 1) -> np.ndarray:
+    """Floats [..., *data_shape] with `leading` axes before the data's own, none of them empty."""
+    array = np.asarray(values, dtype=np.float32)
+    if array.ndim <= leading or array.size == 0:
+        raise ValueError(
+            f"{name}: there must be at least one example, of at least one axis, after "
+            f"{leading} leading axes, shape {array.shape} came. Stack the examples."
+        )
+    return array
+
+
+def _is_image(examples: np.ndarray) -> bool:
+    return examples.ndim == 4 and examples.shape[-1] in (1, 3)
+
+
+def _rows_of_tiles(name: str, values: ArrayLike, limits: Limits | None) -> np.ndarray:
+    examples = _examples(name, values, leading=2)
+    tiles = _tiles([examples.reshape(-1, *examples.shape[2:])], limits)
+    return tiles.reshape(*examples.shape[:2], *tiles.shape[1:])
+
+
+def _span(arrays: Sequence[np.ndarray]) -> Limits:
+    if _is_image(arrays[0]):
+        return 0.0, 1.0
+    finite = np.concatenate([array[np.isfinite(array)] for array in arrays])
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+
+
+def _tiles(overlaid: Sequence[np.ndarray], limits: Limits | None) -> np.ndarray:
+    """Tiles uint8 [N, h, w, 3] of examples [N, *data_shape]; later arrays lie over earlier ones."""
+    limits = limits or _span(overlaid)
+    if _is_image(overlaid[0]):
+        return _image_tiles(overlaid[-1], limits)
+    return _line_tiles([examples.reshape(len(examples), -1) for examples in overlaid], limits)
+
+
+def _image_tiles(images: np.ndarray, limits: Limits) -> np.ndarray:
+    lo, hi = limits
+    finite = np.isfinite(images).all(axis=-1)
+    levels = np.clip((np.nan_to_num(images) - lo) / (hi - lo), 0, 1)
+    pixels = np.broadcast_to(
+        (levels * 255).round().astype(np.uint8), (*images.shape[:-1], 3)
+    ).copy()
+    pixels[~finite] = _NOT_FINITE
+    factor = math.ceil(_LEAST_SIDE / max(images.shape[1:3]))
+    return pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def _line_tiles(lines: Sequence[np.ndarray], limits: Limits) -> np.ndarray:
+    """One tall drawing of N line plots under each other, cut into tiles."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    (lo, hi), (height, width) = limits, _LINE_TILE
+    count, size = lines[0].shape
+    figure = Figure((width / 64, count * height / 64), dpi=64, facecolor=_LINE_BACKGROUND)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(count * height, 0))
+    axes.set_axis_off()
+    across = np.linspace(8, width - 8, size) if size > 1 else np.array([width / 2])
+    tops = height * np.arange(count)[:, None]
+    styles = ((_BLUE, 1.8 if len(lines) == 1 else 4), (_ORANGE, 1.5))
+    for values, (colour, linewidth) in zip(lines, styles, strict=False):
+        level = np.clip((values - lo) / ((hi - lo) or 1), -0.05, 1.05)
+        down = (tops + 8 + (1 - level) * (height - 16)).T
+        marker = "." if size <= 16 else ""
+        alpha = 0.4 if linewidth == 4 else 1
+        axes.plot(across, down, color=colour, alpha=alpha, linewidth=linewidth, marker=marker)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].reshape(count, height, width, 3)
+
+
+def _folded(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Tiles [N, h, w, 3] as rows [R, C, h, w, 3], the last one filled up with background."""
+    columns = min(columns, len(tiles))
+    missing = -len(tiles) % columns
+    filled = np.pad(tiles, ((0, missing), *[(0, 0)] * 3), constant_values=_BACKGROUND)
+    return filled.reshape(-1, columns, *tiles.shape[1:])
+
+
+def _joined(tiles: np.ndarray) -> np.ndarray:
+    """Rows of tiles [R, C, h, w, 3] as one picture, with gaps between and around them."""
+    gaps = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
+    padded = np.pad(tiles, gaps, constant_values=_BACKGROUND)
+    rows, columns, height, width, _ = padded.shape
+    picture = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
+    return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=_BACKGROUND)
+
+
+def _labelled(
+    tiles: np.ndarray,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    colours: Sequence[str] = (),
+) -> np.ndarray:
+    """Rows of tiles [R, C, h, w, 3] joined, with a label left of each row and above each column."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(_FONT_SIZE)
+    left = math.ceil(max(map(font.getlength, row_labels))) + 10 if row_labels else 0
+    top = _FONT_SIZE + 8 if column_labels else 0
+    margins = ((top, 0), (left, 0), (0, 0))
+    image = Image.fromarray(np.pad(_joined(tiles), margins, constant_values=_BACKGROUND))
+    draw = ImageDraw.Draw(image)
+    height, width = tiles.shape[2] + _GAP, tiles.shape[3] + _GAP
+    for i, (label, colour) in enumerate(zip(row_labels, colours or repeat(_GREY), strict=False)):
+        draw.text((left - 6, top + (i + 0.5) * height), label, colour, font, anchor="rm")
+    for i, label in enumerate(column_labels):
+        draw.text((left + (i + 0.5) * width, top / 2), label, _GREY, font, anchor="mm")
+    return np.asarray(image)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=200, layout="constrained", facecolor="white")
+
+
+def _save(figure: Figure, path: Path | IO[bytes]) -> None:
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _style(axes: Axes, title: str, across: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel(across, color=_GREY)
+    axes.set_ylabel(unit, color=_GREY)
+    axes.tick_params(which="both", colors=_GREY, labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#C9CDD3")
+    axes.grid(axis="y", color="#E6E8EB", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _draw_panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws one quantity of a run in its axes: train in blue, validation in orange."""
+    title, unit = _PANELS[name]
+    _style(axes, title, "steps", unit)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    for split, colour in (("train", _BLUE), ("validation", _ORANGE)):
+        drawn = [row for row in rows if row.get("split") == split and name in row]
+        if drawn:
+            _draw_split(axes, name, drawn, split, colour)
+    heights = np.concatenate([[np.nan], *(line.get_ydata() for line in axes.lines)])
+    if not np.isfinite(heights).any():
+        axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", color=_GREY)
+    elif name == "gradient_norm" and (heights > 0).any():
+        axes.set_yscale("log", nonpositive="mask")
+    elif unit == "nats" and len(heights) > _MANY:
+        _leave_out_the_start(axes)
+    if name == "elbo" and axes.lines:
+        axes.legend(loc="lower right", frameon=False, fontsize=9)
+
+
+def _draw_split(
+    axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], split: str, colour: str
+) -> None:
+    steps, values = _series(rows, "step"), _series(rows, name)
+    marker = "o" if len(values) <= _MANY else ""
+    if split == "train" and not marker:
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        values = _smoothed(values)
+    axes.plot(steps, values, color=colour, marker=marker, markersize=3.5, label=split)
+    errors = _series(rows, "standard_error")
+    if name == "elbo" and np.isfinite(errors).any():
+        band = (values - 2 * errors, values + 2 * errors)
+        label = f"{split} ± 2 standard errors"
+        axes.fill_between(steps, *band, color=colour, alpha=0.2, linewidth=0, label=label)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """The values of one name, as floats; NaN where there is none, or none that is finite."""
+    values = np.array([row.get(name) for row in rows], dtype=np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """A centred running mean over about a twentieth of the run; NaN counts for nothing."""
+    kernel = np.hanning(2 * (len(values) // 40) + 3)
+    there = np.isfinite(values).astype(np.float64)
+    weight = np.convolve(there, kernel, mode="same")
+    total = np.convolve(np.nan_to_num(values), kernel, mode="same")
+    return np.where(there > 0, total / np.maximum(weight, 1e-12), np.nan)
+
+
+def _leave_out_the_start(axes: Axes) -> None:
+    """Fits the vertical range to all but the first steps, which would flatten what follows."""
+    points = np.concatenate([line.get_xydata() for line in axes.lines])
+    start, end = points[:, 0].min(), points[:, 0].max()
+    later = points[points[:, 0] >= start + 0.05 * (end - start), 1]
+    lo, hi = np.nanquantile(later, (0, 1)) if np.isfinite(later).any() else (0, 0)
+    if lo < hi:
+        axes.set_ylim(lo - 0.06 * (hi - lo), hi + 0.06 * (hi - lo))

@@ -1,0 +1,24 @@
+"""A counter for work of known length."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere; gives the function that takes how many are done."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich import console, progress
+
+    columns = (
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(what),
+        progress.BarColumn(None),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console.Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

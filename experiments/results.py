@@ -1,0 +1,97 @@
+"""The numbers of a trained model on one split of the data, each with its standard error."""
+
+import math
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments import run_log
+from experiments.datasets.preprocessing import Preprocessing
+from jaxvae.evaluation import (
+    Estimate,
+    Scores,
+    bits_per_dimension,
+    count_active_units,
+    estimate,
+    make_score,
+    over_dataset,
+)
+from jaxvae.parallel import make_map, replicate
+from jaxvae.vae import VAE, Params
+
+PACKAGES = ("jaxvae", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def score_split(
+    vae: VAE,
+    params: Params,
+    examples: np.ndarray,
+    preprocessing: Preprocessing,
+    *,
+    key: jax.Array,
+    mesh: Mesh,
+    num_samples: int,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Scores:
+    """The scores of every example of a split, as numpy arrays [N, ...]."""
+    score = make_score(vae, prepare=preprocessing.prepare, num_samples=num_samples)
+    return over_dataset(
+        make_map(score, mesh),
+        replicate(params, mesh),
+        replicate(key, mesh),
+        examples,
+        mesh=mesh,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def summarize(
+    scores: Scores, data_shape: tuple[int, ...], preprocessing: Preprocessing, num_samples: int
+) -> dict[str, Any]:
+    """The scores of a split as named numbers with standard errors and units."""
+    bound = estimate(scores.log_likelihood_bound)
+    num_dimensions = math.prod(data_shape)
+    latents = scores.posterior_mean.shape[-1]
+    return {
+        "elbo": _number(estimate(scores.elbo), "nats"),
+        "log_likelihood_lower_bound": _number(bound, "nats") | {"num_samples": num_samples},
+        "log_likelihood": _number(estimate(scores.log_likelihood), "nats"),
+        "kl": _number(estimate(scores.kl), "nats"),
+        "bits_per_dimension": _number(
+            bits_per_dimension(bound, num_dimensions, preprocessing.offset_bits),
+            f"bits per dimension of {preprocessing.unit}",
+        ),
+        "active_units": {
+            "value": count_active_units(scores.posterior_mean),
+            "unit": f"of {latents} latents",
+        },
+        "num_examples": len(scores.elbo),
+    }
+
+
+def print_numbers(title: str, numbers: dict[str, Any]) -> None:
+    """Print what `summarize` gives as a table."""
+    rows = [
+        (name.replace("_", " "), entry["value"], entry.get("standard_error"), entry["unit"])
+        for name, entry in numbers.items()
+        if isinstance(entry, dict)
+    ]
+    run_log.table(f"{title}, {numbers['num_examples']:,} examples", rows)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the numbers depend on."""
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in PACKAGES
+    }
+
+
+def _number(number: Estimate, unit: str) -> dict[str, Any]:
+    return {**number._asdict(), "unit": unit}

@@ -1,0 +1,98 @@
+"""A run's folder: what it was started with, and its trained model with the data it is for."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from experiments import datasets
+from experiments.config import TrainConfig, from_json
+from experiments.datasets.preprocessing import Preprocessing, preprocess
+from jaxvae.checkpoints import Checkpoints, load
+from jaxvae.vae import VAE, Params
+
+Which = Literal["best", "latest"]
+
+
+class OpenRun(NamedTuple):
+    """A trained run, ready to be used.
+
+    Attributes:
+        config: the flags it was started with.
+        vae, params: the model and its parameters, on the host.
+        step: of the checkpoint they are from.
+        preprocessing, dataset: what it is for.
+    """
+
+    config: TrainConfig
+    vae: VAE
+    params: Params
+    step: int
+    preprocessing: Preprocessing
+    dataset: datasets.Dataset
+
+
+def read_config(run: Path) -> TrainConfig | None:
+    """The flags that a run was started with, or None where there is no run.
+
+    Raises:
+        ValueError: config.json is there and cannot be read.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Restore it, or use another --run.")\
+            from error  # fmt: skip
+    return from_json(values)
+
+
+def load_data(
+    config: TrainConfig, dataset: str | None = None
+) -> tuple[datasets.Dataset, Preprocessing]:
+    """The data of a run, or another data set with the run's preprocessing."""
+    data = datasets.load(
+        dataset or config.dataset,
+        manual_dir=config.manual_dir,
+        data_dir=config.data_dir,
+        num_validation=config.num_validation,
+    )
+    return preprocess(
+        data,
+        likelihood=config.likelihood,
+        binarize=config.binarize,
+        grey_probabilities=config.grey_probabilities,
+    )
+
+
+def open_run(run: Path, which: Which, dataset: str | None = None) -> OpenRun:
+    """A trained run's model and data.
+
+    Args:
+        run: its folder.
+        which: the best checkpoint by the validation bound, or the latest.
+        dataset: another data set than the run's own.
+
+    Raises:
+        FileNotFoundError: no run, or no checkpoint yet.
+        ValueError: a damaged run, or data of another shape than the model's.
+    """
+    config = read_config(run)
+    if config is None:
+        raise FileNotFoundError(
+            f"no run at {run}: give the folder that `python -m experiments.train` wrote."
+        )
+    vae, params = load(run, which)
+    checkpoints = Checkpoints(run / "checkpoints")
+    step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
+    about = checkpoints.about(step or 0)
+    checkpoints.close()
+    data, preprocessing = load_data(config, dataset)
+    shape, trained = list(data.train.shape[1:]), about["data_shape"]
+    if shape != trained:
+        raise ValueError(
+            f"the run's model takes examples of shape {trained}, {data.name} has {shape}. Give "
+            "data of the run's shape."
+        )
+    return OpenRun(config, vae, params, about["step"], preprocessing, data)

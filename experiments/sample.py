@@ -1,0 +1,81 @@
+"""Samples, reconstructions, interpolations and traversals of a run: PNG grids and npz arrays.
+
+python -m experiments.sample runs/mnist_small-mlp
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments import command
+from experiments.config import Accelerator, require
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Draw what a trained model makes: pictures (*.png) and the same as arrays (*.npz)."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    num_samples: int = 100
+    """Samples from the prior."""
+    num_examples: int = 20
+    """Test examples to reconstruct, and to interpolate between in pairs."""
+    num_steps: int = 11
+    """Pictures along each interpolation and traversal."""
+    seed: int = 0
+    """Of the samples."""
+    checkpoint: Literal["best", "latest"] = "best"
+    """Which weights: best by the validation bound, or latest."""
+    output: Path | None = None
+    """Folder for the results. Default: RUN/samples."""
+    accelerator: Accelerator = "auto"
+    """Where to run. auto: what jax finds. Anything else is verified."""
+
+    def check(self) -> None:
+        """Refuse sizes that mean nothing.
+
+        Raises:
+            ValueError: one line, naming the flag.
+        """
+        require(self.num_samples >= 1, "num_samples", self.num_samples, "at least 1")
+        require(self.num_examples >= 2, "num_examples", self.num_examples, "at least 2")
+        require(self.num_steps >= 2, "num_steps", self.num_steps, "at least 2")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+def sample(config: SampleConfig) -> None:
+    """Draw from a run's model and write pictures and arrays."""
+    with command.refusing():
+        config.check()
+        from experiments import accelerators
+
+        accelerators.start(config.accelerator, None)
+        import jax
+        import numpy as np
+
+        from experiments.drawing import draw, prepared_head, write_pictures
+        from experiments.run_folder import open_run
+
+        run = open_run(config.run, config.checkpoint)
+        folder = config.output or config.run / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+    drawing = draw(
+        run.vae,
+        run.params,
+        prepared_head(run.dataset, run.preprocessing),
+        jax.random.key(config.seed),
+        num_samples=config.num_samples,
+        num_shown=config.num_examples,
+        num_steps=config.num_steps,
+    )
+    write_pictures(drawing, folder)
+    for name, array in drawing._asdict().items():
+        np.savez_compressed(folder / f"{name}.npz", **{name: array})
+    print(f"{folder}: samples, reconstructions, interpolations, traversals (.png and .npz)")
+
+
+if __name__ == "__main__":
+    command.main(SampleConfig, sample)

@@ -1,0 +1,207 @@
+"""Checkpoints on disk by orbax: saved whole, checked by digest, loadable in one call.
+
+The only file that imports orbax. A checkpoint is a step's folder with named items, each a pytree
+of arrays without a device axis, and `about`, a JSON object that says what they are.
+"""
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from jaxvae.vae import VAE, Params
+
+FORMAT = 1
+"""Version of what a checkpoint holds; raised when an older reader could not read it."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: the two latest and the best by a metric.
+
+    Args:
+        directory: made when it is not there.
+
+    Saves run in the background; `close` waits for them.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: metrics["metric"], n=1,
+            keep_checkpoints_without_metrics=False,
+        )  # fmt: skip
+        policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
+        self._manager = ocp.CheckpointManager(
+            Path(directory).resolve(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=lambda metrics: metrics["metric"],
+                best_mode="max",
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest step that was saved whole, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step of the highest metric; the latest where none has a metric; None if empty."""
+        best = self._manager.best_step()
+        return self.latest_step() if best is None else best
+
+    def save(
+        self, step: int, items: dict[str, Any], about: dict[str, Any], metric: float | None
+    ) -> None:
+        """Save a step in the background; the arrays are copied before this returns.
+
+        Args:
+            step: not older than the latest; saving the latest again is no work.
+            items: name -> pytree of arrays, on one device or whole on every device.
+            about: JSON values; `format` and `digests` are added here.
+            metric: what "best" compares, higher is better; None or NaN: not among the best.
+
+        Raises:
+            ValueError: the step is older than the latest.
+        """
+        if step == self.latest_step():
+            return
+        items = {name: jax.device_get(tree) for name, tree in items.items()}
+        about = about | {
+            "format": FORMAT,
+            "digests": {name: digest(tree) for name, tree in items.items()},
+        }
+        ranked = metric is not None and np.isfinite(metric)
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                about=ocp.args.JsonSave(about),
+                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+            ),
+            metrics={"metric": float(metric)} if ranked else None,  # type: ignore[arg-type]
+        )
+        if not saved:
+            raise ValueError(f"step {step} is not newer than the latest, {self.latest_step()}.")
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What the checkpoint of this step says of itself."""
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
+        )
+        return restored["about"]
+
+    def restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
+        """The named items of a step, as numpy arrays in the structure of the targets.
+
+        Args:
+            step: one that was saved.
+            targets: name -> pytree of arrays or `jax.ShapeDtypeStruct`s.
+
+        Raises:
+            ValueError: an item's content does not have the digest it was saved with.
+        """
+        args = {
+            name: ocp.args.StandardRestore(jax.tree.map(_empty, tree))
+            for name, tree in targets.items()
+        }
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        digests = self.about(step)["digests"]
+        for name in targets:
+            if digest(restored[name]) != digests[name]:
+                raise ValueError(
+                    f"checkpoint {step} is damaged: {name!r} does not have the digest it was "
+                    f"saved with. Remove the folder {self._manager.directory / str(step)} to go "
+                    "on from the checkpoint before it."
+                )
+        return {name: restored[name] for name in targets}
+
+    def wait(self) -> None:
+        """Wait for the saves under way, and raise what went wrong in them."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for the saves under way and end the background threads."""
+        self._manager.close()
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over a tree's paths, types, shapes and bytes.
+
+    >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(3)})
+    False
+    """
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        name = jax.tree_util.keystr(path)
+        total.update(f"{name} {array.dtype} {array.shape} ".encode())
+        total.update(array.data)
+    return total.hexdigest()
+
+
+def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VAE, Params]:
+    """A trained VAE and its parameters, from a run's folder.
+
+        vae, params = jaxvae.checkpoints.load("runs/mnist")
+
+    Args:
+        run: the run's folder, or its `checkpoints` folder.
+        which: "best" by the validation bound, or "latest".
+
+    Returns:
+        The VAE, rebuilt by the function that the checkpoint names, and its parameters (their
+        running average where the run kept one) as numpy arrays.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: the checkpoint is damaged or newer than this release.
+    """
+    folder = Path(run)
+    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no run at {run}: give the folder that training wrote.")
+    checkpoints = Checkpoints(folder)
+    try:
+        step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
+        if step is None:
+            raise FileNotFoundError(f"{folder} holds no checkpoint yet.")
+        about = checkpoints.about(step)
+        if about["format"] > FORMAT:
+            raise ValueError(
+                f"checkpoint format {about['format']} is newer than this release reads "
+                f"({FORMAT}). Upgrade jaxvae."
+            )
+        vae = build(about["vae"])
+        item = "average" if "average" in about["digests"] else "params"
+        target = jax.eval_shape(vae.init, jax.random.key(0))
+        return vae, checkpoints.restore(step, {item: target})[item]
+    finally:
+        checkpoints.close()
+
+
+def build(recipe: dict[str, Any]) -> VAE:
+    """The VAE of a recipe {"function": "package.module:function", "arguments": {...}}.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    module_name, _, name = recipe["function"].partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"no function {recipe['function']!r} ({error}). Give an importable "
+            "package.module:function that returns a jaxvae.VAE."
+        ) from error
+    arguments = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in recipe["arguments"].items()
+    }
+    return function(**arguments)
+
+
+def _empty(leaf: Any) -> np.ndarray:
+    return np.empty(leaf.shape, leaf.dtype)

@@ -1,0 +1,76 @@
+"""Decoders: Flax linen modules from one z to the outputs that a likelihood reads."""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from jaxvae.dense import Initialization, dense
+
+OutputBias = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+"""An initializer (key, shape) -> output bias, so that a decoder starts at the data's mean."""
+
+
+class MLPDecoder(nn.Module):
+    """A fully connected network z [Z] -> output [*data_shape].
+
+    Attributes:
+        data_shape: shape of the output.
+        hidden: widths of the hidden layers, first to last; ReLU after each.
+        initialization: see `jaxvae.dense`.
+        output_bias: start of the output's bias [*data_shape]; None: the layer's own.
+    """
+
+    data_shape: tuple[int, ...]
+    hidden: tuple[int, ...]
+    initialization: Initialization = "lecun"
+    output_bias: OutputBias | None = None
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """Output [*data_shape] for one z [Z]."""
+        for width in self.hidden:
+            z = nn.relu(dense(width, z.size, self.initialization)(z))
+        start = self.output_bias
+        flat = start and (lambda key, shape, *_: start(key, self.data_shape).ravel())
+        last = dense(math.prod(self.data_shape), z.size, self.initialization, flat)
+        return last(z).reshape(self.data_shape)
+
+
+class ConvDecoder(nn.Module):
+    """A convolutional network z [Z] -> output [H, W, C], the mirror image of `ConvEncoder`.
+
+    One fully connected layer, one to the smallest level, then 4 x 4 transposed convolutions
+    with stride 2, each cropped to the size that the encoder has at that level; ReLU between.
+    The output's bias is one number per pixel and channel.
+
+    Attributes:
+        data_shape: (H, W, C).
+        channels: channels of each level, largest image first, as in the encoder.
+        width: of the fully connected layer.
+        output_bias: start of the output's bias [H, W, C]; None: zeros.
+    """
+
+    data_shape: tuple[int, ...]
+    channels: tuple[int, ...]
+    width: int
+    output_bias: OutputBias | None = None
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """Output [H, W, C] for one z [Z]."""
+        sizes = [self.data_shape[:2]]
+        for _ in self.channels:
+            sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+        smallest = (*sizes[-1], self.channels[-1])
+        h = nn.relu(nn.Dense(self.width)(z))
+        h = nn.relu(nn.Dense(math.prod(smallest))(h)).reshape(smallest)
+        outputs = (self.data_shape[2], *self.channels[:-1])
+        for level in reversed(range(len(self.channels))):
+            last = level == 0
+            h = nn.ConvTranspose(outputs[level], (4, 4), strides=(2, 2), use_bias=not last)(h)
+            h = h[: sizes[level][0], : sizes[level][1]]
+            h = h if last else nn.relu(h)
+        start = self.output_bias or nn.initializers.zeros_init()
+        return h + self.param("output_bias", start, self.data_shape)

@@ -1,0 +1,49 @@
+"""What every distribution here offers: one event, summed log density, float32 at least."""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+
+class Distribution(Protocol):
+    """A distribution over one event, as encoders, decoders and priors return it.
+
+    Anything with `sample` and `log_prob` serves the bounds; `mean` is for pictures and
+    evaluation. A class may also offer `sample_and_log_prob(key)`, which the bounds then prefer.
+    """
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One draw, reparameterized where the family allows it."""
+        ...
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        """Log density or log mass of `value` in nats: a scalar, summed over the event."""
+        ...
+
+    def mean(self) -> jax.Array:
+        """Expectation, of the event's shape."""
+        ...
+
+
+def at_least_float32(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays in one float type of 32 bits or more: log densities are never summed in less.
+
+    >>> [a.dtype.name for a in at_least_float32(jnp.ones(2, jnp.bfloat16), jnp.ones(2, jnp.uint8))]
+    ['float32', 'float32']
+    """
+    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    return tuple(jnp.asarray(array, dtype) for array in arrays)
+
+
+def check_event(value: jax.Array, event_shape: tuple[int, ...], family: str, remedy: str) -> None:
+    """Refuse a value that is not one event, at trace time.
+
+    Raises:
+        ValueError: `value` has another shape than the event.
+    """
+    if jnp.shape(value) != event_shape:
+        raise ValueError(
+            f"log_prob: value has shape {jnp.shape(value)}, this {family} has event shape "
+            f"{event_shape}. {remedy}"
+        )

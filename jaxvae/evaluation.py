@@ -1,0 +1,211 @@
+"""Numbers of a whole data set: bounds with standard errors, bits per dimension, active units."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jax.sharding import Mesh
+
+from jaxvae.bounds import Decode, Encode, elbo
+from jaxvae.parallel import shard
+from jaxvae.training import ACTIVE_VARIANCE, Prepare
+from jaxvae.vae import VAE, Params
+
+
+def log_likelihood(
+    key: jax.Array,
+    x: jax.Array,
+    *,
+    encode: Encode,
+    decode: Decode,
+    prior: Any,
+    num_samples: int,
+    chunk_size: int = 10,
+) -> jax.Array:
+    """The K-sample estimate of log p(x) of one example, a lower bound in expectation: [] nats.
+
+        log 1/K sum_k p(x, z_k) / q(z_k|x)    with z_k ~ q(z|x)
+
+    `jaxvae.iwae` in value, made for large K: samples stream through a running log-sum-exp,
+    chunk_size at a time, so that memory does not grow with K. Draw k has the key
+    fold_in(key, k): the result does not depend on the chunk size, but to rounding.
+
+    Args:
+        key, x, encode, decode, prior: as in `jaxvae.elbo`.
+        num_samples: K, at least 1.
+        chunk_size: draws held at once.
+
+    Raises:
+        ValueError: num_samples or chunk_size below 1.
+
+    Ref: Burda, Grosse & Salakhutdinov 2016, equation 8.
+    """
+    if num_samples < 1 or chunk_size < 1:
+        raise ValueError(
+            f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}."
+        )
+    q = encode(x)
+
+    def log_weight(k: jax.Array) -> jax.Array:
+        z = q.sample(jax.random.fold_in(key, k))
+        weight = decode(z).log_prob(x) + prior.log_prob(z) - q.log_prob(z)
+        return jnp.where(k < num_samples, weight, -jnp.inf)
+
+    def add_chunk(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
+        weights = jax.vmap(log_weight)(first + jnp.arange(chunk_size))
+        return jnp.logaddexp(total, logsumexp(weights)), None
+
+    chunk_size = min(chunk_size, num_samples)
+    firsts = jnp.arange(0, num_samples, chunk_size)
+    start = jax.eval_shape(log_weight, jax.ShapeDtypeStruct((), jnp.int32))
+    total, _ = jax.lax.scan(add_chunk, jnp.full((), -jnp.inf, start.dtype), firsts)
+    return total - math.log(num_samples)
+
+
+class Scores(NamedTuple):
+    """What is measured of one example, or of many as arrays [N, ...]; in nats.
+
+    Attributes:
+        elbo: [] with one draw of q.
+        log_likelihood: [] E_q log p(x|z).
+        kl: [] KL(q(z|x) || p(z)).
+        kl_per_latent: [Z], or None where it does not split.
+        log_likelihood_bound: [] K-sample estimate of log p(x), or None where none is asked for.
+        posterior_mean: [Z].
+    """
+
+    elbo: Any
+    log_likelihood: Any
+    kl: Any
+    kl_per_latent: Any
+    log_likelihood_bound: Any
+    posterior_mean: Any
+
+
+def make_score(
+    vae: VAE, *, prepare: Prepare = lambda key, x: x, num_samples: int = 0
+) -> Callable[[Params, jax.Array, jax.Array], Scores]:
+    """A pure function (params, key, one stored example) -> Scores.
+
+    Args:
+        vae: the model.
+        prepare: (key, stored example) -> x, as in training.
+        num_samples: K of `log_likelihood_bound`; 0 leaves it out.
+    """
+
+    def score(params: Params, key: jax.Array, stored: jax.Array) -> Scores:
+        key_data, key_elbo, key_samples = jax.random.split(key, 3)
+        x = prepare(key_data, stored)
+        q, prior = vae.encode(params, x), vae.prior(params)
+        parts: dict[str, Any] = {
+            "encode": lambda _: q,
+            "decode": lambda z: vae.decode(params, z),
+            "prior": prior,
+        }
+        bound = elbo(key_elbo, x, **parts)
+        many = None
+        if num_samples:
+            many = log_likelihood(key_samples, x, num_samples=num_samples, **parts)
+        return Scores(
+            bound.elbo, bound.log_likelihood, bound.kl, bound.kl_per_latent, many, q.mean()
+        )
+
+    return score
+
+
+def over_dataset(
+    mapped: Callable[..., Any],
+    params: Params,
+    key: jax.Array,
+    examples: np.ndarray,
+    *,
+    mesh: Mesh,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Any:
+    """A mapped function's results for every example of a data set: numpy arrays [N, ...].
+
+    Example i gets the key fold_in(key, i), and the last batch is padded and its padding dropped
+    again, so that neither batch size nor number of devices changes what is computed.
+
+    Args:
+        mapped: from `jaxvae.parallel.make_map`.
+        params, key: on every device of the mesh (`jaxvae.parallel.replicate`).
+        examples: [N, ...] as stored, N >= 1.
+        mesh: of devices.
+        batch_size: examples in flight; rounded up to a multiple of the devices.
+        progress: called with the number of examples done, after each batch.
+
+    Raises:
+        ValueError: no examples.
+    """
+    if len(examples) == 0:
+        raise ValueError("There must be at least one example to evaluate, got none.")
+    per_device = -(-min(batch_size, len(examples)) // mesh.size)
+    block = per_device * mesh.size
+    results = []
+    for first in range(0, len(examples), block):
+        indices = np.minimum(np.arange(first, first + block, dtype=np.int32), len(examples) - 1)
+        rows = examples[indices].reshape(mesh.size, per_device, *examples.shape[1:])
+        batch = shard((indices.reshape(mesh.size, per_device), rows), mesh)
+        results.append(jax.device_get(mapped(params, key, *batch)))
+        progress(min(first + block, len(examples)))
+    return jax.tree.map(
+        lambda *parts: np.concatenate([part.reshape(block, *part.shape[2:]) for part in parts])[
+            : len(examples)
+        ],
+        *results,
+    )
+
+
+class Estimate(NamedTuple):
+    """A mean over examples and its standard error, sampling noise of the bound included."""
+
+    value: float
+    standard_error: float
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Mean of [N] and its standard error s / sqrt(N) (NaN for one example).
+
+    >>> estimate(np.array([1.0, 2.0, 3.0]))
+    Estimate(value=2.0, standard_error=0.5773502691896258)
+    """
+    values = np.asarray(values, np.float64)
+    spread = values.std(ddof=1) if len(values) > 1 else math.nan
+    return Estimate(float(values.mean()), float(spread / math.sqrt(len(values))))
+
+
+def bits_per_dimension(bound: Estimate, num_dimensions: int, offset_bits: float = 0.0) -> Estimate:
+    """A bound in nats per example as bits per dimension; smaller is better.
+
+        -bound / (D log 2) + offset_bits
+
+    Args:
+        bound: in nats, of a bound on log p(x).
+        num_dimensions: D.
+        offset_bits: log2 of the factor that the data were divided by: 8 for 8-bit data
+            dequantized and scaled to [0, 1], 0 for data left in their own unit.
+
+    Ref: Theis, van den Oord & Bethge, A note on the evaluation of generative models, 2016, ICLR.
+
+    >>> bits_per_dimension(Estimate(-math.log(2), 0.0), 1, offset_bits=8.0).value
+    9.0
+    """
+    nats_per_bit = num_dimensions * math.log(2)
+    return Estimate(offset_bits - bound.value / nats_per_bit, bound.standard_error / nats_per_bit)
+
+
+def count_active_units(posterior_means: np.ndarray) -> int:
+    """Number of latents that are active over a data set, from posterior means [N, Z].
+
+    Ref: see `jaxvae.training.active_units`, which is the same over a batch.
+
+    >>> count_active_units(np.array([[0.0, 1.0], [0.1, 2.0]]))
+    1
+    """
+    return int((np.var(np.asarray(posterior_means, np.float64), axis=0) > ACTIVE_VARIANCE).sum())

@@ -1,0 +1,128 @@
+"""Devices: placing state and data, splitting keys, and the pmapped many-step call.
+
+The only file that says pmap. State goes in and comes out without a device axis, so that a
+checkpoint is that of one device; data come with one, [devices, ...].
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxvae.training import Metrics, TrainState
+
+AXIS = "devices"
+
+TrainStep = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+ChunkStep = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+
+
+def make_mesh(devices: list[jax.Device]) -> Mesh:
+    """One axis, "devices", over these devices."""
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The tree's arrays, whole on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def shard(tree: Any, mesh: Mesh) -> Any:
+    """Arrays [devices, ...], row i on device i."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def row_keys(key: jax.Array, step: jax.Array, batch_size: int, num_devices: int) -> jax.Array:
+    """This device's rows of the step's keys: [batch_size / num_devices].
+
+    Row i of the global batch gets key i of `split(fold_in(key, step), batch_size)`, whatever
+    device it lies on. Needs the axis "devices" to be bound.
+    """
+    keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
+    return keys.reshape(num_devices, -1)[jax.lax.axis_index(AXIS)]
+
+
+def make_chunk_step(
+    train_step: TrainStep, mesh: Mesh, batch_size: int, chunk_size: int
+) -> ChunkStep:
+    """The pmapped function that runs up to `chunk_size` training steps in one dispatch.
+
+    It maps (state, key, chunk [devices, chunk_size, batch_size / devices, ...], count []) to
+    (state, metrics [chunk_size]), and does the first `count` steps of the chunk; the metrics
+    beyond are zero. `count` is traced, so that a whole run, its tail included, is one program,
+    and a run resumed anywhere repeats the same arithmetic. The state that came is donated.
+
+    Args:
+        train_step: from `jaxvae.training.make_train_step` with axis_name="devices".
+        mesh: from `make_mesh`.
+        batch_size: of the global batch.
+        chunk_size: capacity of a chunk in steps.
+
+    Raises:
+        ValueError: the batch cannot be split evenly over the devices.
+    """
+    num_devices = mesh.size
+    check_divisible(batch_size, num_devices)
+    one_step = jax.jit(train_step)
+
+    def run(
+        state: TrainState, key: jax.Array, chunk: jax.Array, count: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        def keyed_step(state: TrainState, examples: jax.Array) -> tuple[TrainState, Metrics]:
+            return one_step(state, row_keys(key, state.step, batch_size, num_devices), examples)
+
+        def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, rows = carry
+            state, metrics = keyed_step(state, chunk[i])
+            return state, jax.tree.map(lambda all, one: all.at[i].set(one), rows, metrics)
+
+        shapes = jax.eval_shape(keyed_step, state, chunk[0])[1]
+        rows = jax.tree.map(lambda one: jnp.zeros((chunk_size, *one.shape), one.dtype), shapes)
+        return jax.lax.fori_loop(0, count, body, (state, rows))
+
+    return jax.pmap(
+        run,
+        axis_name=AXIS,
+        in_axes=(None, None, 0, None),
+        out_axes=(None, None),
+        donate_argnums=0,
+        devices=list(mesh.devices.flat),
+    )
+
+
+def make_map(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """The pmapped form, over examples, of a function (params, key, example) of one example.
+
+    It maps (params, key, indices [devices, B], examples [devices, B, ...]) to results
+    [devices, B, ...]; the example of index i gets the key fold_in(key, i).
+    """
+
+    def of_one(params: Any, key: jax.Array, index: jax.Array, example: jax.Array) -> Any:
+        return function(params, jax.random.fold_in(key, index), example)
+
+    return jax.pmap(
+        jax.vmap(of_one, in_axes=(None, None, 0, 0)),
+        axis_name=AXIS,
+        in_axes=(None, None, 0, 0),
+        devices=list(mesh.devices.flat),
+    )
+
+
+def check_divisible(batch_size: int, num_devices: int) -> None:
+    """Refuse a global batch that the devices cannot share evenly.
+
+    Raises:
+        ValueError: it names the nearest sizes that do.
+
+    >>> check_divisible(100, 4)
+    """
+    if batch_size < 1 or batch_size % num_devices:
+        below = batch_size // num_devices * num_devices
+        sizes = f"{below} or {below + num_devices}" if below > 0 else f"{num_devices}"
+        raise ValueError(
+            f"batch_size={batch_size} cannot be shared evenly by {num_devices} devices. "
+            f"The nearest sizes that can: {sizes}."
+        )

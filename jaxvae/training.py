@@ -1,0 +1,216 @@
+"""One training step as a pure function: bound, gradient, update, metrics."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxvae.bounds import Bound, elbo, posterior_samples
+from jaxvae.vae import VAE, Params
+
+ACTIVE_VARIANCE = 0.01
+"""A latent is active when its posterior mean varies by more than this over the data."""
+MIN_VARIANCE = 1e-6
+"""Floor of an optimal sigma^2."""
+
+Metrics = dict[str, jax.Array]
+Objective = Callable[..., Bound]
+"""(key, x, *, encode, decode, prior[, beta]) -> Bound: `jaxvae.elbo` and its kin."""
+Prepare = Callable[[jax.Array, jax.Array], jax.Array]
+"""(key, one example as it is stored) -> x: scaling, binarization, dequantization."""
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step; no key is among it.
+
+    Attributes:
+        step: [] int32, steps done, skipped ones included.
+        params: of the VAE.
+        opt_state: of the optax optimizer.
+        average: running average of params, or None where it is off.
+        squared_error: [] running mean over the training batches of the squared error per
+            dimension, which an optimal sigma^2 is read from; 0 for every other likelihood.
+        skipped: [] int32, steps skipped because a number was not finite.
+        skipped_in_row: [] int32, how many of them the last steps were.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    average: Params | None
+    squared_error: jax.Array
+    skipped: jax.Array
+    skipped_in_row: jax.Array
+
+    def evaluation_params(self) -> Params:
+        """The parameters to evaluate with: the average where there is one."""
+        return self.params if self.average is None else self.average
+
+
+def init_state(
+    vae: VAE, optimizer: optax.GradientTransformation, key: jax.Array, *, averaging: bool = False
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        vae: the model.
+        optimizer: any optax transformation.
+        key: consumed by `vae.init`.
+        averaging: whether to keep a running average of the parameters.
+    """
+    params = vae.init(key)
+    average = jax.tree.map(jnp.copy, params) if averaging else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        average=average,
+        squared_error=jnp.zeros(()),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def make_train_step(
+    vae: VAE,
+    optimizer: optax.GradientTransformation,
+    *,
+    objective: Objective = elbo,
+    beta: optax.Schedule | None = None,
+    prepare: Prepare = lambda key, x: x,
+    average_decay: float | None = None,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
+    """A pure function (state, keys [B], examples [B, ...]) -> (state, metrics).
+
+    It maximises the mean of the objective over the batch, and over `axis_name` where one is
+    bound: the local loss is differentiated first and the gradients averaged then, so that every
+    device takes the same step. A step whose loss, gradient or update is not finite changes
+    nothing but the counters. Each key is split into one for `prepare` and one for the bound.
+
+    Args:
+        vae: the model.
+        optimizer: any optax transformation; clipping and micro-batches are optax's.
+        objective: `jaxvae.elbo`, or partial(jaxvae.iwae, num_samples=...), or your own.
+        beta: step -> weight of the KL, for an objective that takes `beta`.
+        prepare: (key, stored example) -> x.
+        average_decay: decay of the running average, below 1; None: no average. It starts as
+            (1 + step) / (10 + step) while that is smaller.
+        axis_name: of the mapped axis to average over; None: this batch is the whole one.
+
+    The metrics are scalars, means over the global batch in nats: objective, elbo,
+    log_likelihood, kl, gradient_norm, active_units; beta where there is one; and the counts
+    skipped and skipped_in_row after the step.
+    """
+
+    def over_devices(tree: Any) -> Any:
+        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+    def prepared(key: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key_data, key_bound = jax.random.split(key)
+        return key_bound, prepare(key_data, stored)
+
+    def loss(
+        params: Params, keys: jax.Array, xs: jax.Array, weight: dict[str, Any]
+    ) -> tuple[jax.Array, tuple[Bound, jax.Array]]:
+        def bound_of(key: jax.Array, x: jax.Array) -> tuple[Bound, jax.Array]:
+            q, prior = vae.encode(params, x), vae.prior(params)
+            decode = lambda z: vae.decode(params, z)
+            bound = objective(key, x, encode=lambda _: q, decode=decode, prior=prior, **weight)
+            return bound, q.mean()
+
+        bounds, means = jax.vmap(bound_of)(keys, xs)
+        return -bounds.objective.mean(), (bounds, means)
+
+    def train_step(
+        state: TrainState, keys: jax.Array, examples: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        keys, xs = jax.vmap(prepared)(keys, examples)
+        weight = {} if beta is None else {"beta": jnp.asarray(beta(state.step))}
+        params, error = state.params, jnp.zeros(())
+        if vae.with_log_scale is not None:
+            error = over_devices(_squared_error(vae, params, keys, xs))
+            params = vae.with_log_scale(params, _log_scale(error))
+        gradients, (bounds, means) = jax.grad(loss, has_aux=True)(params, keys, xs, weight)
+        local = (gradients, _batch_means(bounds), means.mean(0), jnp.square(means).mean(0))
+        gradients, metrics, *moments = over_devices(local)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+        metrics |= weight | {
+            "active_units": active_units(*moments),
+            "gradient_norm": optax.tree.norm(gradients),
+        }
+        proposed = state._replace(params=optax.apply_updates(params, updates), opt_state=opt_state)
+        proposed = _with_running_values(vae, proposed, error, average_decay)
+        sound = metrics["objective"] + metrics["gradient_norm"] + optax.tree.norm(updates)
+        return _accept(jnp.isfinite(sound), state, proposed, metrics)
+
+    return train_step
+
+
+def _squared_error(vae: VAE, params: Params, keys: jax.Array, xs: jax.Array) -> jax.Array:
+    """Mean squared error per dimension of a batch, at the first draw that the bound makes."""
+
+    def of_one(key: jax.Array, x: jax.Array) -> jax.Array:
+        z, _ = posterior_samples(key, vae.encode(params, x), 1)
+        return jnp.square(x - vae.decode(params, z[0]).mean()).mean()
+
+    return jax.vmap(of_one)(keys, xs).mean()
+
+
+def _log_scale(squared_error: jax.Array) -> jax.Array:
+    """log sigma of the sigma^2 that maximises the likelihood of this squared error."""
+    return 0.5 * jnp.log(jnp.maximum(squared_error, MIN_VARIANCE))
+
+
+def _with_running_values(
+    vae: VAE, state: TrainState, error: jax.Array, average_decay: float | None
+) -> TrainState:
+    """The state with its running squared error (so sigma) and its parameter average moved on."""
+    params, average = state.params, state.average
+    rate = jnp.maximum(1 / (state.step + 1), 0.01)
+    squared_error = state.squared_error + rate * (error - state.squared_error)
+    if vae.with_log_scale is not None:
+        params = vae.with_log_scale(params, _log_scale(squared_error))
+    if average_decay is not None:
+        decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
+        average = optax.incremental_update(params, average, 1 - decay)
+    return state._replace(params=params, average=average, squared_error=squared_error)
+
+
+def _accept(
+    sound: jax.Array, old: TrainState, proposed: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """The proposed state where all is finite, else the old one; the counters in either case."""
+    kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), proposed, old)
+    skipped = 1 - sound.astype(jnp.int32)
+    new = kept._replace(
+        step=old.step + 1,
+        skipped=old.skipped + skipped,
+        skipped_in_row=(old.skipped_in_row + skipped) * skipped,
+    )
+    counts = {"skipped": new.skipped, "skipped_in_row": new.skipped_in_row}
+    return new, metrics | counts
+
+
+def active_units(first_moment: jax.Array, second_moment: jax.Array) -> jax.Array:
+    """Number of latents whose posterior mean varies over the data by more than 0.01: [].
+
+        A_z = Var_x(E_q[z|x]) > 0.01
+
+    Args:
+        first_moment: [Z] mean over the data of the posterior mean.
+        second_moment: [Z] mean over the data of its square.
+
+    Ref: Burda, Grosse & Salakhutdinov 2016, section 5.2.
+
+    >>> int(active_units(jnp.zeros(3), jnp.array([1.0, 0.02, 0.001])))
+    2
+    """
+    return jnp.sum(second_moment - jnp.square(first_moment) > ACTIVE_VARIANCE)
+
+
+def _batch_means(bounds: Bound) -> Metrics:
+    names = ("objective", "elbo", "log_likelihood", "kl")
+    return {name: getattr(bounds, name).mean() for name in names}
