@@ -68,7 +68,7 @@ class TrainConfig:
 
     batch_size: int = 128
     """Examples per step over all devices."""
-    num_steps: int = 6000
+    num_steps: int = 5000
     """Training steps."""
     num_epochs: float | None = None
     """Passes over the training data, instead of --num-steps."""
@@ -88,8 +88,8 @@ class TrainConfig:
     """Largest global norm of a gradient."""
     accumulate_steps: int = 1
     """Steps whose gradients are averaged into one update (micro-batches)."""
-    average_decay: float | None = None
-    """Decay of a running average of the weights, used for evaluation (0.999, say)."""
+    average_decay: float | None = 0.998
+    """Decay of the running average of the weights that evaluation uses; None: no average."""
     max_skipped: int = 20
     """Steps in a row with a NaN or infinity, each skipped, after which the run stops."""
     seed: int = 0

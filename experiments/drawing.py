@@ -63,8 +63,9 @@ def draw(
     latents = np.argsort(-np.var(z, axis=0), kind="stable")[:num_latents]
     z = z[:num_shown]
     along = jnp.linspace(0, 1, num_steps)[None, :, None]
-    starts, ends = z[: len(z) // 2 * 2 : 2, None], z[1::2, None]
-    values = jnp.linspace(-3, 3, num_steps)
+    ends = (z[1::2] if len(z) > 1 else z)[:, None]
+    starts = z[::2][: len(ends), None]
+    values = np.linspace(-3, 3, num_steps)
     at_rest = jnp.tile(z[0][None], (num_steps, 1))
 
     def decode_rows(rows: jax.Array) -> np.ndarray:
@@ -78,7 +79,7 @@ def draw(
         interpolations=decode_rows(starts + along * (ends - starts)),
         traversals=decode_rows(jnp.stack([at_rest.at[:, i].set(values) for i in latents])),
         latents=latents,
-        values=np.asarray(values),
+        values=values,
     )
 
 

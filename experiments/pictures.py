@@ -69,7 +69,7 @@ def interpolations(examples: ArrayLike, limits: Limits | None = None) -> np.ndar
     """Rows [R, S, *data_shape], each decoded along S points from one latent to another."""
     tiles = _rows_of_tiles("interpolations", examples, limits)
     steps = tiles.shape[1]
-    return _labelled(tiles, column_labels=["start", *[""] * (steps - 2), "end"][:steps])
+    return _labelled(tiles, column_labels=["start", *[""] * (steps - 2), "end"])
 
 
 def traversals(
@@ -81,10 +81,10 @@ def traversals(
     """Rows [L, S, *data_shape], each decoded while one latent moves and the others rest.
 
     Args:
-      examples: what they decode to.
-      latents: the index of the latent that moves, of each row [L].
-      values: what it is set to, of each column [S].
-      limits: see the top of this file.
+        examples: what they decode to.
+        latents: the index of the latent that moves, of each row [L].
+        values: what it is set to, of each column [S].
+        limits: see the top of this file.
     """
     tiles = _rows_of_tiles("traversals", examples, limits)
     if tiles.shape[:2] != (len(latents), len(values)):
@@ -107,8 +107,8 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | IO[bytes]) -> None:
     """Draws training curves as a PNG.
 
     Args:
-      rows: rows of a metrics file, splits "train" and "validation"; NaN and None leave gaps.
-      path: the file to write, or one open for bytes.
+        rows: rows of a metrics file, splits "train" and "validation"; NaN and None leave gaps.
+        path: the file to write, or one open for bytes.
     """
     if not rows:
         raise ValueError(
@@ -176,7 +176,7 @@ def _tiles(overlaid: Sequence[np.ndarray], limits: Limits | None) -> np.ndarray:
 def _image_tiles(images: np.ndarray, limits: Limits) -> np.ndarray:
     lo, hi = limits
     finite = np.isfinite(images).all(axis=-1)
-    levels = np.clip((np.nan_to_num(images) - lo) / (hi - lo), 0, 1)
+    levels = np.clip((np.nan_to_num(images) - lo) / ((hi - lo) or 1), 0, 1)
     pixels = np.broadcast_to(
         (levels * 255).round().astype(np.uint8), (*images.shape[:-1], 3)
     ).copy()

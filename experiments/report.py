@@ -33,7 +33,7 @@ _PICTURES = {
         "Decoded along a path between the latents of two examples.",
     ),
     "traversals": ("Traversals", "One latent moves in each row, the others rest."),
-    "kl_per_latent": ("KL of each latent", "How many nats each latent carries, largest first."),
+    "latent_kl": ("KL of each latent", "How many nats each latent carries, largest first."),
 }
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1b1f24; --faint: #5f6670;
@@ -95,10 +95,10 @@ def write_report(run: Path) -> Path:
     """Writes `<run>/report.html` from what the folder of a run holds; what is missing is left out.
 
     Args:
-      run: a folder with any of config.json, metrics.jsonl, results.json and pictures/*.png.
+        run: a folder with any of config.json, metrics.jsonl, results.json and pictures/*.png.
 
     Returns:
-      The path of the report: one file, without scripts or references to anything outside it.
+        The path of the report: one file, without scripts or references to anything outside it.
     """
     if not run.is_dir():
         raise ValueError(
@@ -109,9 +109,6 @@ def write_report(run: Path) -> Path:
     metrics = run / "metrics.jsonl"
     rows = read_metrics(metrics) if metrics.exists() else []
     name = escape(run.resolve().name)
-    words = " ".join(
-        f"<span>{escape(word)}</span>" for word in (results.get("command") or "").split()
-    )
     timing = dict(_timing(*item) for item in (results.get("timing") or {}).items())
     device = {"device": results["device"]} if "device" in results else {}
     body = [
@@ -120,7 +117,7 @@ def write_report(run: Path) -> Path:
         _curves(rows),
         *_pictures(run / "pictures"),
         _pairs("Configuration", config),
-        _section("Command", words and f"<pre>{words}</pre>"),
+        _section("Command", _command(results)),
         _pairs("Time", timing),
         _pairs("Device and versions", device | (results.get("versions") or {})),
     ]
@@ -148,6 +145,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _section(title: str, content: str, note: str = "") -> str:
     note = f'<p class="faint">{escape(note)}</p>' if note else ""
     return f"<section><h2>{escape(title)}</h2>{content}{note}</section>" if content else ""
+
+
+def _command(results: Mapping[str, Any]) -> str:
+    words = (results.get("command") or "").split()
+    spans = " ".join(f"<span>{escape(word)}</span>" for word in words)
+    return spans and f"<pre>{spans}</pre>"
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> str:
@@ -196,9 +199,10 @@ def _summary(
         elbo = " ".join(_value(results[splits[0]]["elbo"]))
         checkpoint = results.get("checkpoint") or {}
         where = f" of {config['dataset']}" if "dataset" in config else ""
-        by = f", {checkpoint['which']} checkpoint" if "which" in checkpoint else ""
-        at = f", step {checkpoint['step']:,}" if "step" in checkpoint else ""
-        text = f"elbo {elbo} nats on the {splits[0]} split{where}{by}{at}."
+        which = [checkpoint["which"]] if "which" in checkpoint else []
+        which += [f"step {checkpoint['step']:,}"] if "step" in checkpoint else []
+        by = f" (checkpoint: {', '.join(which)})" if which else ""
+        text = f"elbo {elbo} nats on the {splits[0]} split{where}{by}."
         return f"<p>{escape(text)}</p>"
     text = "This run has no results: it was interrupted, or it is still going on."
     if rows:
@@ -260,8 +264,8 @@ def _pictures(folder: Path) -> Iterable[str]:
     known = [kind for kind in _PICTURES if kind in latest]
     for kind in [*known, *(kind for kind in latest if kind not in known)]:
         title, caption = _PICTURES.get(kind, (_spaced(kind).capitalize(), ""))
-        css_class = "drawn" if kind == "kl_per_latent" else "pixels"
-        alt = f"{title}. {caption}".strip()
+        css_class = "drawn" if kind == "latent_kl" else "pixels"
+        alt = f"{title}. {caption}" if caption else title
         yield _section(title, _image(latest[kind].read_bytes(), alt, css_class), caption)
 
 

@@ -66,7 +66,7 @@ def summarize(
         "kl": _number(estimate(scores.kl), "nats"),
         "bits_per_dimension": _number(
             bits_per_dimension(bound, num_dimensions, preprocessing.offset_bits),
-            f"bits per dimension of {preprocessing.unit}",
+            f"bits, of {preprocessing.unit}",
         ),
         "active_units": {
             "value": count_active_units(scores.posterior_mean),

@@ -49,7 +49,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file, in order, without a last line that a kill cut short.
 
     Raises:
-      ValueError: if any other line is no JSON object with a step and a split.
+        ValueError: if any other line is no JSON object with a step and a split.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     last = len(lines) - 1 if lines[-1] else len(lines) - 2
@@ -86,8 +86,8 @@ class MetricsFile:
         """Opens the file to append, without the rows that were written after a checkpoint.
 
         Args:
-          path: the file; made if it is not there.
-          keep_until_step: the step of the checkpoint to go on from; -1 for a new run.
+            path: the file; made if it is not there.
+            keep_until_step: the step of the checkpoint to go on from; -1 for a new run.
         """
         rows = read_metrics(path) if path.exists() else []
         kept = [row for row in rows if row["step"] <= keep_until_step]
@@ -194,10 +194,10 @@ class Display:
         """Shows nothing yet.
 
         Args:
-          total_steps: the step at which the run ends.
-          first_step: the step from which it starts, above zero when it resumes.
-          quiet: show nothing at all.
-          seconds_between_rows: the least time between two lines where there is no terminal.
+            total_steps: the step at which the run ends.
+            first_step: the step from which it starts, above zero when it resumes.
+            quiet: show nothing at all.
+            seconds_between_rows: the least time between two lines where there is no terminal.
         """
         self._total_steps, self._first_step = total_steps, first_step
         self._quiet, self._seconds_between_rows = quiet, seconds_between_rows
@@ -318,8 +318,8 @@ def table(title: str, rows: Iterable[tuple[str, float | None, float | None, str]
     """Prints the final numbers, aligned.
 
     Args:
-      title: what was measured, on which data.
-      rows: (name, value, standard error or None, unit) of each number.
+        title: what was measured, on which data.
+        rows: (name, value, standard error or None, unit) of each number.
     """
     cells = [(name, *rounded(value, error), unit) for name, value, error, unit in rows]
     widths = [max((len(cell[column]) for cell in cells), default=0) for column in range(3)]

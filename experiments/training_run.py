@@ -33,7 +33,7 @@ CHUNK_STEPS = 100
 """Most steps in one dispatch."""
 CHUNK_BYTES = 64 * 2**20
 """Most data in one dispatch."""
-CHUNK_SECONDS = 1.0
+CHUNK_SECONDS = 2.0
 """Time that a dispatch aims at, so that progress shows and Ctrl-C is heard."""
 
 
@@ -218,7 +218,7 @@ class TrainingRun:
         images_per_second = count * self.config.batch_size / seconds
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = time.perf_counter() - self._started
-            self._seconds_per_step = CHUNK_SECONDS / 10
+            self._seconds_per_step = CHUNK_SECONDS / 20
         else:
             self._seconds_per_step = seconds / count
             self.images_per_second = images_per_second

@@ -1,0 +1,259 @@
+"""The training command: one run, however often it is stopped, on its own data and networks."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import experiments.training_run
+from experiments.command import Refused
+from experiments.config import TrainConfig
+from experiments.run_log import read_metrics
+from experiments.train import train
+from jaxvae.checkpoints import Checkpoints, load
+from jaxvae.training import make_train_step
+
+ROOT = Path(__file__).parents[1]
+SMALL = TrainConfig(
+    latent_dim=2,
+    hidden=(16,),
+    batch_size=20,
+    learning_rate=1e-2,
+    num_steps=60,
+    eval_every=25,
+    log_every=5,
+    eval_samples=4,
+    num_devices=1,
+    quiet=True,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Images of one bright bar, 8 x 8."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((330, 8, 8), np.uint8)
+    images[np.arange(330), rng.integers(0, 8, 330)] = 250
+    path = tmp_path_factory.mktemp("data") / "bars.npz"
+    np.savez(path, images=images)
+    return f"npz:{path}"
+
+
+@pytest.fixture(scope="module")
+def small(data):
+    return dataclasses.replace(SMALL, dataset=data)
+
+
+@pytest.fixture(scope="module")
+def whole_run(small, tmp_path_factory):
+    """A run of 60 steps that nothing stopped."""
+    config = dataclasses.replace(small, run=tmp_path_factory.mktemp("whole") / "run")
+    assert train(config) == 0
+    return config
+
+
+def _rows(run):
+    return [
+        {name: value for name, value in row.items() if name != "timing"}
+        for row in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def _same_parameters(one, other):
+    jax.tree.map(np.testing.assert_array_equal, load(one, "latest")[1], load(other, "latest")[1])
+
+
+def test_a_run_leaves_its_numbers_pictures_and_report(whole_run):
+    run = whole_run.run
+    results = json.loads((run / "results.json").read_text())
+    assert results["test"]["num_examples"] == 33
+    numbers = results["test"]
+    total = numbers["log_likelihood"]["value"] - numbers["kl"]["value"]
+    assert numbers["elbo"]["value"] == pytest.approx(total, rel=1e-6)
+    assert numbers["elbo"]["standard_error"] > 0
+    assert (run / "report.html").stat().st_size > 10_000
+    names = {path.stem for path in (run / "pictures").glob("*.png")}
+    assert {"samples", "reconstructions", "interpolations", "traversals"} <= names
+    steps = [row["step"] for row in _rows(run) if row["split"] == "train"]
+    assert steps == list(range(5, 61, 5))
+    assert [row["step"] for row in _rows(run) if row["split"] == "validation"] == [25, 50]
+
+
+def test_training_raises_the_bound(whole_run):
+    rows = [row for row in _rows(whole_run.run) if row["split"] == "train"]
+    assert rows[-1]["elbo"] > rows[0]["elbo"] + 2
+
+
+def test_stopped_at_any_step_and_continued_is_never_stopped(whole_run, small, tmp_path):
+    config = dataclasses.replace(small, run=tmp_path / "run")
+    for num_steps in (1, 23, 25, 48, 60):
+        assert train(dataclasses.replace(config, num_steps=num_steps)) == 0
+    assert _rows(config.run) == _rows(whole_run.run)
+    _same_parameters(config.run, whole_run.run)
+
+
+def test_rows_after_the_last_checkpoint_are_written_once(whole_run, small, tmp_path):
+    """A killed process leaves rows, and a torn one, that its checkpoint knows nothing of."""
+    config = dataclasses.replace(small, run=tmp_path / "run")
+    train(dataclasses.replace(config, num_steps=25))
+    with (config.run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "split": "train", "elbo": 1.0, "timing": {}}\n{"step": 3')
+    train(config)
+    assert _rows(config.run) == _rows(whole_run.run)
+
+
+def test_other_device_counts_continue_the_run(whole_run, small, tmp_path):
+    config = dataclasses.replace(small, run=tmp_path / "run")
+    for num_steps, num_devices in ((20, 4), (40, 2), (60, 1)):
+        train(dataclasses.replace(config, num_steps=num_steps, num_devices=num_devices))
+    ours, theirs = load(config.run, "latest")[1], load(whole_run.run, "latest")[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+
+
+def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, monkeypatch):
+    traces, dispatches, reads = [], [], []
+
+    def counted_step(*arguments, **options):
+        step = make_train_step(*arguments, **options)
+        return lambda *inputs: traces.append(1) or step(*inputs)
+
+    class Counted(experiments.training_run.TrainingRun):
+        def _make_functions(self):
+            super()._make_functions()
+            chunk_step = self._chunk_step
+            self._chunk_step = lambda *inputs: dispatches.append(1) or chunk_step(*inputs)
+
+    device_get = jax.device_get
+    monkeypatch.setattr(experiments.training_run, "make_train_step", counted_step)
+    monkeypatch.setattr(jax, "device_get", lambda tree: reads.append(1) or device_get(tree))
+    config = dataclasses.replace(small, run=tmp_path / "run", num_steps=73, eval_every=100)
+    with Counted(config, jax.devices()[:1]) as run:
+        before = len(reads)
+        assert run._chunk_steps >= 50
+        assert run.to_the_end() == 0
+        saves = 3  # of params, average and training, at the end
+        assert len(reads) - before - saves == len(dispatches)
+    assert len(traces) == 1
+
+
+def test_a_signal_saves_and_the_same_command_continues(whole_run, small, tmp_path):
+    flags = [f"--run={tmp_path / 'run'}", f"--dataset={small.dataset}", "--latent-dim=2"]
+    flags += ["--hidden=16", "--batch-size=20", "--eval-every=25", "--log-every=5"]
+    flags += ["--eval-samples=4", "--num-steps=1000000"]
+    command = [sys.executable, "-m", "experiments.train", *flags]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_bytes()) > 2000):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"Traceback" not in errors
+    step = Checkpoints(tmp_path / "run" / "checkpoints").latest_step()
+    config = dataclasses.replace(small, run=tmp_path / "run", num_steps=max(60, step), quiet=False)
+    assert train(config) == 0
+    rows = _rows(config.run)
+    assert rows[: len(_rows(whole_run.run))] == _rows(whole_run.run)
+    steps = [row["step"] for row in rows if row["split"] == "train"]
+    assert steps == list(range(5, config.num_steps + 1, 5))
+
+
+def test_own_networks_and_own_functions(small, tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text(
+        "import jaxvae.vae\n"
+        "def tiny(data_shape, latent_dim):\n"
+        "    return jaxvae.vae.mlp_vae(data_shape=data_shape, latent_dim=latent_dim, hidden=(4,))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(
+        small, run=tmp_path / "run", model="my_networks:tiny", hidden=None, num_steps=5
+    )
+    assert train(config) == 0
+    _, params = load(config.run)
+    assert params["encoder"]["params"]["Dense_0"]["kernel"].shape == (64, 4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "conv", "hidden": (4,)},
+        {"likelihood": "gaussian", "sigma": "optimal", "optimizer": "sgd", "gradient_clip": 1.0,
+         "learning_rate": 1e-3},
+        {"likelihood": "gaussian", "sigma": 0.3, "schedule": "cosine", "warmup_steps": 5},
+        {"objective": "iwae", "num_samples": 3, "optimizer": "adamw", "weight_decay": 0.01},
+        {"beta": 0.5, "beta_warmup_steps": 10, "average_decay": None, "accumulate_steps": 2},
+        {"binarize": "static", "num_validation": 0, "optimizer": "adamax", "num_epochs": 2.0},
+    ],
+)  # fmt: skip
+def test_flags_train_to_finite_numbers_and_continue(changes, small, tmp_path):
+    config = dataclasses.replace(small, run=tmp_path / "run", num_steps=30, **changes)
+    assert train(config) == 0
+    longer = {"num_epochs": 3.0} if config.num_epochs else {"num_steps": 40}
+    assert train(dataclasses.replace(config, **longer)) == 0
+    results = json.loads((config.run / "results.json").read_text())
+    assert np.isfinite(results["test"]["elbo"]["value"])
+    assert all(row["elbo"] is not None for row in _rows(config.run))
+
+
+def test_a_run_that_only_skips_is_stopped(small, tmp_path, capsys):
+    config = dataclasses.replace(
+        small, run=tmp_path / "run", learning_rate=1e38, max_skipped=5, quiet=False
+    )
+    assert train(config) == 1
+    output = capsys.readouterr().out
+    assert "5 steps in a row" in output
+    assert "--learning-rate" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_dim": 3}, r"holds another run: --latent-dim is 3 now and 2 there"),
+        ({"seed": 1, "beta": 2.0}, r"--beta is 2.0 now and 1.0 there; --seed is 1 now and 0"),
+        ({"batch_size": 21, "num_devices": 8}, r"--batch-size is 21 now"),
+    ],
+)
+def test_another_configuration_in_the_folder_is_refused(changes, message, whole_run):
+    before = {path: path.stat().st_mtime_ns for path in whole_run.run.rglob("*")}
+    with pytest.raises(Refused, match=message):
+        train(dataclasses.replace(whole_run, **changes))
+    assert {path: path.stat().st_mtime_ns for path in whole_run.run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_samples": 0}, r"--num-samples must be at least 1, got 0"),
+        ({"learning_rate": -1.0}, r"--learning-rate must be positive, got -1"),
+        ({"objective": "iwae", "beta": 2.0}, r"--beta goes with --objective=elbo"),
+        ({"weight_decay": 0.1}, r"--weight-decay goes with --optimizer=adamw"),
+        ({"sigma": 0.1}, r"--sigma goes with --likelihood=gaussian"),
+        ({"likelihood": "gaussian", "sigma": -0.1}, r"sigma must be a positive number"),
+        ({"model": "transformer"}, r"--model must be mlp, conv or package.module:function"),
+        ({"model": "nowhere:f"}, r"No module named 'nowhere'.*package.module:function"),
+        ({"accelerator": "tpu"}, r"--accelerator=tpu, but jax finds only cpu x 8"),
+        ({"num_devices": 9}, r"--num-devices=9, but there are only cpu x 8"),
+        ({"batch_size": 30, "num_devices": 4}, r"28 or 32"),
+        ({"dataset": "npz:/nowhere.npz"}, r"nowhere.npz"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_written(
+    changes, message, small, tmp_path
+):
+    config = dataclasses.replace(small, run=tmp_path / "run", **changes)
+    with pytest.raises(Refused, match=message) as refusal:
+        train(config)
+    assert "\n" not in str(refusal.value)
+    assert not config.run.exists()
