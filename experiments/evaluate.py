@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
         from experiments import run_log
         from experiments.progress import counted
-        from experiments.results import print_numbers, score_split, summarize, versions
+        from experiments.results import make_scorer, print_numbers, summarize, versions
         from experiments.run_folder import open_run
         from jaxvae.parallel import make_mesh
 
@@ -72,18 +72,17 @@ def evaluate(config: EvaluateConfig) -> None:
         require(len(examples) > 0, "split", config.split, "a split that has examples")
         folder = config.run / "evaluations"
         folder.mkdir(exist_ok=True)
+    scorer = make_scorer(
+        run.vae,
+        run.params,
+        run.preprocessing,
+        key=jax.random.key(config.seed),
+        mesh=make_mesh(devices),
+        num_samples=config.num_samples,
+        batch_size=config.batch_size,
+    )
     with counted("examples", len(examples)) as progress:
-        scores = score_split(
-            run.vae,
-            run.params,
-            examples,
-            run.preprocessing,
-            key=jax.random.key(config.seed),
-            mesh=make_mesh(devices),
-            num_samples=config.num_samples,
-            batch_size=config.batch_size,
-            progress=progress,
-        )
+        scores = scorer(examples, progress=progress)
     numbers = summarize(scores, examples.shape[1:], run.preprocessing, config.num_samples)
     name = f"{config.split}-{config.checkpoint}-{config.num_samples}"
     about = {

@@ -8,7 +8,7 @@ from typing import Any
 from experiments import pictures, report, run_log
 from experiments.accelerators import describe
 from experiments.drawing import draw, prepared_head, write_pictures
-from experiments.results import print_numbers, score_split, summarize, versions
+from experiments.results import make_scorer, print_numbers, summarize, versions
 from experiments.training_run import TrainingRun
 
 
@@ -46,20 +46,20 @@ def _measure(run: TrainingRun) -> dict[str, Any]:
     if not len(run.dataset.validation):
         results["checkpoint"]["which"] = "latest"
     folder.mkdir(exist_ok=True)
+    scorer = make_scorer(
+        run.vae,
+        params,
+        run.preprocessing,
+        key=run.key_evaluation,
+        mesh=run.mesh,
+        num_samples=config.eval_samples,
+        batch_size=config.eval_batch_size,
+    )
     for split in ("validation", "test"):
         examples = getattr(run.dataset, split)
         if not len(examples):
             continue
-        scores = score_split(
-            run.vae,
-            params,
-            examples,
-            run.preprocessing,
-            key=run.key_evaluation,
-            mesh=run.mesh,
-            num_samples=config.eval_samples,
-            batch_size=config.eval_batch_size,
-        )
+        scores = scorer(examples)
         results[split] = summarize(
             scores, examples.shape[1:], run.preprocessing, config.eval_samples
         )

@@ -3,11 +3,11 @@
 import math
 import platform
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from experiments import run_log
@@ -27,28 +27,25 @@ from jaxvae.vae import VAE, Params
 PACKAGES = ("jaxvae", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def score_split(
+def make_scorer(
     vae: VAE,
     params: Params,
-    examples: np.ndarray,
     preprocessing: Preprocessing,
     *,
     key: jax.Array,
     mesh: Mesh,
     num_samples: int,
     batch_size: int,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Scores:
-    """The scores of every example of a split, as numpy arrays [N, ...]."""
+) -> Callable[..., Scores]:
+    """The function (examples [N, ...], progress) -> Scores, numpy arrays [N, ...], of a model."""
     score = make_score(vae, prepare=preprocessing.prepare, num_samples=num_samples)
-    return over_dataset(
+    return partial(
+        over_dataset,
         make_map(score, mesh),
         replicate(params, mesh),
         replicate(key, mesh),
-        examples,
         mesh=mesh,
         batch_size=batch_size,
-        progress=progress,
     )
 
 

@@ -110,7 +110,8 @@ def test_a_stopped_run_is_the_run_that_never_stopped(num_devices):
 
 
 def test_optimal_sigma_is_that_of_the_global_batch():
-    vae = mlp_vae(data_shape=(8,), latent_dim=2, hidden=(8,), likelihood="gaussian", sigma="optimal")
+    shape = {"data_shape": (8,), "latent_dim": 2, "hidden": (8,)}
+    vae = mlp_vae(**shape, likelihood="gaussian", sigma="optimal")
     data = _data((8,), 10)
     one, metrics, _ = _train(vae, optax.sgd(1e-3), data, 1)
     four, others, _ = _train(vae, optax.sgd(1e-3), data, 4)

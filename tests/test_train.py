@@ -147,7 +147,7 @@ def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, mon
 def test_a_signal_saves_and_the_same_command_continues(whole_run, small, tmp_path):
     flags = [f"--run={tmp_path / 'run'}", f"--dataset={small.dataset}", "--latent-dim=2"]
     flags += ["--hidden=16", "--batch-size=20", "--eval-every=25", "--log-every=5"]
-    flags += ["--eval-samples=4", "--num-steps=1000000"]
+    flags += ["--eval-samples=4", "--num-steps=1000000", "--learning-rate=0.01"]
     command = [sys.executable, "-m", "experiments.train", *flags]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)

@@ -1,0 +1,184 @@
+"""npz:PATH and npy:PATH: one's own arrays.
+
+Images [N, H, W] or [N, H, W, C], or vectors [N, D]; uint8, bool (kept as uint8), integer counts
+(kept as int32) or floats (kept as float32). The arrays train, validation and test of an .npz, or
+x_train, x_val and x_test, are the splits. Otherwise its only array, or the one named images, x or
+data, is split 80/10/10 by a fixed permutation; so is the array of an .npy. Labels are integers
+[N] named labels or y, or after their split: y_train, train_labels.
+"""
+
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from experiments.datasets import Dataset
+from experiments.datasets.splits import Examples, assemble
+
+NAMES_OF_SPLIT = {
+    "train": ("train", "x_train"),
+    "validation": ("validation", "val", "x_validation", "x_val"),
+    "test": ("test", "x_test"),
+}
+NAMES_OF_DATA = ("images", "x", "data")
+NAMES_OF_LABELS = ("labels", "y")
+# What numpy and zipfile raise for truncated, damaged, foreign and pickled contents.
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+
+
+def load(form: str, where: str, num_validation: int | None) -> Dataset:
+    """The arrays of a file of a form, npz or npy."""
+    path = Path(where).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{form}:PATH must name a .{form} file; there is no {path}. Correct the path."
+        )
+    if path.is_dir():
+        raise ValueError(
+            f"{form}:PATH must name a .{form} file; {path} is a folder. Name a file in it, or use "
+            f"folder:{path} for a folder of images."
+        )
+    return assemble(
+        f"{form}:{where}",
+        read_npz(path) if form == "npz" else read_npy(path),
+        what="own arrays",
+        source=f"from {path}",
+        num_validation=num_validation,
+    )
+
+
+def read_npy(path: Path) -> dict[str, Examples]:
+    """The array of an .npy file, as one part."""
+    with _reading(path, "npy"), path.open("rb") as file:
+        array = np.load(file, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"npy:PATH must name an .npy file; {path} is an .npz. Use npz:{path}.")
+    return {"all": Examples(stored(array, str(path)), None)}
+
+
+def read_npz(path: Path) -> dict[str, Examples]:
+    """The parts of an .npz file, each under the name of its split."""
+    with path.open("rb") as file:
+        with _reading(path, "npz"):
+            archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError(f"npz:PATH must name an .npz file; {path} is an .npy. Use npy:{path}.")
+        names = _data_of_parts(path, archive.files)
+        return {split: _part(path, archive, data) for split, data in names.items()}
+
+
+def stored(array: np.ndarray, where: str) -> np.ndarray:
+    """The array [N, ...] in the type and rank in which a `Dataset` keeps it.
+
+    Args:
+        array: [N, D], [N, H, W] or [N, H, W, C] of bool, integers or floats.
+        where: What to call the array in messages.
+
+    Returns:
+        [N, D] or [N, H, W, C] of uint8, int32 or float32.
+    """
+    if array.ndim not in (2, 3, 4) or 0 in array.shape:
+        raise ValueError(
+            f"{where} must be [N, D], [N, H, W] or [N, H, W, C] with nothing empty; its shape is "
+            f"{list(array.shape)}. Reshape it."
+        )
+    match array.dtype.kind:
+        case "b":
+            kept = array.astype(np.uint8)
+        case "i" | "u":
+            kept = array if array.dtype == np.uint8 else _int32(array, where)
+        case "f":
+            kept = _float32(array, where)
+        case _:
+            raise ValueError(
+                f"{where} must be bool, integers or floats; it has type {array.dtype}. Convert it."
+            )
+    return kept[..., None] if kept.ndim == 3 else kept
+
+
+def _int32(array: np.ndarray, where: str) -> np.ndarray:
+    low, high, limits = array.min(), array.max(), np.iinfo(np.int32)
+    if low < limits.min or high > limits.max:
+        raise ValueError(
+            f"{where} must have integers that fit 32 bits; it has values from {low} to {high}. "
+            "Rescale them or store floats."
+        )
+    return array.astype(np.int32)
+
+
+def _float32(array: np.ndarray, where: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        kept = array.astype(np.float32)
+    if not np.isfinite(kept).all():
+        first = np.flatnonzero(~np.isfinite(kept.reshape(len(kept), -1)).all(axis=1))[0]
+        raise ValueError(
+            f"{where} must have finite float32 values; example {first} has NaN, an infinity or a "
+            "value too large. Repair or drop such examples."
+        )
+    return kept
+
+
+def _part(path: Path, archive: NpzFile, data: str) -> Examples:
+    with _reading(path, "npz"):
+        values = archive[data]
+        labels = next((archive[key] for key in _names_of_labels(data) if key in archive), None)
+    values = stored(values, f"{data} in {path}")
+    if labels is None:
+        return Examples(values, None)
+    if labels.dtype.kind not in "iu" or labels.shape != values.shape[:1]:
+        raise ValueError(
+            f"The labels of {data} in {path} must be integers [{len(values)}]; they are "
+            f"{labels.dtype} {list(labels.shape)}. Convert them, or leave them out."
+        )
+    return Examples(values, labels.astype(np.int32))
+
+
+def _data_of_parts(path: Path, names: Sequence[str]) -> dict[str, str]:
+    by_split = {
+        split: name
+        for split, aliases in NAMES_OF_SPLIT.items()
+        for name in aliases
+        if name in names
+    }
+    if by_split:
+        return by_split
+    data = [name for name in names if name in NAMES_OF_DATA]
+    data = data or [name for name in names if name not in NAMES_OF_LABELS]
+    if len(data) != 1:
+        raise ValueError(
+            f"{path} must have arrays named train and test, or one named images, x or data; it "
+            f"has {', '.join(names) or 'none'}. Rename them."
+        )
+    return {"all": data[0]}
+
+
+def _names_of_labels(data: str) -> tuple[str, ...]:
+    if data.startswith("x_"):
+        return (f"y_{data.removeprefix('x_')}",)
+    return (f"{data}_labels", f"y_{data}", *NAMES_OF_LABELS)
+
+
+@contextmanager
+def _reading(path: Path, form: str) -> Iterator[None]:
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split()) or "the file ends too early"
+        raise ValueError(
+            f"{path} must be a whole .{form} file of plain arrays, without Python objects; "
+            f"reading it gave: {reason}. Save it again with numpy."
+        ) from error

@@ -1,0 +1,142 @@
+"""mnist, fashion_mnist and kmnist: downloaded, prepared and kept by tensorflow-datasets.
+
+The builders that come with tensorflow-datasets need TensorFlow for these; this one does not, and
+keeps the order of the official files.
+"""
+
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.checksums import UrlInfo
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+from experiments.datasets import Dataset
+from experiments.datasets.idx import (
+    FILE_NAMES,
+    FILES_OF_SPLIT,
+    OFFICIAL,
+    read_idx,
+    require_official,
+)
+from experiments.datasets.splits import assemble
+from experiments.datasets.tfds import one_line, read
+
+DEFAULT_VALIDATION = 5_000
+REACH_SECONDS = 4.0
+
+
+class IdxImages(tfds.core.GeneratorBasedBuilder):
+    """The images and labels of four idx files, one example a record, in file order."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, name: str, data_dir: str | None) -> None:
+        self.name = f"{name}_idx"
+        self.official = OFFICIAL[name]
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    @property
+    def url_infos(self) -> dict[str, UrlInfo]:
+        """The checksums that every file, downloaded or not, is held to."""
+        return {
+            self.official.url + file.name: UrlInfo(file.size_bytes, file.sha256, file.name)
+            for file in self.official.files
+        }
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8, encoding="bytes"),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        paths = dl_manager.download({name: self.official.url + name for name in FILE_NAMES})
+        return {
+            split: self._generate_examples(Path(paths[images]), Path(paths[labels]))
+            for split, (images, labels) in FILES_OF_SPLIT.items()
+        }
+
+    def _generate_examples(
+        self, images: Path, labels: Path
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        pairs = zip(read_idx(images)[..., None], read_idx(labels), strict=True)
+        for row, (image, label) in enumerate(pairs):
+            yield row, {"image": image, "label": label}
+
+
+def load(
+    name: str, manual_dir: str | None, data_dir: str | None, num_validation: int | None
+) -> Dataset:
+    """A data set of `OFFICIAL`, downloaded or taken from manual_dir if it is not prepared yet."""
+    builder = IdxImages(name, data_dir)
+    # The folder appears under this name only when all of it is written.
+    if not builder.data_path.exists():
+        _prepare(name, builder, manual_dir)
+        builder = IdxImages(name, data_dir)
+    return assemble(
+        name,
+        {split: read(builder, split) for split in FILES_OF_SPLIT},
+        what=builder.official.what,
+        source=builder.official.licence,
+        num_validation=num_validation,
+        default_validation=DEFAULT_VALIDATION,
+    )
+
+
+def _prepare(name: str, builder: IdxImages, manual_dir: str | None) -> None:
+    official = builder.official
+    by_hand = (
+        f"fetch {', '.join(FILE_NAMES)} from {official.url} and give their folder as --manual-dir"
+    )
+    if manual_dir is not None:
+        require_official(name, official, Path(manual_dir).expanduser())
+    elif not _reachable(official.url + FILE_NAMES[-1]):
+        raise FileNotFoundError(
+            f"{name} must be prepared in {builder.data_dir}, or its server be reachable; neither "
+            f"is so. Connect to the network, or {by_hand}."
+        )
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+        )
+    except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
+        if builder.data_path.exists():  # prepared meanwhile by another process
+            return
+        raise ValueError(
+            f"{name} must be downloaded whole and prepared in {builder.data_dir}; that gave: "
+            f"{one_line(error)}. Try again, or {by_hand}."
+        ) from error
+
+
+def _reachable(url: str) -> bool:
+    """Whether a server answers, known within REACH_SECONDS.
+
+    tensorflow-datasets would try for minutes. The thread is for the look-up of the server's name,
+    which knows no time limit.
+    """
+    answers: list[bool] = []
+    asking = threading.Thread(target=lambda: answers.append(_answers(url)), daemon=True)
+    asking.start()
+    asking.join(REACH_SECONDS)
+    return bool(answers) and answers[0]
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=REACH_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
