@@ -6,6 +6,7 @@ of arrays without a device axis, and `about`, a JSON object that says what they 
 
 import hashlib
 import importlib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +31,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path) -> None:
-        best = checkpoint_managers.BestN(
-            get_metric_fn=lambda metrics: metrics["metric"], n=1,
-            keep_checkpoints_without_metrics=False,
-        )  # fmt: skip
+        best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["metric"], n=1)
         policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
         self._manager = ocp.CheckpointManager(
             Path(directory).resolve(),
@@ -50,8 +48,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the highest metric; the latest where none has a metric; None if empty."""
-        best = self._manager.best_step()
-        return self.latest_step() if best is None else best
+        return self._manager.best_step()
 
     def save(
         self, step: int, items: dict[str, Any], about: dict[str, Any], metric: float | None
@@ -74,14 +71,14 @@ class Checkpoints:
             "format": FORMAT,
             "digests": {name: digest(tree) for name, tree in items.items()},
         }
-        ranked = metric is not None and np.isfinite(metric)
+        rank = -math.inf if metric is None or math.isnan(metric) else float(metric)
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(
                 about=ocp.args.JsonSave(about),
                 **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
             ),
-            metrics={"metric": float(metric)} if ranked else None,  # type: ignore[arg-type]
+            metrics={"metric": rank},
         )
         if not saved:
             raise ValueError(f"step {step} is not newer than the latest, {self.latest_step()}.")

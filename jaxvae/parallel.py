@@ -1,7 +1,8 @@
 """Devices: placing state and data, splitting keys, and the pmapped many-step call.
 
 The only file that says pmap. State goes in and comes out without a device axis, so that a
-checkpoint is that of one device; data come with one, [devices, ...].
+checkpoint is that of one device; data come with one, [devices, ...]. With several processes each
+one passes, and gets, what is on its own devices; steps average over the devices of all.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,13 @@ def make_mesh(devices: list[jax.Device]) -> Mesh:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The tree's arrays, whole on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """The tree's arrays, whole on every device of the mesh that is this process's."""
+    return jax.device_put(tree, NamedSharding(mesh.local_mesh, PartitionSpec()))
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:
-    """Arrays [devices, ...], row i on device i."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+    """Arrays [devices of this process, ...], row i on the i-th of them in the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh.local_mesh, PartitionSpec(AXIS)))
 
 
 def row_keys(key: jax.Array, step: jax.Array, batch_size: int, num_devices: int) -> jax.Array:

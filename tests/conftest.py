@@ -1,5 +1,6 @@
 """Every test runs on 8 simulated CPU devices, with jax's strict settings and warnings as errors."""
 
+import dataclasses
 import os
 import tempfile
 
@@ -8,6 +9,11 @@ import tempfile
 os.environ.setdefault("PJRT_NPROC", "32")
 
 import jax
+import numpy as np
+import pytest
+
+from experiments.config import TrainConfig
+from experiments.train import train
 
 # What one test has compiled, no other compiles again; gone when the session ends.
 _compiled = tempfile.TemporaryDirectory(prefix="jaxvae-tests-", ignore_cleanup_errors=True)
@@ -21,3 +27,40 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
 
 assert len(jax.devices()) == 8  # starts the backend, so that no test can start another
+
+SMALL = TrainConfig(
+    latent_dim=2,
+    hidden=(16,),
+    batch_size=20,
+    learning_rate=1e-2,
+    num_steps=60,
+    eval_every=25,
+    log_every=5,
+    eval_samples=4,
+    num_devices=1,
+    quiet=True,
+)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Images of one bright bar, 8 x 8."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((330, 8, 8), np.uint8)
+    images[np.arange(330), rng.integers(0, 8, 330)] = 250
+    path = tmp_path_factory.mktemp("data") / "bars.npz"
+    np.savez(path, images=images)
+    return f"npz:{path}"
+
+
+@pytest.fixture(scope="session")
+def small(data):
+    return dataclasses.replace(SMALL, dataset=data)
+
+
+@pytest.fixture(scope="session")
+def whole_run(small, tmp_path_factory):
+    """A run of 60 steps that nothing stopped."""
+    config = dataclasses.replace(small, run=tmp_path_factory.mktemp("whole") / "run")
+    assert train(config) == 0
+    return config

@@ -161,6 +161,9 @@ def test_gaussian_draws_have_the_right_moments(kind):
     # Var of an entry of the sample covariance (Isserlis): (S_ii S_jj + S_ij^2) / N.
     se_covariance = np.sqrt((np.outer(variance, variance) + covariance**2) / NUM_DRAWS)
     assert (np.abs(np.cov(z.T) - covariance) <= 4 * se_covariance).all()
+    # Of a Gaussian, and of no other noise with these moments: E eps^4 = 3, Var eps^4 = 105 - 9.
+    eps = np.linalg.solve(scale_matrix(p), (z - np.asarray(p.loc)).T)
+    assert (np.abs(np.mean(eps**4, axis=1) - 3) <= 4 * np.sqrt(96 / NUM_DRAWS)).all()
 
 
 def test_bernoulli_draws_have_the_right_mean():

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import chex
@@ -320,6 +321,18 @@ def test_a_pair_without_a_formula_needs_a_key(arguments):
         r"for an estimate, or add the formula to divergences\.CLOSED_FORMS\.",
     ):
         kl(Laplace(jnp.zeros(2)), Gaussian.standard(2), **arguments)
+
+
+def test_an_unsummed_log_prob_is_refused():
+    """Its mean would be one over latents too, as in several peers."""
+
+    class Unsummed(Laplace):
+        def log_prob(self, value):
+            return -jnp.abs(value - self.loc)
+
+    for q, p in permutations((Unsummed(jnp.zeros(2)), Gaussian.standard(2))):
+        with pytest.raises(ValueError, match=r"must be a scalar, summed over the event"):
+            kl(q, p, key=jax.random.key(0), num_samples=3)
 
 
 @pytest.mark.parametrize("kinds", PAIRS)

@@ -15,49 +15,12 @@ import pytest
 
 import experiments.training_run
 from experiments.command import Refused
-from experiments.config import TrainConfig
 from experiments.run_log import read_metrics
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, load
 from jaxvae.training import make_train_step
 
 ROOT = Path(__file__).parents[1]
-SMALL = TrainConfig(
-    latent_dim=2,
-    hidden=(16,),
-    batch_size=20,
-    learning_rate=1e-2,
-    num_steps=60,
-    eval_every=25,
-    log_every=5,
-    eval_samples=4,
-    num_devices=1,
-    quiet=True,
-)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Images of one bright bar, 8 x 8."""
-    rng = np.random.default_rng(0)
-    images = np.zeros((330, 8, 8), np.uint8)
-    images[np.arange(330), rng.integers(0, 8, 330)] = 250
-    path = tmp_path_factory.mktemp("data") / "bars.npz"
-    np.savez(path, images=images)
-    return f"npz:{path}"
-
-
-@pytest.fixture(scope="module")
-def small(data):
-    return dataclasses.replace(SMALL, dataset=data)
-
-
-@pytest.fixture(scope="module")
-def whole_run(small, tmp_path_factory):
-    """A run of 60 steps that nothing stopped."""
-    config = dataclasses.replace(small, run=tmp_path_factory.mktemp("whole") / "run")
-    assert train(config) == 0
-    return config
 
 
 def _rows(run):
