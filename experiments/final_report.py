@@ -18,7 +18,7 @@ def finish(run: TrainingRun) -> None:
     Nothing is measured again when the folder holds this run's results already.
     """
     path = run.config.folder / "results.json"
-    asked = {"steps": run.num_steps, "eval_samples": run.config.eval_samples}
+    asked = {"steps": run.step, "eval_samples": run.config.eval_samples}
     results = json.loads(path.read_text()) if path.exists() else {}
     if any(results.get(name) != value for name, value in asked.items()):
         results = asked | _measure(run)

@@ -19,15 +19,28 @@ from jaxvae.distributions import (
     soft_clamp,
 )
 from jaxvae.divergences import kl
+from jaxvae.evaluation import log_likelihood
+from jaxvae.parallel import make_chunk_step, make_mesh
+from jaxvae.training import TrainState, init_state, make_train_step
+from jaxvae.vae import VAE, conv_vae, mlp_vae
 
-__all__ = [
-    "Bernoulli",
-    "Bound",
+__all__ = [  # in the order in which data flow through them
+    "VAE",
+    "mlp_vae",
+    "conv_vae",
     "Distribution",
-    "FullCovarianceGaussian",
     "Gaussian",
+    "FullCovarianceGaussian",
+    "Bernoulli",
+    "soft_clamp",
+    "kl",
+    "Bound",
     "elbo",
     "iwae",
-    "kl",
-    "soft_clamp",
+    "TrainState",
+    "init_state",
+    "make_train_step",
+    "make_mesh",
+    "make_chunk_step",
+    "log_likelihood",
 ]

@@ -203,6 +203,16 @@ def test_kl_does_not_see_an_invertible_affine_map(kinds):
     np.testing.assert_allclose(kl_closed(image(q), image(p)), kl_closed(q, p), rtol=1e-5)
 
 
+def test_what_stands_above_a_diagonal_is_not_read():
+    q, p = random_pair(np.random.default_rng(8), "full from full")
+    dirt = jnp.triu(jnp.full((3, 3), 7.0), 1)
+    dirty = [FullCovarianceGaussian(side.loc, side.scale_tril + dirt) for side in (q, p)]
+    value, slopes = jax.jit(jax.value_and_grad(kl, argnums=(0, 1)))(*dirty)
+    np.testing.assert_allclose(value, kl_closed(q, p), rtol=1e-6)
+    for slope in slopes:
+        np.testing.assert_array_equal(np.triu(slope.scale_tril, 1), np.zeros((3, 3)))
+
+
 def test_kl_without_a_formula_is_estimated_without_bias():
     """KL(Laplace(m, 1) || N(0, s^2)) = log(s sqrt(2 pi) / 2) - 1 + (2 + m^2) / (2 s^2), each."""
     q, p = Laplace(jnp.array([0.3, -1.0])), Gaussian(jnp.zeros(2), jnp.array([0.5, 0.0]))

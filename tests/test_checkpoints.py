@@ -1,0 +1,344 @@
+"""What was saved comes back bit for bit, or not at all."""
+
+import contextlib
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+
+from jaxvae import checkpoints as checkpoints_module
+from jaxvae.checkpoints import Checkpoints, build, digest, load
+from jaxvae.parallel import make_mesh, replicate
+from jaxvae.training import TrainState
+from jaxvae.vae import mlp_vae
+
+RECIPE = {
+    "function": "jaxvae.vae:mlp_vae",
+    "arguments": {"data_shape": [6], "latent_dim": 2, "hidden": [4], "likelihood": "gaussian"},
+}
+Z = np.array([0.5, -1.0], np.float32)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path / "run" / "checkpoints")) as opened:
+        yield opened
+
+
+def folder(tmp_path):
+    return tmp_path / "run" / "checkpoints"
+
+
+def weights(seed, shape=(3, 2)):
+    return {"w": np.random.default_rng(seed).normal(size=shape).astype(np.float32), "none": {}}
+
+
+def model_params(seed):
+    """Parameters of RECIPE's model, drawn by numpy."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(build(RECIPE).init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def save(checkpoints, step, metric=None, about=None, **items):
+    items = items or {"params": weights(step)}
+    checkpoints.save(step, items, {"vae": RECIPE} if about is None else about, metric)
+    checkpoints.wait()
+
+
+def kept(tmp_path):
+    return {int(path.name) for path in folder(tmp_path).iterdir() if path.name.isdigit()}
+
+
+def assert_same_bits(actual, expected):
+    """The same structure, down to the types of its tuples, and the same bytes."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert isinstance(one, np.ndarray | np.generic)
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert one.tobytes() == np.asarray(other).tobytes()
+
+
+# Law
+
+
+def training_state():
+    """Of every kind of leaf: NamedTuples, Adam's state, an empty dict, special numbers."""
+    params = {"encoder": weights(0), "likelihood": {}}
+    params["encoder"]["w"].flat[:5] = [np.inf, -0.0, np.nan, 1e-45, -np.inf]
+    with_steps = optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation()
+    return TrainState(
+        step=jnp.int32(7),
+        params=params,
+        opt_state=jax.tree.map(lambda leaf: leaf + 1, with_steps.init(params)),
+        average=weights(1),
+        squared_error=jnp.float32(0.25),
+        skipped=jnp.int32(2),
+        skipped_in_row=jnp.int32(1),
+    )
+
+
+def test_what_was_saved_comes_back_bit_for_bit(checkpoints):
+    """Into its own types, from a target of shapes alone; items can be restored one by one."""
+    state = training_state()
+    items = {
+        "params": state.params,
+        "average": state.average,
+        "training": state._replace(params=None, average=None),
+    }
+    save(checkpoints, 7, 1.0, **items)
+    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, items))
+    assert_same_bits(checkpoints.restore(7, shapes), items)
+    assert_same_bits(checkpoints.restore(7, items), items)
+    for name in items:
+        alone = checkpoints.restore(7, {name: shapes[name]})
+        assert_same_bits(alone, {name: items[name]})
+
+
+def test_about_comes_back_with_format_and_digests(checkpoints):
+    about = {"vae": RECIPE, "config": {"beta": 0.1, "run": None}, "words": ["a", "b"]}
+    save(checkpoints, 1, about=about)
+    restored = checkpoints.about(1)
+    assert restored == about | {
+        "format": checkpoints_module.FORMAT,
+        "digests": {"params": digest(weights(1))},
+    }
+    assert json.loads(json.dumps(restored)) == restored
+
+
+def test_state_of_all_devices_is_saved_as_that_of_one(checkpoints):
+    tree = weights(0)
+    save(checkpoints, 1, params=replicate(tree, make_mesh(jax.devices())))
+    assert_same_bits(checkpoints.restore(1, {"params": tree}), {"params": tree})
+
+
+def test_arrays_may_be_overwritten_while_a_save_is_under_way(checkpoints):
+    ours, jaxs = weights(0, (256, 256)), jax.tree.map(jnp.asarray, weights(1, (256, 256)))
+    checkpoints.save(1, {"ours": ours, "jaxs": jaxs}, {}, None)
+    ours["w"][:] = 0
+    jaxs["w"].delete()
+    expected = {"ours": weights(0, (256, 256)), "jaxs": weights(1, (256, 256))}
+    checkpoints.wait()
+    assert_same_bits(checkpoints.restore(1, expected), expected)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        [-3.0, -1.0, -2.0, -4.0, -0.5, -5.0],
+        [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0],
+        [np.nan, -3.0, np.nan, -1.0, None, -2.0, np.inf, -4.0],
+        [None, None, np.nan, None],
+    ],
+    ids=["best in between", "best first", "NaN and None", "none at all"],
+)
+def test_the_two_latest_and_the_best_are_kept(checkpoints, tmp_path, metrics):
+    """After every save, so that the newest is never the one deleted; best is of finite metrics."""
+    ranked = {}
+    for step, metric in enumerate(metrics, 1):
+        save(checkpoints, step, metric)
+        if metric is not None and np.isfinite(metric):
+            ranked[step] = metric
+        best = max(ranked, key=ranked.get) if ranked else step
+        assert (checkpoints.latest_step(), checkpoints.best_step()) == (step, best)
+        expected = {step, step - 1, best} - {0}
+        checkpoints.wait()
+        assert kept(tmp_path) == expected
+        restored = checkpoints.restore(best, {"params": weights(best)})
+        assert_same_bits(restored, {"params": weights(best)})
+
+
+def test_checkpoints_are_found_again_by_another_process_of_the_run(checkpoints, tmp_path):
+    save(checkpoints, 1, -1.0)
+    save(checkpoints, 2, -2.0)
+    with contextlib.closing(Checkpoints(folder(tmp_path))) as again:
+        assert (again.latest_step(), again.best_step()) == (2, 1)
+        save(again, 3, -3.0)
+        save(again, 4, -4.0)
+        assert (again.latest_step(), again.best_step()) == (4, 1)
+    assert kept(tmp_path) == {1, 3, 4}
+
+
+def test_a_new_folder_holds_nothing(checkpoints):
+    assert (checkpoints.latest_step(), checkpoints.best_step()) == (None, None)
+
+
+def test_saving_the_latest_again_is_no_work(checkpoints):
+    save(checkpoints, 1, params=weights(0))
+    save(checkpoints, 1, params=weights(5))
+    assert_same_bits(checkpoints.restore(1, {"params": weights(0)}), {"params": weights(0)})
+
+
+def test_digest_sees_paths_types_shapes_and_bytes():
+    trees = [
+        {"a": np.zeros(2, np.float32), "b": {}},
+        {"c": np.zeros(2, np.float32)},
+        {"a": np.zeros(2, np.int32)},
+        {"a": np.zeros((2, 1), np.float32)},
+        {"a": np.float32([0.0, -0.0])},
+        {"a": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)},
+        [np.zeros(2, np.float32)],
+        {},
+    ]
+    for one, other in itertools.combinations(trees, 2):
+        assert digest(one) != digest(other)
+    assert digest({"a": jnp.zeros(2)}) == digest(trees[0])
+    assert digest({"a": np.zeros((4, 2), np.float32)[::2, 0]}) == digest(trees[0])
+
+
+@pytest.mark.xfail(strict=True, reason="numpy has no buffer of bfloat16", raises=ValueError)
+def test_bfloat16_is_saved_too(checkpoints):
+    """As in the moments of optax.adam(mu_dtype=bfloat16)."""
+    tree = {"a": np.ones(3, ml_dtypes.bfloat16)}
+    save(checkpoints, 1, params=tree)
+    assert_same_bits(checkpoints.restore(1, {"params": tree}), {"params": tree})
+
+
+def mean_at(vae, params):
+    return np.asarray(vae.decode(params, Z).mean())
+
+
+@pytest.mark.parametrize("which", ["best", "latest"])
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("given", ["run", "run/checkpoints"])
+def test_a_loaded_model_gives_identical_numbers(checkpoints, tmp_path, which, averaged, given):
+    """Those of the average where there is one; from the run's folder or from the one in it."""
+    for step, metric in [(1, -1.0), (2, -2.0)]:
+        average = {"average": model_params(10 + step)} if averaged else {}
+        save(checkpoints, step, metric, params=model_params(step), **average)
+    vae, params = load(tmp_path / given, which)
+    seed = (10 if averaged else 0) + (1 if which == "best" else 2)
+    assert_same_bits(params, model_params(seed))
+    original = mlp_vae(data_shape=(6,), latent_dim=2, hidden=(4,), likelihood="gaussian")
+    np.testing.assert_array_equal(mean_at(vae, params), mean_at(original, model_params(seed)))
+    x = np.ones(6, np.float32)
+    q, expected = vae.encode(params, x), original.encode(model_params(seed), x)
+    np.testing.assert_array_equal(q.loc, expected.loc)
+    np.testing.assert_array_equal(q.log_scale, expected.log_scale)
+
+
+def test_best_is_the_default_and_the_latest_where_nothing_was_ranked(checkpoints, tmp_path):
+    save(checkpoints, 1, params=model_params(1))
+    save(checkpoints, 2, params=model_params(2))
+    assert_same_bits(load(tmp_path / "run")[1], model_params(2))
+    save(checkpoints, 3, -1.0, params=model_params(3))
+    save(checkpoints, 4, -2.0, params=model_params(4))
+    assert_same_bits(load(tmp_path / "run")[1], model_params(3))
+
+
+def test_paths_may_be_relative_and_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(Checkpoints(Path("run"))) as opened:
+        save(opened, 1, params=model_params(1))
+    assert_same_bits(load("run")[1], model_params(1))
+    assert (tmp_path / "run" / "1").is_dir()
+
+
+def test_a_recipe_is_a_function_and_its_arguments():
+    recipe = {"function": "builtins:dict", "arguments": {"hidden": [3, 2], "sigma": 0.5}}
+    assert build(recipe) == {"hidden": (3, 2), "sigma": 0.5}
+
+
+# Failure
+
+
+def data_file(tmp_path, step):
+    """The file with most of the weights' bytes, which orbax keeps no checksum of."""
+    files = [
+        path for path in (folder(tmp_path) / str(step) / "params").rglob("*") if path.is_file()
+    ]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_a_changed_byte_never_gives_wrong_weights(checkpoints, tmp_path):
+    """Orbax notices few of them; the digest has the rest, and its message says what to do."""
+    params = weights(0, (64, 64))
+    save(checkpoints, 1, params=params)
+    path = data_file(tmp_path, 1)
+    intact, outcomes = path.read_bytes(), []
+    for position in range(0, len(intact), len(intact) // 12):
+        damaged = bytearray(intact)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            assert_same_bits(checkpoints.restore(1, {"params": params}), {"params": params})
+        except ValueError as error:
+            outcomes.append(str(error))
+    by_digest = [text for text in outcomes if "does not have the digest" in text]
+    assert len(by_digest) > 6
+    remedy = f"Remove the folder {folder(tmp_path) / '1'} to go on from the checkpoint before"
+    assert all("checkpoint 1 is damaged: 'params'" in text for text in by_digest)
+    assert all(remedy in text for text in by_digest)
+    path.write_bytes(intact)
+    assert_same_bits(checkpoints.restore(1, {"params": params}), {"params": params})
+
+
+def test_a_damaged_item_is_named_and_spares_the_others(checkpoints, tmp_path):
+    items = {"params": weights(0, (64, 64)), "average": weights(1)}
+    save(checkpoints, 1, **items)
+    path = data_file(tmp_path, 1)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 0x10
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="damaged: 'params' does not have the digest"):
+        checkpoints.restore(1, items)
+    alone = checkpoints.restore(1, {"average": items["average"]})
+    assert_same_bits(alone, {"average": items["average"]})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_file_is_an_error(checkpoints, tmp_path, share):
+    params = weights(0, (64, 64))
+    save(checkpoints, 1, params=params)
+    path = data_file(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(Exception, match=r"Error|error|damaged"):
+        checkpoints.restore(1, {"params": params})
+
+
+def test_another_shape_than_was_saved_is_refused(checkpoints):
+    save(checkpoints, 1)
+    with pytest.raises(ValueError, match=r"shape|digest"):
+        checkpoints.restore(1, {"params": weights(1, (2, 3))})
+
+
+def test_an_older_step_is_refused(checkpoints):
+    save(checkpoints, 5)
+    with pytest.raises(ValueError, match="step 4 is not newer than the latest, 5"):
+        save(checkpoints, 4)
+
+
+def test_a_run_that_is_not_there_is_refused_and_not_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no run at .*elsewhere: give the folder"):
+        load(tmp_path / "elsewhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for given in ("run", "run/checkpoints"):
+        with pytest.raises(FileNotFoundError, match="checkpoints holds no checkpoint yet"):
+            load(tmp_path / given)
+
+
+def test_a_format_of_the_future_is_refused(checkpoints, tmp_path, monkeypatch):
+    newer = checkpoints_module.FORMAT + 1
+    monkeypatch.setattr(checkpoints_module, "FORMAT", newer)
+    save(checkpoints, 1, params=model_params(1))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=rf"format {newer} is newer .*\({newer - 1}\). Upgrade"):
+        load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("function", ["nowhere.at_all:mlp", "jaxvae.vae:nothing", "jaxvae.vae", ""])
+def test_a_function_that_cannot_be_imported_is_refused(checkpoints, tmp_path, function):
+    recipe = {"function": function, "arguments": {}}
+    save(checkpoints, 1, about={"vae": recipe}, params=model_params(1))
+    with pytest.raises(ValueError, match=rf"no function '{function}' .*package.module:function"):
+        load(tmp_path / "run")
