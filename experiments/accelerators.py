@@ -21,8 +21,9 @@ def start(accelerator: Accelerator, num_devices: int | None) -> list["jax.Device
     Raises:
         ValueError: what was asked for is not there; the message says what is.
     """
-    if accelerator in ("auto", "cpu"):
-        # Simulated devices that wait for each other need threads to wait in (BUILD.md).
+    if accelerator in ("auto", "cpu") and (num_devices or 1) > 1:
+        # Simulated devices that wait for each other need threads to wait in (BUILD.md). One
+        # device alone is slower with more threads than cores.
         os.environ.setdefault("PJRT_NPROC", "32")
     import jax
 

@@ -12,7 +12,8 @@ from experiments.run_log import read_metrics
 ROOT = Path(__file__).parents[1]
 
 FLOOR = -103.5
-"""Nats. Three seeds gave FLOOR_SEEDS on the test split; the floor is one standard error below."""
+"""Nats. Seeds 0, 1 and 2 gave -102.51, -101.90 and -102.32 on the test split, standard deviation
+0.31; the floor is four of these below their mean."""
 
 
 @pytest.fixture(scope="module")

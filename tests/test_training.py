@@ -68,9 +68,9 @@ def jitted(likelihood, optimizer, average_decay=None):
 
 
 @cache
-def jitted_shards(likelihood):
+def jitted_shards():
     """The SGD step on shards [4, BATCH / 4] of a batch, and the results of each shard."""
-    step = make_train_step(toy(likelihood), SGD, axis_name="devices")
+    step = make_train_step(toy(), SGD, axis_name="devices")
     return jax.jit(jax.vmap(step, (None, 0, 0), axis_name="devices"))
 
 
@@ -235,12 +235,11 @@ def test_metrics_are_means_over_the_batch():
     assert (metrics["skipped"], metrics["skipped_in_row"]) == (0, 0)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "optimal sigma"])
-def test_four_shards_are_one_batch(likelihood):
+def test_four_shards_are_one_batch():
     """SGD, so that a gradient summed instead of averaged shows."""
-    state, (keys, xs) = first_state(likelihood), batch()
-    whole = jitted(likelihood, SGD)(state, keys, xs)
-    sharded = jitted_shards(likelihood)(state, *in_shards(keys, xs))
+    state, (keys, xs) = first_state(), batch()
+    whole = jitted("bernoulli", SGD)(state, keys, xs)
+    sharded = jitted_shards()(state, *in_shards(keys, xs))
     for i in range(4):
         chex.assert_trees_all_close(row(sharded, i), whole, rtol=1e-5, atol=1e-6)
 
@@ -300,28 +299,26 @@ def test_a_batch_that_is_not_finite_leaves_nothing_but_its_count(likelihood):
     assert (metrics["skipped"], metrics["skipped_in_row"]) == (2, 0)
     assert np.abs(movement(fourth, first)).max() > 1e-3
     alone, _ = step(first._replace(step=jnp.int32(3)), *batch(2))
+    for part in ("encoder", "decoder"):
+        chex.assert_trees_all_equal(fourth.params[part], alone.params[part])
     chex.assert_trees_all_equal(fourth.opt_state, alone.opt_state)
 
 
-def test_an_infinite_objective_skips_the_step():
-    state, (keys, xs) = first_state(), batch()
-    new, metrics = jitted("bernoulli", SGD)(state, keys, xs.at[3, 1].set(jnp.inf))
-    assert not np.isfinite(metrics["objective"])
-    assert counters(new) == (1, 1, 1)
-    chex.assert_trees_all_equal(learned(new), learned(state))
-
-
-def test_a_gradient_that_is_not_finite_skips_the_step():
-    """Here that of an objective which is finite itself: sqrt at 0, whose slope is 0 * inf."""
+@pytest.mark.parametrize(
+    ("add", "which"), [(lambda value: jnp.inf, "objective"), (jnp.sqrt, "gradient_norm")]
+)
+def test_an_objective_or_gradient_that_is_not_finite_skips_the_step(add, which):
+    """Each without the other: an infinite constant, and sqrt at 0 with its slope of 0 * inf."""
 
     def objective(key, x, **parts):
         bound = jaxvae.elbo(key, x, **parts)
-        return bound._replace(objective=bound.objective + jnp.sqrt(0 * bound.log_likelihood))
+        return bound._replace(objective=bound.objective + add(0 * bound.log_likelihood))
 
-    state = init_state(linear(), SGD, jax.random.key(0))
     step = jax.jit(make_train_step(linear(), SGD, objective=objective))
+    state = init_state(linear(), SGD, jax.random.key(0))
     new, metrics = step(state, *batch())
-    assert np.isfinite(metrics["objective"])
+    finite = {name for name in ("objective", "gradient_norm") if np.isfinite(metrics[name])}
+    assert finite == {"objective", "gradient_norm"} - {which}
     assert counters(new) == (1, 1, 1)
     chex.assert_trees_all_equal(learned(new), learned(state))
 
@@ -340,7 +337,7 @@ def test_an_update_that_overflows_skips_the_step():
 
 def test_one_bad_shard_stops_them_all():
     state = first_state()
-    new, metrics = jitted_shards("bernoulli")(state, *in_shards(*bad_batch()))
+    new, metrics = jitted_shards()(state, *in_shards(*bad_batch()))
     np.testing.assert_array_equal(metrics["skipped"], [1] * 4)
     for i in range(4):
         assert counters(row(new, i)) == (1, 1, 1)
@@ -454,24 +451,25 @@ def test_an_optimal_sigma_has_a_floor():
 # Transform
 
 
-def test_eager_is_jit_in_one_trace():
-    step, state = make_train_step(linear(), ADAM), init_state(linear(), ADAM, jax.random.key(0))
+def test_every_step_is_the_same_program():
+    """One trace, whether skipped or not, early or late."""
     chex.clear_trace_counter()
-    traced_once = jax.jit(chex.assert_max_traces(step, 1))
-    new, metrics = traced_once(state, *batch())
-    chex.assert_trees_all_close(step(state, *batch()), (new, metrics), rtol=1e-5, atol=1e-5)
-    traced_once(new, *batch(1))
+    step, state = make_train_step(linear(), ADAM), init_state(linear(), ADAM, jax.random.key(0))
+    step = jax.jit(chex.assert_max_traces(step, 1))
+    for examples in (batch(), bad_batch(), batch(2)):
+        state, _ = step(state, *examples)
+    assert counters(step(state._replace(step=jnp.int32(10_000)), *batch())[0]) == (10_001, 1, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="the decoder's second pass is not merged: 15 % more")
+@pytest.mark.xfail(strict=True, reason="the decoder's second pass is not merged: 11 % more")
 def test_an_optimal_sigma_costs_no_second_forward_pass():
     """XLA merges it with that of the bound: by its own count of operations, to 2 %."""
 
     def operations(likelihood):
-        vae = mlp_vae(data_shape=(64,), latent_dim=8, hidden=(64, 32), **LIKELIHOODS[likelihood])
+        vae = mlp_vae(data_shape=(20,), latent_dim=2, hidden=(20,), **LIKELIHOODS[likelihood])
 
         def inputs(key):
-            return init_state(vae, SGD, key), jax.random.split(key, 32), jnp.zeros((32, 64))
+            return init_state(vae, SGD, key), jax.random.split(key, BATCH), jnp.zeros((BATCH, 20))
 
         shapes = jax.eval_shape(inputs, jax.random.key(0))
         compiled = jax.jit(make_train_step(vae, SGD)).lower(*shapes).compile()

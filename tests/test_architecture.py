@@ -1,0 +1,218 @@
+"""Who may import whom, and what an import sets off."""
+
+import ast
+import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import experiments
+import jaxvae
+
+ROOT = Path(jaxvae.__file__).parents[1]
+MAY_IMPORT = {
+    "distributions": set(),
+    "divergences": {"distributions"},
+    "bounds": {"distributions", "divergences"},
+    "dense": set(),
+    "encoders": {"dense", "distributions"},
+    "decoders": {"dense"},
+    "likelihoods": {"distributions"},
+    "vae": {"dense", "encoders", "decoders", "likelihoods", "distributions"},
+    "training": {"bounds", "vae"},
+    "parallel": {"training"},
+    "evaluation": {"bounds", "parallel", "training", "vae"},
+    "checkpoints": {"vae"},
+    "testing": {"distributions", "divergences"},
+}
+"""Layer by layer: what each file, or folder, of jaxvae takes from the others."""
+OUTSIDE = {
+    "dense": {"flax"},
+    "encoders": {"flax"},
+    "decoders": {"flax"},
+    "vae": {"flax"},
+    "training": {"optax"},
+    "checkpoints": {"orbax"},
+}
+"""What each imports besides jax, numpy and what is no side effect in the standard library."""
+SIDE_EFFECTS = {"argparse", "logging", "os", "random", "subprocess", "sys", "tempfile", "time"}
+VAGUE = {"util", "utils", "helper", "helpers", "common", "core", "misc", "base", "shared"}
+MAX_LINES = 350
+
+
+def dotted(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {
+    dotted(path): path
+    for package in ("jaxvae", "experiments")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+LIBRARY = [name for name in FILES if name.startswith("jaxvae.")]
+
+every_file = pytest.mark.parametrize("name", FILES)
+every_module = pytest.mark.parametrize("name", LIBRARY)
+
+
+def tree(name):
+    return ast.parse(FILES[name].read_text())
+
+
+def imports(nodes):
+    """Modules that import statements name; `from package import module` is an import of both."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & FILES.keys()
+            found |= {node.module} | submodules
+    return found
+
+
+def layer(name):
+    """Of jaxvae's files and folders: "bounds" of "jaxvae.bounds"."""
+    return name.split(".")[1]
+
+
+def names_used(name):
+    """Every identifier that the code of a file mentions; docstrings and comments do not count."""
+    used = set()
+    for node in ast.walk(tree(name)):
+        used |= {getattr(node, field, None) for field in ("id", "attr", "name", "module")}
+    return {part for text in used if isinstance(text, str) for part in text.split(".")}
+
+
+def run_python(code):
+    """A fresh interpreter's standard output, in which jax has not started."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def loaded(code, candidates):
+    """Those of the packages that are loaded after the code."""
+    report = f"import sys; print(*[name for name in {candidates} if name in sys.modules])"
+    return run_python(f"{code}\n{report}").split()
+
+
+# Law
+
+
+@every_module
+def test_each_layer_imports_only_those_below_it(name):
+    assert layer(name) in MAY_IMPORT, "a new file: say in MAY_IMPORT what it may import"
+    ours = {module for module in imports(ast.walk(tree(name))) if module.startswith("jaxvae")}
+    assert {layer(module) for module in ours} <= MAY_IMPORT[layer(name)] | {layer(name)}
+
+
+@every_module
+def test_each_module_imports_only_its_own_share_of_the_outside(name):
+    """So jaxvae never imports experiments, tfds, files, flags or clocks."""
+    modules = {module.split(".")[0] for module in imports(ast.walk(tree(name)))}
+    outside = modules - {"jaxvae", "jax", "numpy"}
+    assert outside - set(sys.stdlib_module_names) <= OUTSIDE.get(layer(name), set())
+    assert not outside & SIDE_EFFECTS
+
+
+def test_families_of_distributions_know_the_protocol_only_and_are_used_as_one_package():
+    inner = "jaxvae.distributions."
+    for name in LIBRARY:
+        found = {module for module in imports(ast.walk(tree(name))) if module.startswith(inner)}
+        if name.startswith(inner):
+            assert found <= {inner + "distribution"}
+        elif name != "jaxvae.distributions":
+            assert not found
+
+
+@pytest.mark.parametrize("package", ["jaxvae", "experiments"])
+def test_there_are_no_import_cycles(package):
+    """Among imports that run when a module is loaded: those inside functions come later."""
+    graph = {
+        name: (imports(tree(name).body) & FILES.keys()) - {name}
+        for name in FILES
+        if name.split(".")[0] == package
+    }
+    assert len(graph) > 10
+    TopologicalSorter(graph).prepare()
+
+
+@every_file
+def test_only_parallel_says_pmap(name):
+    assert ("pmap" in names_used(name)) == (name == "jaxvae.parallel")
+
+
+@every_file
+def test_nothing_leans_on_the_inside_of_jax_or_on_what_flax_gives_up(name):
+    assert not names_used(name) & {"_src", "jax_utils", "train_state"}
+    assert "flax.training" not in " ".join(imports(ast.walk(tree(name))))
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("experiments")])
+def test_experiments_reach_networks_and_files_of_checkpoints_through_jaxvae(name):
+    modules = imports(ast.walk(tree(name)))
+    assert not {module.split(".")[0] for module in modules} & {"flax", "orbax", "chex", "tests"}
+    inner = {module for module in modules if module.startswith("jaxvae.distributions.")}
+    assert not inner
+
+
+@every_file
+def test_files_are_short_and_say_what_they_are(name):
+    text = FILES[name].read_text()
+    assert text.count("\n") <= MAX_LINES
+    assert not VAGUE & set(name.split(".")[-1].split("_"))
+    assert ast.get_docstring(tree(name)) or not text.strip()
+
+
+def test_only_commands_can_be_run():
+    """Those that the package names, and the scripts make_*.py beside what they have made."""
+    guarded = {
+        name
+        for name in FILES
+        for node in tree(name).body
+        if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+    }
+    commands = re.search(r"python -m experiments\.([\w| ]+\w)", experiments.__doc__)[1]
+    expected = {f"experiments.{command.strip()}" for command in commands.split("|")}
+    assert {name for name in guarded if not name.split(".")[-1].startswith("make_")} == expected
+    assert not any(name.startswith("jaxvae") for name in guarded)
+
+
+@pytest.mark.parametrize("name", jaxvae.__all__)
+def test_what_the_library_offers_is_there_and_described(name):
+    """By a docstring of its own: NamedTuples and dataclasses have one that repeats their fields."""
+    thing = getattr(jaxvae, name)
+    assert thing.__doc__
+    assert not re.fullmatch(rf"{name}\(.*\)", thing.__doc__)
+    assert thing.__module__.startswith("jaxvae.")
+
+
+def test_the_library_offers_all_that_it_imports_once_and_nothing_foreign():
+    statements = [node for node in tree("jaxvae").body if isinstance(node, ast.ImportFrom)]
+    assert {module.split(".")[0] for module in imports(statements)} == {"jaxvae"}
+    assert sorted(jaxvae.__all__) == sorted(
+        alias.name for node in statements for alias in node.names
+    )
+
+
+def test_importing_jaxvae_starts_no_backend_and_loads_nothing_heavy():
+    heavy = ["orbax", "matplotlib", "tensorflow_datasets", "tensorflow", "tyro", "chex"]
+    assert loaded("import jaxvae", [*heavy, "experiments"]) == []
+    assert loaded("import jaxvae.checkpoints", ["orbax"]) == ["orbax"]
+    modules = "\n".join(f"import {name}" for name in LIBRARY)
+    start = "jax.config.update('jax_platforms', 'cpu')\njax.config.update('jax_num_cpu_devices', 3)"
+    assert run_python(f"{modules}\nimport jax\n{start}\nprint(len(jax.devices()))") == "3"
+
+
+def test_flags_are_read_before_jax_is_imported():
+    """So that --help answers at once, and that the device can still be chosen."""
+    commands = ["config", "command", "accelerators", "train", "evaluate", "sample", "encode"]
+    code = "\n".join(f"import experiments.{name}" for name in commands)
+    assert loaded(code, ["jax", "jaxvae", "numpy", "matplotlib", "tensorflow_datasets"]) == []
