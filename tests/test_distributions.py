@@ -156,6 +156,7 @@ def test_gaussian_draws_have_the_right_moments(kind):
     z = draws(p)
     covariance = scale_matrix(p) @ scale_matrix(p).T
     variance = np.diag(covariance)
+    np.testing.assert_array_equal(p.mean(), p.loc)
     error_mean = np.abs(z.mean(0) - np.asarray(p.loc))
     assert (error_mean <= 4 * np.sqrt(variance / NUM_DRAWS)).all()
     # Var of an entry of the sample covariance (Isserlis): (S_ii S_jj + S_ij^2) / N.
