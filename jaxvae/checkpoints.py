@@ -58,7 +58,7 @@ class Checkpoints:
         Args:
             step: not older than the latest; saving the latest again is no work.
             items: name -> pytree of arrays, on one device or whole on every device.
-            about: JSON values; `format` and `digests` are added here.
+            about: JSON values; `format`, `digests` and `leaves` are added here.
             metric: what "best" compares, higher is better; None or NaN: not among the best.
 
         Raises:
@@ -70,6 +70,7 @@ class Checkpoints:
         about = about | {
             "format": FORMAT,
             "digests": {name: digest(tree) for name, tree in items.items()},
+            "leaves": {name: _leaves(tree) for name, tree in items.items()},
         }
         rank = -math.inf if metric is None or math.isnan(metric) else float(metric)
         saved = self._manager.save(
@@ -98,22 +99,35 @@ class Checkpoints:
             targets: name -> pytree of arrays or `jax.ShapeDtypeStruct`s.
 
         Raises:
-            ValueError: an item's content does not have the digest it was saved with.
+            ValueError: an item has other leaves than its target, or its content does not have
+                the digest it was saved with.
         """
+        about = self.about(step)
+        for name, target in targets.items():
+            self._check_leaves(step, name, about["leaves"].get(name, {}), _leaves(target))
         args = {
             name: ocp.args.StandardRestore(jax.tree.map(_empty, tree))
             for name, tree in targets.items()
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        digests = self.about(step)["digests"]
         for name in targets:
-            if digest(restored[name]) != digests[name]:
+            if digest(restored[name]) != about["digests"][name]:
                 raise ValueError(
                     f"checkpoint {step} is damaged: {name!r} does not have the digest it was "
                     f"saved with. Remove the folder {self._manager.directory / str(step)} to go "
                     "on from the checkpoint before it."
                 )
         return {name: restored[name] for name in targets}
+
+    @staticmethod
+    def _check_leaves(step: int, name: str, saved: dict[str, str], asked: dict[str, str]) -> None:
+        for path in sorted(saved.keys() | asked.keys()):
+            there, here = saved.get(path, "absent"), asked.get(path, "absent")
+            if there != here:
+                raise ValueError(
+                    f"checkpoint {step} holds another model or optimizer: {name}{path} is {there} "
+                    f"there and {here} here. Build both as they were when it was saved."
+                )
 
     def wait(self) -> None:
         """Wait for the saves under way, and raise what went wrong in them."""
@@ -134,8 +148,8 @@ def digest(tree: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         name = jax.tree_util.keystr(path)
-        total.update(f"{name} {array.dtype} {array.shape} ".encode())
-        total.update(array.data)
+        total.update(f"{name} {array.dtype} {np.shape(leaf)} ".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
@@ -198,6 +212,14 @@ def build(recipe: dict[str, Any]) -> VAE:
         for key, value in recipe["arguments"].items()
     }
     return function(**arguments)
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    """The type and shape of every leaf, by its path."""
+    return {
+        jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _empty(leaf: Any) -> np.ndarray:

@@ -103,6 +103,10 @@ def make_train_step(
     The metrics are scalars, means over the global batch in nats: objective, elbo,
     log_likelihood, kl, gradient_norm, active_units; beta where there is one; and the counts
     skipped and skipped_in_row after the step.
+
+    Raises:
+        ValueError: when first called, if the state has an average and the step none, or the
+            other way round.
     """
 
     def over_devices(tree: Any) -> Any:
@@ -127,6 +131,12 @@ def make_train_step(
     def train_step(
         state: TrainState, keys: jax.Array, examples: jax.Array
     ) -> tuple[TrainState, Metrics]:
+        if (state.average is None) != (average_decay is None):
+            raise ValueError(
+                "a state with an average needs a step with average_decay, and one without needs "
+                f"None; got average_decay={average_decay}. Give init_state averaging="
+                f"{average_decay is not None}."
+            )
         keys, xs = jax.vmap(prepared)(keys, examples)
         weight = {} if beta is None else {"beta": jnp.asarray(beta(state.step))}
         params, error = state.params, jnp.zeros(())
@@ -154,7 +164,8 @@ def _squared_error(vae: VAE, params: Params, keys: jax.Array, xs: jax.Array) -> 
 
     def of_one(key: jax.Array, x: jax.Array) -> jax.Array:
         z, _ = posterior_samples(key, vae.encode(params, x), 1)
-        return jnp.square(x - vae.decode(params, z[0]).mean()).mean()
+        means = jax.vmap(lambda z: vae.decode(params, z).mean())(z)  # as the bound has it: merged
+        return jnp.square(x - means[0]).mean()
 
     return jax.vmap(of_one)(keys, xs).mean()
 
@@ -169,7 +180,7 @@ def _with_running_values(
 ) -> TrainState:
     """The state with its running squared error (so sigma) and its parameter average moved on."""
     params, average = state.params, state.average
-    rate = jnp.maximum(1 / (state.step + 1), 0.01)
+    rate = jnp.maximum(1 / (state.step - state.skipped + 1), 0.01)
     squared_error = state.squared_error + rate * (error - state.squared_error)
     if vae.with_log_scale is not None:
         params = vae.with_log_scale(params, _log_scale(squared_error))

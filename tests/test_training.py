@@ -308,14 +308,18 @@ def test_a_batch_that_is_not_finite_leaves_nothing_but_its_count(likelihood):
     ("add", "which"), [(lambda value: jnp.inf, "objective"), (jnp.sqrt, "gradient_norm")]
 )
 def test_an_objective_or_gradient_that_is_not_finite_skips_the_step(add, which):
-    """Each without the other: an infinite constant, and sqrt at 0 with its slope of 0 * inf."""
+    """Each alone: an infinite constant, and sqrt at 0 with its slope of 0 * inf.
+
+    No update shows it, since the optimizer only adds up the gradients of two batches here.
+    """
 
     def objective(key, x, **parts):
         bound = jaxvae.elbo(key, x, **parts)
         return bound._replace(objective=bound.objective + add(0 * bound.log_likelihood))
 
-    step = jax.jit(make_train_step(linear(), SGD, objective=objective))
-    state = init_state(linear(), SGD, jax.random.key(0))
+    adding = optax.MultiSteps(SGD, 2).gradient_transformation()
+    step = jax.jit(make_train_step(linear(), adding, objective=objective))
+    state = init_state(linear(), adding, jax.random.key(0))
     new, metrics = step(state, *batch())
     finite = {name for name in ("objective", "gradient_norm") if np.isfinite(metrics[name])}
     assert finite == {"objective", "gradient_norm"} - {which}
@@ -388,7 +392,6 @@ def test_evaluation_has_the_running_sigma():
     np.testing.assert_allclose(step(state, *batch())[0].squared_error, expected, rtol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="the running mean counts the skipped step as an error of 0")
 def test_a_skipped_first_step_is_no_observation_of_sigma():
     step = jitted("optimal sigma", SGD)
     state, _ = step(first_state("optimal sigma"), *bad_batch())
@@ -461,7 +464,6 @@ def test_every_step_is_the_same_program():
     assert counters(step(state._replace(step=jnp.int32(10_000)), *batch())[0]) == (10_001, 1, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="the decoder's second pass is not merged: 11 % more")
 def test_an_optimal_sigma_costs_no_second_forward_pass():
     """XLA merges it with that of the bound: by its own count of operations, to 2 %."""
 
@@ -481,7 +483,6 @@ def test_an_optimal_sigma_costs_no_second_forward_pass():
 # Failure
 
 
-@pytest.mark.xfail(strict=True, reason="an average without a decay is kept at its start, silently")
 @pytest.mark.parametrize("averaging", [False, True])
 def test_a_step_and_a_state_that_differ_about_the_average_are_refused(averaging):
     """Else evaluation would read an average that no step moves."""

@@ -315,13 +315,18 @@ def test_the_mlp_decoder_has_the_hidden_layers_reversed():
     ],
 )
 def test_a_conv_vae_has_the_levels_that_its_image_needs(shape, channels, smallest):
-    layers = shapes(conv_vae(data_shape=shape))["encoder"]["params"]
-    kernels = [layer["kernel"].shape for name, layer in layers.items() if "Conv" in name]
-    assert kernels == [
-        (4, 4, before, after)
-        for before, after in zip([shape[2], *channels], channels, strict=False)
-    ]
-    assert layers["Dense_0"]["kernel"].shape == (np.prod(smallest) * channels[-1], 256)
+    params = shapes(conv_vae(data_shape=shape))
+
+    def kernels(part):
+        layers = params[part]["params"]
+        return [layer["kernel"].shape for name, layer in layers.items() if "Conv" in name]
+
+    levels = list(zip([shape[2], *channels], channels, strict=False))
+    assert kernels("encoder") == [(4, 4, before, after) for before, after in levels]
+    assert kernels("decoder") == [(4, 4, after, before) for before, after in levels[::-1]]
+    flat = (np.prod(smallest) * channels[-1], 256)
+    assert params["encoder"]["params"]["Dense_0"]["kernel"].shape == flat
+    assert params["decoder"]["params"]["Dense_1"]["kernel"].shape == flat[::-1]
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
