@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from jaxvae.distributions import Gaussian
+from jaxvae.distributions import Gaussian, check_summed
 from jaxvae.divergences import has_closed_form, kl, kl_per_latent
 
 Encode = Callable[[jax.Array], Any]
@@ -134,9 +134,9 @@ def _terms(
     z, log_q = posterior_samples(key, q, num_samples)
     log_likelihoods = jax.vmap(lambda z: decode(z).log_prob(x))(z)
     log_prior = jax.vmap(prior.log_prob)(z)
-    _check_scalar("decode(z).log_prob(x)", log_likelihoods)
-    _check_scalar("encode(x).log_prob(z)", log_q)
-    _check_scalar("prior.log_prob(z)", log_prior)
+    check_summed("decode(z).log_prob(x)", log_likelihoods)
+    check_summed("encode(x).log_prob(z)", log_q)
+    check_summed("prior.log_prob(z)", log_prior)
     rate = kl(q, prior) if has_closed_form(q, prior) else jnp.mean(log_q - log_prior)
     split = kl_per_latent(q, prior) if type(q) is type(prior) is Gaussian else None
     log_likelihood = jnp.mean(log_likelihoods)
@@ -149,12 +149,3 @@ def _terms(
         log_weights=log_likelihoods + log_prior - log_q,
         kl_per_latent=split,
     )
-
-
-def _check_scalar(what: str, per_sample: jax.Array) -> None:
-    if per_sample.ndim != 1:
-        raise ValueError(
-            f"{what} must be a scalar, summed over the event; for one z it has shape "
-            f"{per_sample.shape[1:]}. Sum it (numpyro: Independent or .to_event(n)), and pass one "
-            "example: jax.vmap adds the batch."
-        )

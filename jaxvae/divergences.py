@@ -11,6 +11,7 @@ from jaxvae.distributions import (
     FullCovarianceGaussian,
     Gaussian,
     at_least_float32,
+    check_summed,
 )
 
 
@@ -54,9 +55,8 @@ def _kl_full(q: FullCovarianceGaussian, p: FullCovarianceGaussian) -> jax.Array:
 
 
 def _as_full(p: Gaussian) -> FullCovarianceGaussian:
-    return FullCovarianceGaussian(
-        p.loc, jnp.diag(jnp.exp(jnp.broadcast_to(p.log_scale, p.loc.shape)))
-    )
+    loc, log_scale = at_least_float32(p.loc, p.log_scale)
+    return FullCovarianceGaussian(loc, jnp.diag(jnp.exp(jnp.broadcast_to(log_scale, loc.shape))))
 
 
 CLOSED_FORMS: dict[tuple[type, type], Callable[..., jax.Array]] = {
@@ -92,7 +92,8 @@ def kl(
         num_samples: draws for the estimate.
 
     Raises:
-        ValueError: the pair has no closed form and no key came, or the events differ.
+        ValueError: the pair has no closed form and no key came, the events differ, or a log_prob
+            is not summed to a scalar.
 
     Ref: Doersch 2016, arXiv 1606.05908, section 2.1.
 
@@ -108,11 +109,14 @@ def kl(
             "and num_samples >= 1 for an estimate, or add the formula to divergences.CLOSED_FORMS."
         )
 
-    def log_ratio(key: jax.Array) -> jax.Array:
+    def log_probs(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         z = q.sample(key)
-        return q.log_prob(z) - p.log_prob(z)
+        return q.log_prob(z), p.log_prob(z)
 
-    return jnp.mean(jax.vmap(log_ratio)(jax.random.split(key, num_samples)))
+    log_q, log_p = jax.vmap(log_probs)(jax.random.split(key, num_samples))
+    check_summed("q.log_prob(z)", log_q)
+    check_summed("p.log_prob(z)", log_p)
+    return jnp.mean(log_q - log_p)
 
 
 def _check_same_events(q: Distribution, p: Distribution) -> None:

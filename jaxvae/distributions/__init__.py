@@ -1,7 +1,7 @@
 """Distributions over one event: small frozen pytrees with sample, log_prob and mean."""
 
 from jaxvae.distributions.bernoulli import Bernoulli
-from jaxvae.distributions.distribution import Distribution, at_least_float32
+from jaxvae.distributions.distribution import Distribution, at_least_float32, check_summed
 from jaxvae.distributions.full_covariance_gaussian import FullCovarianceGaussian
 from jaxvae.distributions.gaussian import Gaussian, soft_clamp
 
@@ -11,5 +11,6 @@ __all__ = [
     "FullCovarianceGaussian",
     "Gaussian",
     "at_least_float32",
+    "check_summed",
     "soft_clamp",
 ]

@@ -47,3 +47,17 @@ def check_event(value: jax.Array, event_shape: tuple[int, ...], family: str, rem
             f"log_prob: value has shape {jnp.shape(value)}, this {family} has event shape "
             f"{event_shape}. {remedy}"
         )
+
+
+def check_summed(what: str, per_sample: jax.Array) -> None:
+    """Refuse log probabilities [K] of K events that are not scalars, at trace time.
+
+    Raises:
+        ValueError: there is more than the one axis.
+    """
+    if per_sample.ndim != 1:
+        raise ValueError(
+            f"{what} must be a scalar, summed over the event; for one z it has shape "
+            f"{per_sample.shape[1:]}. Sum it (numpyro: Independent or .to_event(n)), and pass one "
+            "example: jax.vmap adds the batch."
+        )

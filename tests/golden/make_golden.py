@@ -183,7 +183,9 @@ def kl_cases(rng: np.random.Generator) -> list[Case]:
     cases += [kl_case("full from full, 6", full(6), full(6))]
     return cases + [
         kl_case(
-            f"corner {(s, t, m)}", {"loc": [m], "log_scale": [s]}, {"loc": [-m], "log_scale": [t]}
+            f"corner {(s, t, m)}",
+            {"loc": [m] * 3, "log_scale": [s] * 3},
+            {"loc": [-m] * 3, "log_scale": [t] * 3},
         )
         for s in (-20, 20)
         for t in (-20, 20)
