@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from jaxvae.distributions import Gaussian, check_summed
+from jaxvae.distributions import Gaussian, check_summed, sample_and_log_prob
 from jaxvae.divergences import has_closed_form, kl, kl_per_latent
 
 Encode = Callable[[jax.Array], Any]
@@ -117,13 +118,7 @@ def posterior_samples(key: jax.Array, q: Any, num_samples: int) -> tuple[jax.Arr
     """The draws that the bounds make of q(z|x) with this key: z [K, Z] and log q(z|x) [K]."""
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-
-    def sample_and_log_prob(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        z = q.sample(key)
-        return z, q.log_prob(z)
-
-    draw = getattr(q, "sample_and_log_prob", sample_and_log_prob)
-    return jax.vmap(draw)(jax.random.split(key, num_samples))
+    return jax.vmap(partial(sample_and_log_prob, q))(jax.random.split(key, num_samples))
 
 
 def _terms(

@@ -11,6 +11,7 @@ from jax.scipy.special import logsumexp
 from jax.sharding import Mesh
 
 from jaxvae.bounds import Decode, Encode, elbo
+from jaxvae.distributions import sample_and_log_prob
 from jaxvae.parallel import shard
 from jaxvae.training import ACTIVE_VARIANCE, Prepare
 from jaxvae.vae import VAE, Params
@@ -51,8 +52,8 @@ def log_likelihood(
     q = encode(x)
 
     def log_weight(k: jax.Array) -> jax.Array:
-        z = q.sample(jax.random.fold_in(key, k))
-        weight = decode(z).log_prob(x) + prior.log_prob(z) - q.log_prob(z)
+        z, log_q = sample_and_log_prob(q, jax.random.fold_in(key, k))
+        weight = decode(z).log_prob(x) + prior.log_prob(z) - log_q
         return jnp.where(k < num_samples, weight, -jnp.inf)
 
     def add_chunk(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from golden import make_golden
 
-from jaxvae import Bernoulli, FullCovarianceGaussian, Gaussian, soft_clamp
+from jaxvae import Bernoulli, FullCovarianceGaussian, Gaussian, kl, soft_clamp
 from jaxvae.distributions import at_least_float32
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "golden.json").read_text())
@@ -374,3 +374,17 @@ def test_refusal_comes_at_trace_time(kind):
 def test_distributions_are_frozen(kind):
     with pytest.raises(FrozenInstanceError):
         distribution(kind).loc = jnp.zeros(3)
+
+
+@pytest.mark.parametrize(("loc", "log_scale"), [((4, 4, 1), (4, 4)), ((1,), (3,)), ((3,), (1,))])
+def test_a_scale_of_another_shape_is_refused(loc, log_scale):
+    """Broadcast, it would count coordinates that are not there."""
+    with jax.numpy_rank_promotion("allow"):
+        p = Gaussian(jnp.zeros(loc), jnp.zeros(log_scale))
+        for use in (
+            lambda: p.log_prob(jnp.zeros(loc)),
+            lambda: p.sample(jax.random.key(0)),
+            lambda: kl(p, p),
+        ):
+            with pytest.raises(ValueError, match=r"log_scale must be a scalar or have loc's shape"):
+                use()

@@ -37,9 +37,8 @@ class Bernoulli:
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log mass of `value`, of logits' shape, entries 0 or 1: a scalar in nats."""
-        shape = jnp.shape(self.logits)
-        check_event(value, shape, "Bernoulli", f"Reshape x, or build the decoder with "
-                    f"data_shape={jnp.shape(value)}.")  # fmt: skip
+        remedy = f"Reshape x, or build the decoder with data_shape={jnp.shape(value)}."
+        check_event(value, jnp.shape(self.logits), "Bernoulli", remedy)
         value, logits = at_least_float32(value, self.logits)
         return jnp.sum(value * logits - jax.nn.softplus(logits))
 

@@ -1,6 +1,6 @@
 """What every distribution here offers: one event, summed log density, float32 at least."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,14 @@ def check_event(value: jax.Array, event_shape: tuple[int, ...], family: str, rem
             f"log_prob: value has shape {jnp.shape(value)}, this {family} has event shape "
             f"{event_shape}. {remedy}"
         )
+
+
+def sample_and_log_prob(q: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A draw of q and its log density: by q's own method where it has one, as a flow does."""
+    if hasattr(q, "sample_and_log_prob"):
+        return q.sample_and_log_prob(key)
+    z = q.sample(key)
+    return z, q.log_prob(z)
 
 
 def check_summed(what: str, per_sample: jax.Array) -> None:

@@ -52,16 +52,30 @@ class Gaussian:
         """N(0, I) over [dim]: the usual prior."""
         return cls(jnp.zeros(dim), jnp.zeros(dim))
 
+    def parameters(self) -> tuple[jax.Array, jax.Array]:
+        """loc and log_scale in float32 or more.
+
+        Raises:
+            ValueError: log_scale is neither a scalar nor of loc's shape.
+        """
+        if jnp.shape(self.log_scale) not in ((), jnp.shape(self.loc)):
+            raise ValueError(
+                f"Gaussian: log_scale must be a scalar or have loc's shape {jnp.shape(self.loc)}, "
+                f"it has {jnp.shape(self.log_scale)}. Reshape it: nothing is broadcast."
+            )
+        loc, log_scale = at_least_float32(self.loc, self.log_scale)
+        return loc, log_scale
+
     def sample(self, key: jax.Array) -> jax.Array:
         """z = loc + exp(log_scale) * eps with eps ~ N(0, I) (Doersch 2016, figure 4)."""
-        loc, log_scale = at_least_float32(self.loc, self.log_scale)
+        loc, log_scale = self.parameters()
         return loc + jnp.exp(log_scale) * jax.random.normal(key, loc.shape, loc.dtype)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log density of `value`, of loc's shape: a scalar in nats."""
-        check_event(value, jnp.shape(self.loc), "Gaussian", "Reshape the value or build the "
-                    "network for its shape.")  # fmt: skip
-        value, loc, log_scale = at_least_float32(value, self.loc, self.log_scale)
+        remedy = "Reshape the value, or build the network for its shape."
+        check_event(value, jnp.shape(self.loc), "Gaussian", remedy)
+        value, loc, log_scale = at_least_float32(value, *self.parameters())
         eps = (value - loc) * jnp.exp(-log_scale)
         return jnp.sum(-0.5 * jnp.square(eps) - log_scale - 0.5 * math.log(2 * math.pi))
 
