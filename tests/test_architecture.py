@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "vae": {"dense", "encoders", "decoders", "likelihoods", "distributions"},
     "training": {"bounds", "vae"},
     "parallel": {"training"},
-    "evaluation": {"bounds", "parallel", "training", "vae"},
+    "evaluation": {"bounds", "distributions", "parallel", "training", "vae"},
     "checkpoints": {"vae"},
     "testing": {"distributions", "divergences"},
 }
