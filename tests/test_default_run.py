@@ -1,6 +1,7 @@
 """The main job, as a newcomer runs it: the default command, in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,10 @@ FLOOR = -103.5
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("default") / "run"
     command = [sys.executable, "-m", "experiments.train", f"--run={folder}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
