@@ -305,7 +305,9 @@ def test_a_batch_that_is_not_finite_leaves_nothing_but_its_count(likelihood):
 
 
 @pytest.mark.parametrize(
-    ("add", "which"), [(lambda value: jnp.inf, "objective"), (jnp.sqrt, "gradient_norm")]
+    ("add", "which"),
+    [(lambda value: jnp.inf, "objective"), (jnp.sqrt, "gradient_norm")],
+    ids=["objective", "gradient"],
 )
 def test_an_objective_or_gradient_that_is_not_finite_skips_the_step(add, which):
     """Each alone: an infinite constant, and sqrt at 0 with its slope of 0 * inf.

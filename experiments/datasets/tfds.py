@@ -126,7 +126,7 @@ def _name_of_image(builder: Any) -> str:
     if "image" not in features:
         raise ValueError(
             f"{builder.info.full_name} must have one image, or a feature named image; its features "
-            f"are {', '.join(features)}. Use another data set."
+            f"are {', '.join(sorted(features))}. Use another data set."
         )
     return "image"
 
