@@ -187,6 +187,8 @@ def _with_running_values(
     if average_decay is not None:
         decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
         average = optax.incremental_update(params, average, 1 - decay)
+        if vae.with_log_scale is not None:
+            average = vae.with_log_scale(average, _log_scale(squared_error))
     return state._replace(params=params, average=average, squared_error=squared_error)
 
 
