@@ -7,6 +7,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
+Objective = Literal["elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo"]
+Estimator = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
+Posterior = Literal[
+    "gaussian", "full_covariance", "low_rank", "iaf", "coupling", "spline",
+    "von_mises_fisher", "relaxed_categorical", "categorical",
+]  # fmt: skip
+Likelihood = Literal[
+    "bernoulli", "continuous_bernoulli", "gaussian", "laplace",
+    "discretized_logistic", "logistic_mixture", "categorical",
+    "poisson", "negative_binomial", "zero_inflated_negative_binomial",
+]  # fmt: skip
+Regularizer = Literal["none", "total_correlation", "dip_i", "dip_ii", "mmd", "density_ratio"]
 
 MAY_CHANGE = frozenset(
     {"run", "accelerator", "num_devices", "num_steps", "num_epochs", "eval_samples"}
@@ -42,10 +54,23 @@ class TrainConfig:
     hidden: tuple[int, ...] | None = None
     """mlp: widths of the encoder's layers (default 512 256); conv: channels of its levels
     (default: as many levels as the image needs). The decoder mirrors it."""
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    """p(x|z): bernoulli for binary pixels, gaussian for grey or real values."""
-    sigma: float | Literal["learned", "optimal"] = "learned"
-    """Scale of the gaussian likelihood: a number, learned, or the batch's optimum."""
+    posterior: Posterior = "gaussian"
+    """q(z|x): gaussian (diagonal), full_covariance, low_rank; iaf, coupling, spline (flows);
+    von_mises_fisher (sphere); relaxed_categorical; categorical (with --estimator=vimco)."""
+    prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
+    """p(z): standard has no parameters; mixture (of Gaussians), vamp (of posteriors) and flow are
+    learned."""
+    num_components: int = 50
+    """Components of a mixture or vamp prior."""
+    num_categories: int = 10
+    """Categories of each latent of a categorical or relaxed_categorical posterior."""
+    likelihood: Likelihood = "bernoulli"
+    """p(x|z): bernoulli for binary pixels; gaussian, laplace for grey or real values;
+    continuous_bernoulli for values in [0, 1]; discretized_logistic, logistic_mixture, categorical
+    for 8-bit integers; poisson, negative_binomial, zero_inflated_negative_binomial for counts."""
+    sigma: float | Literal["learned", "per_channel", "per_pixel", "optimal"] = "learned"
+    """Scale of the gaussian or laplace likelihood: a number, learned (one, one per channel, or by
+    the decoder for each pixel), or the batch's optimum."""
     binarize: Literal["auto", "dynamic", "static", "none"] = "auto"
     """Grey levels as probabilities of binary pixels: drawn anew each time (dynamic), drawn once
     (static), or not at all. auto: dynamic for bernoulli, none otherwise."""
@@ -57,14 +82,39 @@ class TrainConfig:
     data_mean_init: bool = True
     """Start the decoder's output at the mean of the training data."""
 
-    objective: Literal["elbo", "iwae"] = "elbo"
-    """The bound to maximise."""
+    objective: Objective = "elbo"
+    """The bound to maximise: elbo; iwae, miwae, piwae, ciwae (importance weighted); renyi; tvo
+    (thermodynamic)."""
+    estimator: Estimator = "reparameterized"
+    """Of the gradient: reparameterized; stl (elbo) and dreg (the others) have less noise; score
+    and vimco serve discrete latents."""
     num_samples: int = 1
     """Posterior samples per example and step."""
+    num_groups: int = 1
+    """Groups of samples, each with a bound of its own (miwae, piwae)."""
+    elbo_weight: float = 0.5
+    """Weight of the ELBO against the IWAE (ciwae)."""
+    alpha: float = 0.5
+    """Order of the Renyi objective: 0 is iwae, 1 is elbo (renyi)."""
+    num_intervals: int = 5
+    """Intervals of the thermodynamic integral (tvo)."""
     beta: float = 1.0
-    """Weight of the KL in the objective (elbo only)."""
+    """Weight of the KL in the objective (elbo)."""
     beta_warmup_steps: int = 0
-    """Steps over which beta rises from 0."""
+    """Steps over which beta rises from 0 (elbo)."""
+    beta_schedule: Literal["linear", "cosine", "cyclical"] = "linear"
+    """How it rises; cyclical: linearly, then constant as long, and so on from 0, four times."""
+    free_bits: float | None = None
+    """Nats below which a latent's KL is not reduced (elbo)."""
+    capacity: float | None = None
+    """Nats that the KL is drawn towards, with weight beta (elbo)."""
+    capacity_steps: int = 0
+    """Steps over which the capacity rises from 0."""
+    regularizer: Regularizer = "none"
+    """Penalty on the whole batch: total_correlation (beta-TCVAE), dip_i, dip_ii (DIP-VAE), mmd
+    (InfoVAE, WAE), density_ratio (FactorVAE, with a discriminator)."""
+    regularizer_weight: float = 1.0
+    """Its weight: beta - 1 of beta-TCVAE, lambda of DIP-VAE and InfoVAE, gamma of FactorVAE."""
 
     batch_size: int = 128
     """Examples per step over all devices."""
@@ -134,26 +184,53 @@ class TrainConfig:
         """
         at_least_one = (
             "latent_dim num_samples batch_size num_steps accumulate_steps max_skipped eval_every "
-            "log_every eval_samples eval_batch_size"
+            "log_every eval_samples eval_batch_size num_groups num_intervals num_components"
         )
         for name in at_least_one.split():
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("beta_warmup_steps", "warmup_steps", "weight_decay", "beta", "seed"):
+        at_least_zero = (
+            "beta_warmup_steps warmup_steps weight_decay beta seed free_bits capacity "
+            "capacity_steps regularizer_weight"
+        )
+        for name in at_least_zero.split():
             value = getattr(self, name)
-            require(0 <= value < math.inf, name, value, "0 or more")
+            require(value is None or 0 <= value < math.inf, name, value, "0 or more")
+        require(self.num_categories >= 2, "num_categories", self.num_categories, "at least 2")
+        require(math.isfinite(self.alpha), "alpha", self.alpha, "a number")
+        require(0 <= self.elbo_weight <= 1, "elbo_weight", self.elbo_weight, "in [0, 1]")
         for name in ("learning_rate", "gradient_clip", "num_epochs", "num_devices", "decay_steps"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "positive")
         if self.average_decay is not None:
             require(0 < self.average_decay < 1, "average_decay", self.average_decay, "in (0, 1)")
-        if self.objective != "elbo" and (self.beta != 1 or self.beta_warmup_steps):
-            raise ValueError(f"--beta goes with --objective=elbo; {self.objective} has no KL term.")
-        if self.weight_decay and self.optimizer != "adamw":
-            raise ValueError(f"--weight-decay goes with --optimizer=adamw, not {self.optimizer}.")
-        if self.sigma != "learned" and self.likelihood != "gaussian":
-            raise ValueError(f"--sigma goes with --likelihood=gaussian, not {self.likelihood}.")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, (other, values) in GOES_WITH.items():
+            given, setting = getattr(self, name), getattr(self, other)
+            if given != defaults[name] and setting not in values:
+                raise ValueError(
+                    f"--{_flag(name)} goes with --{_flag(other)}={' or '.join(values)}, not "
+                    f"{setting}."
+                )
         if self.initialization != "lecun" and self.model == "conv":
             raise ValueError(f"--initialization={self.initialization} goes with --model=mlp.")
+        if self.capacity_steps and self.capacity is None:
+            raise ValueError("--capacity-steps goes with --capacity.")
+
+
+GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    **dict.fromkeys(
+        ("beta", "beta_warmup_steps", "free_bits", "capacity"), ("objective", ("elbo",))
+    ),
+    "num_groups": ("objective", ("miwae", "piwae")),
+    "elbo_weight": ("objective", ("ciwae",)),
+    "alpha": ("objective", ("renyi",)),
+    "num_intervals": ("objective", ("tvo",)),
+    "num_components": ("prior", ("mixture", "vamp")),
+    "num_categories": ("posterior", ("categorical", "relaxed_categorical")),
+    "sigma": ("likelihood", ("gaussian", "laplace")),
+    "weight_decay": ("optimizer", ("adamw",)),
+}
+"""Flags that mean something with some values of another flag only."""
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
@@ -208,4 +285,8 @@ def require(holds: bool, name: str, value: object, what: str) -> None:
         ValueError: in one line that names the flag.
     """
     if not holds:
-        raise ValueError(f"--{name.replace('_', '-')} must be {what}, got {value}.")
+        raise ValueError(f"--{_flag(name)} must be {what}, got {value}.")
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")

@@ -10,6 +10,8 @@ import numpy as np
 from experiments import pictures
 from experiments.datasets import Dataset
 from experiments.datasets.preprocessing import Preprocessing
+from jaxvae.distributions import VonMisesFisher, mean_of
+from jaxvae.evaluation import MEAN_SAMPLES
 from jaxvae.vae import VAE, Params
 
 
@@ -19,8 +21,8 @@ class Drawing(NamedTuple):
     Attributes:
         samples: [N, ...] from z ~ p(z).
         originals, reconstructions: [M, ...], z the mean of q(z|x).
-        interpolations: [R, S, ...] along straight lines between pairs of posterior means.
-        traversals: [L, S, ...] of the first example, one latent moved per row.
+        interpolations: [R, S, ...] along lines between pairs of posterior means.
+        traversals: [L, S, ...] of the first example, one latent changed per row.
         latents: [L] those latents, the one that varies most over the examples first.
         values: [S] what they are set to.
     """
@@ -57,30 +59,64 @@ def draw(
         num_latents: most rows of traversals.
     """
     decode = jax.jit(jax.vmap(lambda z: vae.decode(params, z).mean()))
-    encode = jax.jit(jax.vmap(lambda x: vae.encode(params, x).mean()))
-    z_prior = jax.vmap(vae.prior(params).sample)(jax.random.split(key, num_samples))
-    z = encode(xs)
-    latents = np.argsort(-np.var(z, axis=0), kind="stable")[:num_latents]
+    key_samples, key_means = jax.random.split(key)
+    z_prior = jax.vmap(vae.prior(params).sample)(jax.random.split(key_samples, num_samples))
+    center = jax.jit(jax.vmap(lambda key, x: _center(vae.encode(params, x), key)))
+    z = center(jax.random.split(key_means, len(xs)), xs)
+    on_sphere = isinstance(vae.encode(params, jnp.asarray(xs[0])), VonMisesFisher)
+    spread = np.var(z, axis=0).reshape(z.shape[1], -1).sum(1)
+    latents = np.argsort(-spread, kind="stable")[:num_latents]
     z = z[:num_shown]
-    along = jnp.linspace(0, 1, num_steps)[None, :, None]
+    along = jnp.linspace(0, 1, num_steps).reshape(1, -1, *[1] * (z.ndim - 1))
     ends = (z[1::2] if len(z) > 1 else z)[:, None]
     starts = z[::2][: len(ends), None]
-    values = np.linspace(-3, 3, num_steps)
-    at_rest = jnp.tile(z[0][None], (num_steps, 1))
+    paths = starts + along * (ends - starts)
+    values, moved = _traversals(z[0], latents, num_steps, on_sphere)
 
     def decode_rows(rows: jax.Array) -> np.ndarray:
-        flat = np.asarray(decode(rows.reshape(-1, rows.shape[-1])))
-        return flat.reshape(*rows.shape[:-1], *flat.shape[1:])
+        flat = np.asarray(decode(rows.reshape(-1, *z.shape[1:])))
+        return flat.reshape(*rows.shape[: rows.ndim - z.ndim + 1], *flat.shape[1:])
 
     return Drawing(
         samples=decode_rows(z_prior),
         originals=np.asarray(xs[:num_shown]),
         reconstructions=decode_rows(z),
-        interpolations=decode_rows(starts + along * (ends - starts)),
-        traversals=decode_rows(jnp.stack([at_rest.at[:, i].set(values) for i in latents])),
+        interpolations=decode_rows(_to_sphere(paths) if on_sphere else paths),
+        traversals=decode_rows(moved),
         latents=latents,
         values=values,
     )
+
+
+def _center(q: Any, key: jax.Array) -> jax.Array:
+    """The latent that stands for q: its mean, or on the sphere its direction."""
+    return q.loc if isinstance(q, VonMisesFisher) else mean_of(q, key, MEAN_SAMPLES)
+
+
+def _traversals(
+    z: jax.Array, latents: np.ndarray, num_steps: int, on_sphere: bool
+) -> tuple[np.ndarray, jax.Array]:
+    """What each latent of z is set to, and z so changed: [S] and [L, S, *z.shape].
+
+    From -3 to 3; on the sphere from -0.95 to 0.95, the rest shrunk to fit; one-hot latents take
+    each category in turn.
+    """
+    values = np.linspace(-3, 3, num_steps)
+    if z.ndim == 2:
+        values = np.arange(z.shape[1], dtype=float)
+        at_rest = jnp.tile(z[None], (len(values), 1, 1))
+        return values, jnp.stack([at_rest.at[:, i].set(jnp.eye(z.shape[1])) for i in latents])
+    if not on_sphere:
+        at_rest = jnp.tile(z[None], (num_steps, 1))
+        return values, jnp.stack([at_rest.at[:, i].set(values) for i in latents])
+    values = np.linspace(-0.95, 0.95, num_steps)
+    others = [_to_sphere(z.at[i].set(0.0))[None] for i in latents]
+    shrunk = [jnp.sqrt(1 - values**2)[:, None] * other for other in others]
+    return values, jnp.stack([r.at[:, i].set(values) for i, r in zip(latents, shrunk, strict=True)])
+
+
+def _to_sphere(z: jax.Array) -> jax.Array:
+    return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
 
 
 def write_pictures(drawing: Drawing, folder: Path) -> None:

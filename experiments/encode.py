@@ -17,8 +17,9 @@ from experiments.config import Accelerator, require
 class EncodeConfig:
     """Encode every example: mean, log scale and a sample of q(z|x), as one npz file.
 
-    The arrays are in the split's order: `mean`, `log_scale` (of Gaussian posteriors) and `sample`,
-    each [N, Z], and `labels` [N] where the data have them.
+    The arrays are in the split's order: `mean` (estimated where q has none in closed form),
+    `log_scale` (of Gaussian posteriors) and `sample`, each [N, Z], and `labels` [N] where the data
+    have them.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -54,7 +55,8 @@ def encode(config: EncodeConfig) -> None:
 
         from experiments.progress import counted
         from experiments.run_folder import open_run
-        from jaxvae.evaluation import over_dataset
+        from jaxvae.distributions import mean_of
+        from jaxvae.evaluation import MEAN_SAMPLES, over_dataset
         from jaxvae.parallel import make_map, make_mesh, replicate
 
         run = open_run(config.run, config.checkpoint, config.dataset)
@@ -64,9 +66,10 @@ def encode(config: EncodeConfig) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def code(params: object, key: jax.Array, stored: jax.Array) -> dict[str, jax.Array]:
-        key_data, key_sample = jax.random.split(key)
+        key_data, key_sample, key_mean = jax.random.split(key, 3)
         q = run.vae.encode(params, run.preprocessing.prepare(key_data, stored))
-        codes = {"mean": q.mean(), "sample": q.sample(key_sample)}
+        mean = mean_of(q, key_mean, MEAN_SAMPLES)
+        codes = {"mean": mean, "sample": q.sample(key_sample)}
         log_scale = getattr(q, "log_scale", None)
         return codes if log_scale is None else codes | {"log_scale": log_scale}
 

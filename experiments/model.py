@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,14 @@ import optax
 import jaxvae
 from experiments.config import TrainConfig
 from experiments.datasets.preprocessing import Preprocessing
+from jaxvae import regularizers
 from jaxvae.checkpoints import build
+from jaxvae.regularizers import Regularizer
 from jaxvae.training import Objective
 from jaxvae.vae import VAE
 
+CYCLES = 4
+"""Of a cyclical beta."""
 SHIPPED = {"mlp": "jaxvae.vae:mlp_vae", "conv": "jaxvae.vae:conv_vae"}
 
 
@@ -39,8 +44,12 @@ def recipe(config: TrainConfig, data_shape: tuple[int, ...]) -> dict[str, Any]:
         "data_shape": list(data_shape),
         "latent_dim": config.latent_dim,
         "hidden": None if config.hidden is None else list(config.hidden),
+        "posterior": config.posterior,
+        "prior": config.prior,
         "likelihood": config.likelihood,
         "sigma": config.sigma,
+        "num_components": config.num_components,
+        "num_categories": config.num_categories,
         "initialization": config.initialization,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
@@ -54,23 +63,67 @@ def initial_vae(
     start: dict[str, Any] = {}
     if config.data_mean_init:
         start["data_mean"] = jnp.asarray(preprocessing.mean)
-    if config.likelihood == "gaussian":
-        start["data_scale"] = _data_scale(preprocessing, train)
+    start["data_scale"] = _data_scale(preprocessing, train)
+    if config.prior == "vamp":
+        start["pseudo_inputs"] = _pseudo_inputs(config, preprocessing, train)
     arguments = recipe["arguments"] | _accepted(recipe["function"], start)
     return build(recipe | {"arguments": arguments})
 
 
 def make_objective(config: TrainConfig) -> Objective:
     """The bound that the flags name."""
-    bound = {"elbo": jaxvae.elbo, "iwae": jaxvae.iwae}[config.objective]
-    return partial(bound, num_samples=config.num_samples)
+    bound: Any = {
+        "elbo": partial(jaxvae.elbo, free_bits=config.free_bits),
+        "iwae": jaxvae.iwae,
+        "miwae": partial(jaxvae.miwae, num_groups=config.num_groups),
+        "piwae": partial(jaxvae.piwae, num_groups=config.num_groups),
+        "ciwae": partial(jaxvae.ciwae, elbo_weight=config.elbo_weight),
+        "renyi": partial(jaxvae.renyi, alpha=config.alpha),
+        "tvo": partial(jaxvae.tvo, num_intervals=config.num_intervals),
+    }[config.objective]
+    return partial(bound, num_samples=config.num_samples, estimator=config.estimator)
 
 
-def make_beta(config: TrainConfig) -> optax.Schedule | None:
-    """The schedule of beta, or None where it is 1 throughout."""
-    if config.beta_warmup_steps:
-        return optax.linear_schedule(0.0, config.beta, config.beta_warmup_steps)
-    return None if config.beta == 1 else optax.constant_schedule(config.beta)
+def make_schedules(config: TrainConfig) -> dict[str, optax.Schedule]:
+    """What the objective takes that changes with the step: beta and capacity, as optax schedules.
+
+    Ref: Fu et al., Cyclical Annealing Schedule, 2019, NAACL; Burgess et al. 2018 (capacity).
+    """
+    schedules: dict[str, optax.Schedule] = {}
+    beta, steps = config.beta, config.beta_warmup_steps
+    if steps:
+        schedules["beta"] = _rise(config.beta_schedule, beta, steps)
+    elif beta != 1:
+        schedules["beta"] = optax.constant_schedule(beta)
+    if config.capacity is not None:
+        schedules["capacity"] = optax.linear_schedule(0.0, config.capacity, config.capacity_steps)
+        if not config.capacity_steps:
+            schedules["capacity"] = optax.constant_schedule(config.capacity)
+    return schedules
+
+
+def _rise(shape: str, end: float, steps: int) -> optax.Schedule:
+    """From 0 to `end` over `steps`, and constant after; or four times so."""
+    if shape == "cosine":
+        falling = optax.cosine_decay_schedule(end, steps)
+        return lambda step: end - falling(step)
+    linear = optax.linear_schedule(0.0, end, steps)
+    if shape == "linear":
+        return linear
+    return optax.join_schedules([linear] * CYCLES, [2 * steps * i for i in range(1, CYCLES)])
+
+
+def make_regularizer(config: TrainConfig, num_data: int) -> Regularizer | None:
+    """The penalty that the flags name, or None."""
+    weight = config.regularizer_weight
+    makers: dict[str, Callable[[], Regularizer]] = {
+        "total_correlation": lambda: regularizers.total_correlation(weight, num_data=num_data),
+        "dip_i": lambda: regularizers.dip("i", off_diagonal=weight, diagonal=10 * weight),
+        "dip_ii": lambda: regularizers.dip("ii", off_diagonal=weight, diagonal=weight),
+        "mmd": lambda: regularizers.mmd(weight),
+        "density_ratio": lambda: regularizers.density_ratio(weight, latent_dim=config.latent_dim),
+    }
+    return None if config.regularizer == "none" else makers[config.regularizer]()
 
 
 def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
@@ -122,6 +175,15 @@ def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments
     return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _pseudo_inputs(
+    config: TrainConfig, preprocessing: Preprocessing, train: np.ndarray
+) -> jax.Array:
+    """Training examples, drawn with the run's seed: [num_components, *data_shape]."""
+    rows = np.random.default_rng(config.seed).choice(len(train), config.num_components)
+    keys = jax.random.split(jax.random.key(config.seed), config.num_components)
+    return jax.vmap(preprocessing.prepare)(keys, jnp.asarray(train[rows]))
 
 
 def _data_scale(preprocessing: Preprocessing, train: np.ndarray) -> float:

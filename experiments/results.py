@@ -56,7 +56,7 @@ def summarize(
     bound = estimate(scores.log_likelihood_bound)
     num_dimensions = math.prod(data_shape)
     latents = scores.posterior_mean.shape[-1]
-    return {
+    numbers = {
         "elbo": _number(estimate(scores.elbo), "nats"),
         "log_likelihood_lower_bound": _number(bound, "nats") | {"num_samples": num_samples},
         "log_likelihood": _number(estimate(scores.log_likelihood), "nats"),
@@ -71,6 +71,10 @@ def summarize(
         },
         "num_examples": len(scores.elbo),
     }
+    if scores.sigma_squared is not None:
+        unit = "the data's unit squared, mean over dimensions"
+        numbers["sigma_squared"] = _number(estimate(scores.sigma_squared), unit)
+    return numbers
 
 
 def print_numbers(title: str, numbers: dict[str, Any]) -> None:

@@ -12,7 +12,14 @@ from experiments import run_log
 from experiments.accelerators import describe
 from experiments.batches import Batches
 from experiments.config import TrainConfig, refuse_other_run, to_json
-from experiments.model import initial_vae, make_beta, make_objective, make_optimizer, recipe
+from experiments.model import (
+    initial_vae,
+    make_objective,
+    make_optimizer,
+    make_regularizer,
+    make_schedules,
+    recipe,
+)
 from experiments.run_folder import load_data, read_config
 from experiments.stopping import StopRequest
 from jaxvae.checkpoints import Checkpoints
@@ -73,6 +80,7 @@ class TrainingRun:
         self.recipe = recipe(config, data_shape)
         self.vae = initial_vae(self.recipe, config, self.preprocessing, self.dataset.train)
         self._optimizer = make_optimizer(config, self.num_steps)
+        self._regularizer = make_regularizer(config, len(self.dataset.train))
         self._batches = Batches(self.dataset.train, config.batch_size, config.seed, len(devices))
         keys = jax.random.split(jax.random.key(config.seed), 4)
         self._key_init, key_train, self.key_evaluation, self.key_pictures = keys
@@ -146,7 +154,8 @@ class TrainingRun:
             self.vae,
             self._optimizer,
             objective=make_objective(config),
-            beta=make_beta(config),
+            schedules=make_schedules(config),
+            regularizer=self._regularizer,
             prepare=prepare,
             average_decay=config.average_decay,
             axis_name=AXIS,
@@ -162,7 +171,15 @@ class TrainingRun:
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         averaging = config.average_decay is not None
-        init = jax.jit(lambda key: init_state(self.vae, self._optimizer, key, averaging=averaging))
+        init = jax.jit(
+            lambda key: init_state(
+                self.vae,
+                self._optimizer,
+                key,
+                averaging=averaging,
+                regularizer=self._regularizer,
+            )
+        )
         latest = self.checkpoints.latest_step()
         if latest is None:
             state = init(self._key_init)

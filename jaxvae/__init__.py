@@ -10,17 +10,49 @@
 True
 """
 
-from jaxvae.bounds import Bound, elbo, iwae
+from jaxvae.adapters import adapt
+from jaxvae.bounds import Bound, ciwae, elbo, iwae, miwae, piwae, renyi, tvo
 from jaxvae.distributions import (
     Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
     Distribution,
+    Flow,
     FullCovarianceGaussian,
     Gaussian,
+    Laplace,
+    LowRankGaussian,
+    Mixture,
+    NegativeBinomial,
+    NoClosedForm,
+    OneHotCategorical,
+    Poisson,
+    RelaxedCategorical,
+    UniformSphere,
+    VonMisesFisher,
+    ZeroInflatedNegativeBinomial,
+    mean_of,
     soft_clamp,
 )
 from jaxvae.divergences import kl
 from jaxvae.evaluation import log_likelihood
+from jaxvae.flows import (
+    autoregressive_flow,
+    autoregressive_init,
+    coupling_flow,
+    coupling_init,
+)
 from jaxvae.parallel import make_chunk_step, make_mesh
+from jaxvae.regularizers import (
+    Regularizer,
+    density_ratio,
+    dip,
+    exact_kl_decomposition,
+    mmd,
+    total_correlation,
+)
 from jaxvae.training import TrainState, init_state, make_train_step
 from jaxvae.vae import VAE, conv_vae, mlp_vae
 
@@ -28,15 +60,52 @@ __all__ = [  # in the order in which data flow through them
     "VAE",
     "mlp_vae",
     "conv_vae",
+    # distributions: of latents, then of data
     "Distribution",
+    "adapt",
     "Gaussian",
     "FullCovarianceGaussian",
+    "LowRankGaussian",
+    "Flow",
+    "autoregressive_init",
+    "autoregressive_flow",
+    "coupling_init",
+    "coupling_flow",
+    "VonMisesFisher",
+    "UniformSphere",
+    "OneHotCategorical",
+    "RelaxedCategorical",
+    "Mixture",
     "Bernoulli",
+    "ContinuousBernoulli",
+    "Laplace",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
+    "Categorical",
+    "Poisson",
+    "NegativeBinomial",
+    "ZeroInflatedNegativeBinomial",
     "soft_clamp",
+    "mean_of",
+    "NoClosedForm",
+    # bounds
     "kl",
     "Bound",
     "elbo",
     "iwae",
+    "miwae",
+    "piwae",
+    "ciwae",
+    "renyi",
+    "tvo",
+    # penalties on the global batch
+    "Regularizer",
+    "total_correlation",
+    "exact_kl_decomposition",
+    "dip",
+    "mmd",
+    "density_ratio",
+    # training and evaluation
     "TrainState",
     "init_state",
     "make_train_step",

@@ -13,7 +13,7 @@ OutputBias = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
 class MLPDecoder(nn.Module):
-    """A fully connected network z [Z] -> output [*data_shape].
+    """A fully connected network z of any shape -> output [*data_shape].
 
     Attributes:
         data_shape: shape of the output.
@@ -29,7 +29,8 @@ class MLPDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        """Output [*data_shape] for one z [Z]."""
+        """Output [*data_shape] for one z of any shape."""
+        z = z.reshape(-1)
         for width in self.hidden:
             z = nn.relu(dense(width, z.size, self.initialization)(z))
         start = self.output_bias
@@ -39,7 +40,7 @@ class MLPDecoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """A convolutional network z [Z] -> output [H, W, C], the mirror image of `ConvEncoder`.
+    """A convolutional network z of any shape -> output [H, W, C]: `ConvEncoder` mirrored.
 
     One fully connected layer, one to the smallest level, then 4 x 4 transposed convolutions
     with stride 2, each cropped to the size that the encoder has at that level; ReLU between.
@@ -59,12 +60,12 @@ class ConvDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        """Output [H, W, C] for one z [Z]."""
+        """Output [H, W, C] for one z of any shape."""
         sizes = [self.data_shape[:2]]
         for _ in self.channels:
             sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
         smallest = (*sizes[-1], self.channels[-1])
-        h = nn.relu(nn.Dense(self.width)(z))
+        h = nn.relu(nn.Dense(self.width)(z.reshape(-1)))
         h = nn.relu(nn.Dense(math.prod(smallest))(h)).reshape(smallest)
         outputs = (self.data_shape[2], *self.channels[:-1])
         for level in reversed(range(len(self.channels))):

@@ -11,7 +11,8 @@ from jax.scipy.special import logsumexp
 from jax.sharding import Mesh
 
 from jaxvae.bounds import Decode, Encode, elbo
-from jaxvae.distributions import sample_and_log_prob
+from jaxvae.bounds.bound import observe
+from jaxvae.distributions import Gaussian, check_summed, mean_of, sample_and_log_prob
 from jaxvae.parallel import shard
 from jaxvae.training import ACTIVE_VARIANCE, Prepare
 from jaxvae.vae import VAE, Params
@@ -26,6 +27,7 @@ def log_likelihood(
     prior: Any,
     num_samples: int,
     chunk_size: int = 10,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """The K-sample estimate of log p(x) of one example, a lower bound in expectation: [] nats.
 
@@ -36,28 +38,36 @@ def log_likelihood(
     fold_in(key, k): the result does not depend on the chunk size, but to rounding.
 
     Args:
-        key, x, encode, decode, prior: as in `jaxvae.elbo`.
+        key, x, encode, decode, prior, mask: as in `jaxvae.elbo`.
         num_samples: K, at least 1.
         chunk_size: draws held at once.
 
     Raises:
-        ValueError: num_samples or chunk_size below 1.
+        ValueError: num_samples or chunk_size below 1, or a log_prob that is not summed.
 
     Ref: Burda, Grosse & Salakhutdinov 2016, equation 8.
+
+    >>> from jaxvae.testing import LinearGaussian
+    >>> model = LinearGaussian(jnp.ones((1, 1)), jnp.zeros(1), jnp.zeros(()))
+    >>> estimate = log_likelihood(jax.random.key(0), jnp.zeros(1), encode=model.posterior,
+    ...     decode=model.decode, prior=model.prior(), num_samples=25)
+    >>> print(f"{estimate:.4f}", f"{model.log_prob(jnp.zeros(1)):.4f}")
+    -1.2655 -1.2655
     """
     if num_samples < 1 or chunk_size < 1:
         raise ValueError(
             f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}."
         )
-    q = encode(x)
+    example = observe(x, encode, decode, prior, mask)
 
     def log_weight(k: jax.Array) -> jax.Array:
-        z, log_q = sample_and_log_prob(q, jax.random.fold_in(key, k))
-        weight = decode(z).log_prob(x) + prior.log_prob(z) - log_q
+        z, log_q = sample_and_log_prob(example.q, jax.random.fold_in(key, k))
+        weight = example.log_likelihood(z) + prior.log_prob(z) - log_q
         return jnp.where(k < num_samples, weight, -jnp.inf)
 
     def add_chunk(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
         weights = jax.vmap(log_weight)(first + jnp.arange(chunk_size))
+        check_summed("log p(x, z) - log q(z|x)", weights)
         return jnp.logaddexp(total, logsumexp(weights)), None
 
     chunk_size = min(chunk_size, num_samples)
@@ -65,6 +75,11 @@ def log_likelihood(
     start = jax.eval_shape(log_weight, jax.ShapeDtypeStruct((), jnp.int32))
     total, _ = jax.lax.scan(add_chunk, jnp.full((), -jnp.inf, start.dtype), firsts)
     return total - math.log(num_samples)
+
+
+MEAN_SAMPLES = 256
+"""Draws for a posterior mean without a formula: noise of 1/256 of the variance at most, which is
+below what makes a latent active."""
 
 
 class Scores(NamedTuple):
@@ -76,7 +91,10 @@ class Scores(NamedTuple):
         kl: [] KL(q(z|x) || p(z)).
         kl_per_latent: [Z], or None where it does not split.
         log_likelihood_bound: [] K-sample estimate of log p(x), or None where none is asked for.
-        posterior_mean: [Z].
+        posterior_mean: [Z], estimated from 256 draws where q has none in closed form; latents of
+            several entries, such as one-hot ones, in a row.
+        sigma_squared: [] mean variance of p(x|z) over the dimensions of x, at one draw of q, of a
+            Gaussian likelihood; else None.
     """
 
     elbo: Any
@@ -85,6 +103,7 @@ class Scores(NamedTuple):
     kl_per_latent: Any
     log_likelihood_bound: Any
     posterior_mean: Any
+    sigma_squared: Any
 
 
 def make_score(
@@ -99,7 +118,7 @@ def make_score(
     """
 
     def score(params: Params, key: jax.Array, stored: jax.Array) -> Scores:
-        key_data, key_elbo, key_samples = jax.random.split(key, 3)
+        key_data, key_elbo, key_samples, key_mean = jax.random.split(key, 4)
         x = prepare(key_data, stored)
         q, prior = vae.encode(params, x), vae.prior(params)
         parts: dict[str, Any] = {
@@ -107,15 +126,26 @@ def make_score(
             "decode": lambda z: vae.decode(params, z),
             "prior": prior,
         }
-        bound = elbo(key_elbo, x, **parts)
+        bound = elbo(key_elbo, x, estimator="score", **parts)  # in value as any other
         many = None
         if num_samples:
             many = log_likelihood(key_samples, x, num_samples=num_samples, **parts)
         return Scores(
-            bound.elbo, bound.log_likelihood, bound.kl, bound.kl_per_latent, many, q.mean()
+            elbo=bound.elbo,
+            log_likelihood=bound.log_likelihood,
+            kl=bound.kl,
+            kl_per_latent=bound.kl_per_latent,
+            log_likelihood_bound=many,
+            posterior_mean=mean_of(q, key_mean, MEAN_SAMPLES).ravel(),
+            sigma_squared=_variance(vae.decode(params, bound.samples[0])),
         )
 
     return score
+
+
+def _variance(p: Any) -> jax.Array | None:
+    """Mean over the dimensions of sigma^2, where p has one."""
+    return jnp.mean(jnp.exp(2 * p.parameters()[1])) if isinstance(p, Gaussian) else None
 
 
 def over_dataset(
@@ -142,10 +172,12 @@ def over_dataset(
         progress: called with the number of examples done, after each batch.
 
     Raises:
-        ValueError: no examples.
+        ValueError: no examples, or a batch_size below 1.
     """
     if len(examples) == 0:
         raise ValueError("There must be at least one example to evaluate, got none.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     per_device = -(-min(batch_size, len(examples)) // mesh.size)
     block = per_device * mesh.size
     results = []

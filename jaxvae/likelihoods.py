@@ -7,25 +7,53 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions import Bernoulli, Distribution, Gaussian, soft_clamp
+from jaxvae.distributions import (
+    LOG_SCALE_LIMIT,
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    Distribution,
+    Gaussian,
+    Laplace,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    soft_clamp,
+)
 
-Sigma = float | Literal["learned", "optimal"]
+Sigma = float | Literal["learned", "per_channel", "per_pixel", "optimal"]
+NUM_VALUES = 256
+"""Values of an 8-bit pixel: 0 to 255."""
+MIDDLE = (NUM_VALUES - 1) / 2
+"""Their middle, and half their range: networks see and return pixels scaled to [-1, 1]."""
+NUM_COMPONENTS = 5
+"""Of a mixture of discretized logistics."""
+LOG_RATE_LIMIT = 15.0
+"""Log rates of counts are kept in (-15, 15) by `jaxvae.soft_clamp`: rates below 3.3 million."""
 
 
 class Likelihood(NamedTuple):
-    """A family p(x|z), by three functions; one output of the network per data dimension.
+    """A family p(x|z), by pure functions.
 
     Attributes:
         init: data_scale -> the family's own parameters, {} where it has none.
-        distribution: (its parameters, output [*data_shape]) -> p(x|z).
-        output_at: mean [*data_shape] -> the output whose p(x|z) has that mean.
+        distribution: (its parameters, output) -> p(x|z); the output of the network is
+            [*data_shape], or [*data_shape, num_outputs] where a dimension has several.
+        output_at: (mean [*data_shape], data_scale) -> an output whose p(x|z) has about that mean,
+            for the network to start at.
+        num_outputs: numbers of the network per data dimension.
+        network_input: x -> what the encoder network sees: numbers of order 1.
         with_log_scale: (its parameters, log sigma []) -> its parameters with that scale; only
             where sigma follows the data instead of the gradient.
     """
 
     init: Callable[[float], dict[str, jax.Array]]
     distribution: Callable[[Any, jax.Array], Distribution]
-    output_at: Callable[[jax.Array], jax.Array]
+    output_at: Callable[[jax.Array, float], jax.Array]
+    num_outputs: int = 1
+    network_input: Callable[[jax.Array], jax.Array] = lambda x: x
     with_log_scale: Callable[[Any, jax.Array], dict[str, jax.Array]] | None = None
 
 
@@ -34,59 +62,262 @@ def bernoulli() -> Likelihood:
     return Likelihood(
         init=lambda data_scale: {},
         distribution=lambda params, output: Bernoulli(output),
-        output_at=lambda mean: jax.scipy.special.logit(jnp.clip(mean, 0.01, 0.99)),
+        output_at=lambda mean, data_scale: jax.scipy.special.logit(jnp.clip(mean, 0.01, 0.99)),
     )
 
 
-def gaussian(sigma: Sigma) -> Likelihood:
-    """N(f(z), sigma^2 I), the outputs being f(z) and one sigma shared by all dimensions.
+def continuous_bernoulli() -> Likelihood:
+    """Grey levels in [0, 1], the outputs being logits.
+
+    Ref: Loaiza-Ganem & Cunningham, The continuous Bernoulli, 2019, NeurIPS.
+    """
+    return Likelihood(
+        init=lambda data_scale: {},
+        distribution=lambda params, output: ContinuousBernoulli(output),
+        output_at=lambda mean, data_scale: _logits_of_grey(jnp.clip(mean, 0.02, 0.98)),
+    )
+
+
+def gaussian(sigma: Sigma, data_shape: tuple[int, ...]) -> Likelihood:
+    """N(f(z), diag(sigma^2)), the outputs being f(z), with one of five kinds of sigma.
 
     Args:
-        sigma: a number: fixed. "learned": a parameter, by gradient. "optimal": the root mean
-            squared error over the global batch while training; the running value over the
-            training split is kept among the parameters and is what evaluation uses.
+        sigma: a number: fixed. "learned": one parameter. "per_channel": a parameter for each
+            entry of the last axis. "per_pixel": an output of the network for each dimension.
+            "optimal": the root mean squared error over the global batch while training; the
+            running value over the training split is kept among the parameters and is what
+            evaluation uses.
+        data_shape: shape of one example.
 
     Raises:
-        ValueError: sigma is neither a positive number nor one of the two words.
+        ValueError: sigma is neither a positive number nor one of the words.
 
     Ref: Doersch 2016, arXiv 1606.05908, section 2.4.3; Rybkin, Daniilidis & Levine, Simple and
     Effective VAE Training with Calibrated Decoders (sigma-VAE), 2021, ICML.
 
-    >>> float(gaussian(0.5).distribution({}, jnp.zeros(2)).log_scale)
+    >>> float(gaussian(0.5, (2,)).distribution({}, jnp.zeros(2)).log_scale)
     -0.6931471824645996
     """
-    if sigma == "learned":
-        return _with_own_scale(soft_clamp)
+    if sigma != "optimal":
+        return _scaled(Gaussian, sigma, data_shape)
+    fixed = jax.lax.stop_gradient
+    return Likelihood(
+        init=lambda data_scale: {"log_scale": jnp.log(jnp.float32(data_scale))},
+        distribution=lambda params, output: Gaussian(output, fixed(params["log_scale"])),
+        output_at=lambda mean, data_scale: mean,
+        with_log_scale=lambda params, log_scale: {**params, "log_scale": log_scale},
+    )
+
+
+def laplace(sigma: Sigma, data_shape: tuple[int, ...]) -> Likelihood:
+    """Laplace(f(z), b): absolute errors in place of squares; `sigma` names its scale b.
+
+    Args:
+        sigma, data_shape: as in `gaussian`, without "optimal".
+
+    Raises:
+        ValueError: as in `gaussian`.
+    """
     if sigma == "optimal":
-        return _with_own_scale(jax.lax.stop_gradient)._replace(
-            with_log_scale=lambda params, log_scale: {**params, "log_scale": log_scale}
+        raise ValueError("sigma=optimal goes with likelihood=gaussian. Use learned for laplace.")
+    return _scaled(Laplace, sigma, data_shape)
+
+
+def _scaled(
+    family: Callable[[jax.Array, jax.Array], Distribution],
+    sigma: Sigma,
+    data_shape: tuple[int, ...],
+) -> Likelihood:
+    """A family of location and log scale, the scale fixed, learned or an output."""
+    if sigma == "per_pixel":
+        return Likelihood(
+            init=lambda data_scale: {},
+            distribution=lambda params, out: family(out[..., 0], soft_clamp(out[..., 1])),
+            output_at=lambda mean, data_scale: jnp.stack(
+                [mean, jnp.full_like(mean, _before_clamp(data_scale))], axis=-1
+            ),
+            num_outputs=2,
+        )
+    if sigma in ("learned", "per_channel"):
+        shape = data_shape[-1:] if sigma == "per_channel" else ()
+        spread = data_shape if sigma == "per_channel" else ()
+        return Likelihood(
+            init=lambda scale: {"log_scale": jnp.full(shape, _before_clamp(scale), jnp.float32)},
+            distribution=lambda params, output: family(
+                output, jnp.broadcast_to(soft_clamp(params["log_scale"]), spread)
+            ),
+            output_at=lambda mean, data_scale: mean,
         )
     if isinstance(sigma, str) or not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be a positive number, learned or optimal, got {sigma!r}.")
+        raise ValueError(
+            "sigma must be a positive number, learned, per_channel, per_pixel or optimal, got "
+            f"{sigma!r}."
+        )
     log_scale = math.log(sigma)
     return Likelihood(
         init=lambda data_scale: {},
-        distribution=lambda params, output: Gaussian(output, jnp.float32(log_scale)),
-        output_at=lambda mean: mean,
+        distribution=lambda params, output: family(output, jnp.float32(log_scale)),
+        output_at=lambda mean, data_scale: mean,
     )
 
 
-def _with_own_scale(log_scale_of: Callable[[jax.Array], jax.Array]) -> Likelihood:
+def _before_clamp(scale: float) -> float:
+    """The number whose `soft_clamp` is log scale."""
+    ratio = math.log(scale) / LOG_SCALE_LIMIT
+    return LOG_SCALE_LIMIT * math.atanh(min(max(ratio, -0.999), 0.999))
+
+
+def discretized_logistic() -> Likelihood:
+    """8-bit pixels 0 to 255, the outputs being location and log scale of a logistic."""
+
+    def output_at(mean: jax.Array, data_scale: float) -> jax.Array:
+        log_scale = jnp.full_like(mean, _before_clamp(0.5 * data_scale / MIDDLE))
+        return jnp.stack([mean / MIDDLE - 1, log_scale], axis=-1)
+
     return Likelihood(
-        init=lambda data_scale: {"log_scale": jnp.log(jnp.float32(data_scale))},
-        distribution=lambda params, output: Gaussian(output, log_scale_of(params["log_scale"])),
-        output_at=lambda mean: mean,
+        init=lambda data_scale: {},
+        distribution=lambda params, out: DiscretizedLogistic(*_logistic(out[..., 0], out[..., 1])),
+        output_at=output_at,
+        num_outputs=2,
+        network_input=lambda x: x / MIDDLE - 1,
     )
 
 
-LIKELIHOODS: dict[str, Callable[[Sigma], Likelihood]] = {
-    "bernoulli": lambda sigma: bernoulli(),
+def logistic_mixture() -> Likelihood:
+    """8-bit pixels 0 to 255, by a mixture of five discretized logistics each.
+
+    Ref: Salimans et al., PixelCNN++, 2017, ICLR, here without its conditioning between channels.
+    """
+
+    def distribution(params: Any, out: jax.Array) -> Distribution:
+        logits, loc, log_scale = jnp.split(out, 3, axis=-1)
+        return DiscretizedLogisticMixture(logits, *_logistic(loc, log_scale))
+
+    def output_at(mean: jax.Array, data_scale: float) -> jax.Array:
+        apart = jnp.linspace(-1, 1, NUM_COMPONENTS) * data_scale / MIDDLE
+        loc = (mean / MIDDLE - 1)[..., None] + apart.reshape((1,) * mean.ndim + (-1,))
+        log_scale = jnp.full_like(loc, _before_clamp(0.5 * data_scale / MIDDLE))
+        return jnp.concatenate([jnp.zeros_like(loc), loc, log_scale], axis=-1)
+
+    return Likelihood(
+        init=lambda data_scale: {},
+        distribution=distribution,
+        output_at=output_at,
+        num_outputs=3 * NUM_COMPONENTS,
+        network_input=lambda x: x / MIDDLE - 1,
+    )
+
+
+def categorical() -> Likelihood:
+    """8-bit pixels 0 to 255 in no order, the outputs being 256 logits each."""
+
+    def output_at(mean: jax.Array, data_scale: float) -> jax.Array:
+        start = DiscretizedLogistic(mean, jnp.full_like(mean, math.log(0.5 * data_scale)))
+        values = jnp.arange(NUM_VALUES, dtype=mean.dtype)
+        log_mass = lambda v: start.log_prob_per_entry(jnp.full_like(mean, v))
+        return jnp.moveaxis(jax.vmap(log_mass)(values), 0, -1)
+
+    return Likelihood(
+        init=lambda data_scale: {},
+        distribution=lambda params, output: Categorical(output),
+        output_at=output_at,
+        num_outputs=NUM_VALUES,
+        network_input=lambda x: x / MIDDLE - 1,
+    )
+
+
+def poisson() -> Likelihood:
+    """Counts 0, 1, 2, ..., the outputs being log rates; the encoder sees log(1 + x)."""
+    return Likelihood(
+        init=lambda data_scale: {},
+        distribution=lambda params, output: Poisson(soft_clamp(output, LOG_RATE_LIMIT)),
+        output_at=_log_rate_at,
+        network_input=_log_counts,
+    )
+
+
+def negative_binomial(data_shape: tuple[int, ...]) -> Likelihood:
+    """Counts with more variance than rate: log means out, a learned dispersion per dimension.
+
+    Ref: Lopez et al., Deep generative modeling for single-cell transcriptomics, 2018, Nat. Methods.
+    """
+    return Likelihood(
+        init=lambda data_scale: {"log_dispersion": jnp.zeros(data_shape)},
+        distribution=lambda params, output: NegativeBinomial(
+            soft_clamp(output, LOG_RATE_LIMIT), soft_clamp(params["log_dispersion"])
+        ),
+        output_at=_log_rate_at,
+        network_input=_log_counts,
+    )
+
+
+def zero_inflated_negative_binomial(data_shape: tuple[int, ...]) -> Likelihood:
+    """Negative binomial counts with zeros of their own: log means and their logits out.
+
+    Ref: Lopez et al. 2018.
+    """
+
+    def output_at(mean: jax.Array, data_scale: float) -> jax.Array:
+        return jnp.stack([_log_rate_at(mean, data_scale), jnp.full_like(mean, -3.0)], axis=-1)
+
+    return Likelihood(
+        init=lambda data_scale: {"log_dispersion": jnp.zeros(data_shape)},
+        distribution=lambda params, out: ZeroInflatedNegativeBinomial(
+            soft_clamp(out[..., 0], LOG_RATE_LIMIT),
+            soft_clamp(params["log_dispersion"]),
+            out[..., 1],
+        ),
+        output_at=output_at,
+        num_outputs=2,
+        network_input=_log_counts,
+    )
+
+
+def _logistic(loc: jax.Array, log_scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Location and log scale in [-1, 1] in the unit of the integers."""
+    return MIDDLE * (1 + loc), math.log(MIDDLE) + soft_clamp(log_scale)
+
+
+def _log_counts(x: jax.Array) -> jax.Array:
+    return jnp.log1p(jnp.maximum(x, 0))
+
+
+def _log_rate_at(mean: jax.Array, data_scale: float) -> jax.Array:
+    ratio = jnp.log(jnp.maximum(mean, 1e-3)) / LOG_RATE_LIMIT
+    return LOG_RATE_LIMIT * jnp.arctanh(jnp.minimum(ratio, 0.99))
+
+
+def _logits_of_grey(mean: jax.Array) -> jax.Array:
+    """The logits at which a continuous Bernoulli has this mean, by bisection."""
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        below = ContinuousBernoulli(middle).mean() < mean
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    limit = jnp.full_like(mean, 60.0)
+    return jax.lax.fori_loop(0, 40, halve, (-limit, limit))[0]
+
+
+LIKELIHOODS: dict[str, Callable[[Sigma, tuple[int, ...]], Likelihood]] = {
+    "bernoulli": lambda sigma, data_shape: bernoulli(),
+    "continuous_bernoulli": lambda sigma, data_shape: continuous_bernoulli(),
     "gaussian": gaussian,
+    "laplace": laplace,
+    "discretized_logistic": lambda sigma, data_shape: discretized_logistic(),
+    "logistic_mixture": lambda sigma, data_shape: logistic_mixture(),
+    "categorical": lambda sigma, data_shape: categorical(),
+    "poisson": lambda sigma, data_shape: poisson(),
+    "negative_binomial": lambda sigma, data_shape: negative_binomial(data_shape),
+    "zero_inflated_negative_binomial": lambda sigma, data_shape: zero_inflated_negative_binomial(
+        data_shape
+    ),
 }
 """What `likelihood=` of the model builders can name. Add yours here."""
 
 
-def likelihood_named(name: str, sigma: Sigma) -> Likelihood:
+def likelihood_named(name: str, sigma: Sigma, data_shape: tuple[int, ...]) -> Likelihood:
     """The likelihood of that name.
 
     Raises:
@@ -94,4 +325,4 @@ def likelihood_named(name: str, sigma: Sigma) -> Likelihood:
     """
     if name not in LIKELIHOODS:
         raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {name!r}.")
-    return LIKELIHOODS[name](sigma)
+    return LIKELIHOODS[name](sigma, data_shape)

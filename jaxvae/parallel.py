@@ -22,7 +22,11 @@ ChunkStep = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainS
 
 
 def make_mesh(devices: list[jax.Device]) -> Mesh:
-    """One axis, "devices", over these devices."""
+    """One axis, "devices", over these devices.
+
+    >>> make_mesh(jax.devices()[:1]).axis_names
+    ('devices',)
+    """
     return Mesh(np.array(devices), (AXIS,))
 
 
@@ -64,6 +68,18 @@ def make_chunk_step(
 
     Raises:
         ValueError: the batch cannot be split evenly over the devices.
+
+    >>> import optax
+    >>> from jaxvae import init_state, make_train_step, mlp_vae
+    >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.sgd(0.1)
+    >>> train_step = make_train_step(vae, optimizer, axis_name="devices")
+    >>> mesh = make_mesh(jax.devices()[:1])
+    >>> chunk_step = make_chunk_step(train_step, mesh, batch_size=2, chunk_size=3)
+    >>> state = init_state(vae, optimizer, jax.random.key(0))
+    >>> state, metrics = chunk_step(
+    ...     state, jax.random.key(1), jnp.ones((1, 3, 2, 8)), jnp.int32(2))
+    >>> int(state.step), metrics["elbo"].shape
+    (2, (3,))
     """
     num_devices = mesh.size
     check_divisible(batch_size, num_devices)

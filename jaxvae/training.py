@@ -1,6 +1,7 @@
 """One training step as a pure function: bound, gradient, update, metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -8,16 +9,20 @@ import jax.numpy as jnp
 import optax
 
 from jaxvae.bounds import Bound, elbo, posterior_samples
+from jaxvae.distributions import NoClosedForm
+from jaxvae.regularizers import Regularizer, gathered, no_state
 from jaxvae.vae import VAE, Params
 
 ACTIVE_VARIANCE = 0.01
 """A latent is active when its posterior mean varies by more than this over the data."""
 MIN_VARIANCE = 1e-6
 """Floor of an optimal sigma^2."""
+REGULARIZER_KEY = 2**31
+"""Folded into the key of `init_state`, so that the VAE starts alike with a regularizer or not."""
 
 Metrics = dict[str, jax.Array]
 Objective = Callable[..., Bound]
-"""(key, x, *, encode, decode, prior[, beta]) -> Bound: `jaxvae.elbo` and its kin."""
+"""(key, x, *, encode, decode, prior) -> Bound: `jaxvae.elbo` and its kin."""
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 """(key, one example as it is stored) -> x: scaling, binarization, dequantization."""
 
@@ -34,6 +39,10 @@ class TrainState(NamedTuple):
             dimension, which an optimal sigma^2 is read from; 0 for every other likelihood.
         skipped: [] int32, steps skipped because a number was not finite.
         skipped_in_row: [] int32, how many of them the last steps were.
+        regularizer: what the regularizer carries along; () where it is nothing.
+
+    >>> TrainState._fields[:3]
+    ('step', 'params', 'opt_state')
     """
 
     step: jax.Array
@@ -43,6 +52,7 @@ class TrainState(NamedTuple):
     squared_error: jax.Array
     skipped: jax.Array
     skipped_in_row: jax.Array
+    regularizer: Any = ()
 
     def evaluation_params(self) -> Params:
         """The parameters to evaluate with: the average where there is one."""
@@ -50,17 +60,30 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    vae: VAE, optimizer: optax.GradientTransformation, key: jax.Array, *, averaging: bool = False
+    vae: VAE,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    averaging: bool = False,
+    regularizer: Regularizer | None = None,
 ) -> TrainState:
     """The state before the first step.
 
     Args:
         vae: the model.
         optimizer: any optax transformation.
-        key: consumed by `vae.init`.
+        key: consumed by `vae.init`, and folded by `regularizer.init`.
         averaging: whether to keep a running average of the parameters.
+        regularizer: the one that the step has.
+
+    >>> from jaxvae import mlp_vae
+    >>> vae = mlp_vae(data_shape=(8,), latent_dim=2, hidden=())
+    >>> state = init_state(vae, optax.sgd(0.1), jax.random.key(0), averaging=True)
+    >>> int(state.step), sorted(state.average)
+    (0, ['decoder', 'encoder', 'likelihood'])
     """
     params = vae.init(key)
+    init_regularizer = no_state if regularizer is None else regularizer.init
     average = jax.tree.map(jnp.copy, params) if averaging else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -70,6 +93,7 @@ def init_state(
         squared_error=jnp.zeros(()),
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_row=jnp.zeros((), jnp.int32),
+        regularizer=init_regularizer(jax.random.fold_in(key, REGULARIZER_KEY)),
     )
 
 
@@ -78,85 +102,143 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     objective: Objective = elbo,
-    beta: optax.Schedule | None = None,
+    schedules: Mapping[str, optax.Schedule] = MappingProxyType({}),
+    regularizer: Regularizer | None = None,
     prepare: Prepare = lambda key, x: x,
     average_decay: float | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """A pure function (state, keys [B], examples [B, ...]) -> (state, metrics).
 
-    It maximises the mean of the objective over the batch, and over `axis_name` where one is
-    bound: the local loss is differentiated first and the gradients averaged then, so that every
-    device takes the same step. A step whose loss, gradient or update is not finite changes
-    nothing but the counters. Each key is split into one for `prepare` and one for the bound.
+    It maximises the mean of the objective over the batch, less the regularizer's penalty, and
+    over `axis_name` where one is bound: the local loss is differentiated first and the gradients
+    averaged then, so that every device takes the same step. A step whose loss, gradient or
+    update is not finite changes nothing but the counters. Each key is split into one for
+    `prepare`, one for the bound and one for the regularizer, which has that of the first row.
 
     Args:
         vae: the model.
         optimizer: any optax transformation; clipping and micro-batches are optax's.
         objective: `jaxvae.elbo`, or partial(jaxvae.iwae, num_samples=...), or your own.
-        beta: step -> weight of the KL, for an objective that takes `beta`.
+        schedules: keyword of the objective -> what it is at a step: {"beta": optax.linear_schedule(
+            0.0, 1.0, 1000)}, and likewise capacity, alpha, ...: any that may be traced.
+        regularizer: a penalty (`jaxvae.regularizers`) on the posteriors and the first draws of
+            the global batch, which every device gathers; what it carries is updated after them.
         prepare: (key, stored example) -> x.
         average_decay: decay of the running average, below 1; None: no average. It starts as
             (1 + step) / (10 + step) while that is smaller.
         axis_name: of the mapped axis to average over; None: this batch is the whole one.
 
     The metrics are scalars, means over the global batch in nats: objective, elbo,
-    log_likelihood, kl, gradient_norm, active_units; beta where there is one; and the counts
-    skipped and skipped_in_row after the step.
+    log_likelihood, kl, gradient_norm; active_units where q has a mean in closed form; whatever has
+    a schedule; and the counts skipped and skipped_in_row after the step. With a regularizer
+    `objective` is what is maximised, the penalty taken off; `regularizer` is the penalty; and
+    `elbo` stays the ELBO.
 
     Raises:
-        ValueError: when first called, if the state has an average and the step none, or the
-            other way round.
+        ValueError: when first called, if the state has an average or a regularizer's state and
+            the step none, or the other way round, or if the batch is empty.
+
+    >>> from jaxvae import mlp_vae
+    >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.adam(1e-3)
+    >>> state = init_state(vae, optimizer, jax.random.key(0))
+    >>> train_step = jax.jit(make_train_step(vae, optimizer))
+    >>> state, metrics = train_step(state, jax.random.split(jax.random.key(1), 4), jnp.ones((4, 8)))
+    >>> int(state.step), int(metrics["skipped"])
+    (1, 0)
     """
 
     def over_devices(tree: Any) -> Any:
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
-    def prepared(key: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
-        key_data, key_bound = jax.random.split(key)
-        return key_bound, prepare(key_data, stored)
+    def prepared(key: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        key_data, key_bound, key_batch = jax.random.split(key, 3)
+        return key_bound, prepare(key_data, stored), key_batch
 
     def loss(
-        params: Params, keys: jax.Array, xs: jax.Array, weight: dict[str, Any]
-    ) -> tuple[jax.Array, tuple[Bound, jax.Array]]:
-        def bound_of(key: jax.Array, x: jax.Array) -> tuple[Bound, jax.Array]:
+        params: Params,
+        keys: jax.Array,
+        xs: jax.Array,
+        scheduled: dict[str, Any],
+        key: Any,
+        carried: Any,
+    ) -> tuple[jax.Array, tuple[Bound, jax.Array | None, Any, jax.Array]]:
+        def bound_of(key: jax.Array, x: jax.Array) -> tuple[Bound, jax.Array | None, Any]:
             q, prior = vae.encode(params, x), vae.prior(params)
             decode = lambda z: vae.decode(params, z)
-            bound = objective(key, x, encode=lambda _: q, decode=decode, prior=prior, **weight)
-            return bound, q.mean()
+            bound = objective(key, x, encode=lambda _: q, decode=decode, prior=prior, **scheduled)
+            return bound, _mean_if_known(q), None if regularizer is None else q
 
-        bounds, means = jax.vmap(bound_of)(keys, xs)
-        return -bounds.objective.mean(), (bounds, means)
+        bounds, means, q = jax.vmap(bound_of)(keys, xs)
+        batch, penalty = (q, bounds.samples[:, 0]), jnp.zeros(())
+        if regularizer is not None:
+            q, z = batch = gathered(batch, axis_name)
+            penalty = regularizer.penalty(carried, key, q, z, vae.prior(params))
+        return penalty - bounds.objective.mean(), (bounds, means, batch, penalty)
 
     def train_step(
         state: TrainState, keys: jax.Array, examples: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        if (state.average is None) != (average_decay is None):
-            raise ValueError(
-                "a state with an average needs a step with average_decay, and one without needs "
-                f"None; got average_decay={average_decay}. Give init_state averaging="
-                f"{average_decay is not None}."
-            )
-        keys, xs = jax.vmap(prepared)(keys, examples)
-        weight = {} if beta is None else {"beta": jnp.asarray(beta(state.step))}
+        _check_state(state, average_decay, regularizer)
+        keys, xs, keys_batch = jax.vmap(prepared)(keys, examples)
+        if len(examples) == 0:
+            raise ValueError("a batch must have at least one example, got none.")
+        scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
         params, error = state.params, jnp.zeros(())
         if vae.with_log_scale is not None:
             error = over_devices(_squared_error(vae, params, keys, xs))
             params = vae.with_log_scale(params, _log_scale(error))
-        gradients, (bounds, means) = jax.grad(loss, has_aux=True)(params, keys, xs, weight)
-        local = (gradients, _batch_means(bounds), means.mean(0), jnp.square(means).mean(0))
-        gradients, metrics, *moments = over_devices(local)
+        key_penalty: Any = None
+        if regularizer is not None:
+            key_penalty, key_update = jax.random.split(gathered(keys_batch[:1], axis_name)[0])
+        gradients, (bounds, means, batch, penalty) = jax.grad(loss, has_aux=True)(
+            params, keys, xs, scheduled, key_penalty, state.regularizer
+        )
+        moments = () if means is None else (means.mean(0), jnp.square(means).mean(0))
+        gradients, metrics, moments = over_devices((gradients, _batch_means(bounds), moments))
         updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-        metrics |= weight | {
-            "active_units": active_units(*moments),
-            "gradient_norm": optax.tree.norm(gradients),
-        }
+        metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
+        if moments:
+            metrics["active_units"] = active_units(*moments)
         proposed = state._replace(params=optax.apply_updates(params, updates), opt_state=opt_state)
         proposed = _with_running_values(vae, proposed, error, average_decay)
+        if regularizer is not None:
+            metrics |= {"objective": metrics["objective"] - penalty, "regularizer": penalty}
+        if regularizer is not None and regularizer.update is not None:
+            carried, more = regularizer.update(state.regularizer, key_update, *batch)
+            proposed, metrics = proposed._replace(regularizer=carried), metrics | more
         sound = metrics["objective"] + metrics["gradient_norm"] + optax.tree.norm(updates)
-        return _accept(jnp.isfinite(sound), state, proposed, metrics)
+        sound = jnp.isfinite(sound) & _all_finite(proposed.regularizer)
+        return _accept(sound, state, proposed, metrics)
 
     return train_step
+
+
+def _check_state(
+    state: TrainState, average_decay: float | None, regularizer: Regularizer | None
+) -> None:
+    """Refuse a state that was not made for this step, at trace time."""
+    if (state.average is None) != (average_decay is None):
+        raise ValueError(
+            "a state with an average needs a step with average_decay, and one without needs "
+            f"None; got average_decay={average_decay}. Give init_state averaging="
+            f"{average_decay is not None}."
+        )
+    init = no_state if regularizer is None else regularizer.init
+    expected: Any = jax.tree.structure(jax.eval_shape(init, jax.random.key(0)))
+    if jax.tree.structure(state.regularizer) != expected:
+        raise ValueError(
+            f"a state needs what the step's regularizer carries along, {expected}, got "
+            f"{jax.tree.structure(state.regularizer)}. Give init_state and make_train_step the "
+            "same regularizer."
+        )
+
+
+def _mean_if_known(q: Any) -> jax.Array | None:
+    try:
+        return q.mean()
+    except NoClosedForm:
+        return None
 
 
 def _squared_error(vae: VAE, params: Params, keys: jax.Array, xs: jax.Array) -> jax.Array:
@@ -205,6 +287,10 @@ def _accept(
     )
     counts = {"skipped": new.skipped, "skipped_in_row": new.skipped_in_row}
     return new, metrics | counts
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def active_units(first_moment: jax.Array, second_moment: jax.Array) -> jax.Array:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -10,9 +11,11 @@ import jax.numpy as jnp
 
 from jaxvae.decoders import ConvDecoder, MLPDecoder, OutputBias
 from jaxvae.dense import Initialization
-from jaxvae.distributions import Distribution, Gaussian
+from jaxvae.distributions import Distribution, at_least_float32
 from jaxvae.encoders import ConvEncoder, MLPEncoder
 from jaxvae.likelihoods import Likelihood, Sigma, likelihood_named
+from jaxvae.posteriors import Posterior, posterior_named
+from jaxvae.priors import Prior, Setting, prior_named
 
 Params = Any
 """The parameters of a VAE: any pytree of arrays."""
@@ -30,6 +33,14 @@ class VAE(NamedTuple):
         prior: params -> p(z).
         with_log_scale: (params, log sigma []) -> params, for a Gaussian likelihood whose sigma
             is the optimum of the batch; None everywhere else.
+
+    >>> from jaxvae import Gaussian
+    >>> shifted = VAE(
+    ...     init=lambda key: {"shift": jax.random.normal(key, (2,))},
+    ...     encode=lambda params, x: Gaussian(x - params["shift"], jnp.zeros(2)),
+    ...     decode=lambda params, z: Gaussian(z + params["shift"], jnp.zeros(2)),
+    ...     prior=lambda params: Gaussian.standard(2),
+    ... )
     """
 
     init: Callable[[jax.Array], Params]
@@ -44,26 +55,37 @@ def mlp_vae(
     data_shape: tuple[int, ...],
     latent_dim: int = 32,
     hidden: tuple[int, ...] = (512, 256),
+    posterior: str = "gaussian",
+    prior: str = "standard",
     likelihood: str = "bernoulli",
     sigma: Sigma = "learned",
+    num_categories: int = 10,
+    num_components: int = 50,
     initialization: Initialization = "lecun",
     data_mean: jax.Array | None = None,
     data_scale: float = 1.0,
+    pseudo_inputs: jax.Array | None = None,
 ) -> VAE:
-    """A fully connected VAE for data of any shape, with a N(0, I) prior.
+    """A fully connected VAE for data of any shape.
 
     Args:
         data_shape: shape of one example: (28, 28, 1), (64,), ...
         latent_dim: Z, the number of latents.
         hidden: widths of the encoder's hidden layers; the decoder has them reversed.
-        likelihood: "bernoulli" or "gaussian" (`jaxvae.likelihoods`).
-        sigma: of the Gaussian likelihood: a number, "learned" or "optimal".
+        posterior: a name in `jaxvae.posteriors`: "gaussian", "full_covariance", "iaf", ...
+        prior: a name in `jaxvae.priors`: "standard", "mixture", "vamp" or "flow".
+        likelihood: a name in `jaxvae.likelihoods`: "bernoulli", "gaussian", ...
+        sigma: scale of a "gaussian" or "laplace" likelihood (`jaxvae.likelihoods.gaussian`).
+        num_categories: of each latent of a categorical or relaxed categorical posterior.
+        num_components: of a "mixture" or "vamp" prior.
         initialization: "lecun" or "torch" (`jaxvae.dense`).
         data_mean: [*data_shape] where the decoder's output starts; None: at its bias.
-        data_scale: where a learned or optimal sigma starts.
+        data_scale: standard deviation of the data, where a learned scale starts.
+        pseudo_inputs: [num_components, *data_shape] examples that a "vamp" prior starts at;
+            None: noise about data_mean.
 
     Raises:
-        ValueError: a size below 1, or an unknown name.
+        ValueError: a size below 1, an unknown name, or a prior that is not over these latents.
 
     >>> vae = mlp_vae(data_shape=(8,), latent_dim=2, hidden=(16,))
     >>> params = vae.init(jax.random.key(0))
@@ -72,11 +94,15 @@ def mlp_vae(
     """
     data_shape, hidden = tuple(data_shape), tuple(hidden)
     _check_sizes(data_shape=data_shape, latent_dim=(latent_dim,), hidden=hidden)
-    family = likelihood_named(likelihood, sigma)
-    bias = _output_bias(family, data_mean, data_shape)
-    encoder = MLPEncoder(latent_dim, hidden, initialization)
-    decoder = MLPDecoder(data_shape, hidden[::-1], initialization, bias)
-    return _vae(encoder, decoder, family, data_shape, latent_dim, data_scale)
+    _check_name("initialization", initialization, get_args(Initialization))
+    start = Start(data_shape, data_mean, data_scale, pseudo_inputs)
+    p = likelihood_named(likelihood, sigma, data_shape)
+    q = posterior_named(posterior, latent_dim, num_categories)
+    encoder = MLPEncoder(q.num_outputs, hidden, initialization)
+    bias = _output_bias(p, start)
+    decoder = MLPDecoder(_output_shape(p, data_shape), hidden[::-1], initialization, bias)
+    setting = Setting(q, num_components, partial(_pseudo_inputs, start, num_components))
+    return _vae(Parts(encoder, decoder, q, prior_named(prior, setting), p), start)
 
 
 def conv_vae(
@@ -85,12 +111,17 @@ def conv_vae(
     latent_dim: int = 32,
     hidden: tuple[int, ...] | None = None,
     width: int = 256,
+    posterior: str = "gaussian",
+    prior: str = "standard",
     likelihood: str = "bernoulli",
     sigma: Sigma = "learned",
+    num_categories: int = 10,
+    num_components: int = 50,
     data_mean: jax.Array | None = None,
     data_scale: float = 1.0,
+    pseudo_inputs: jax.Array | None = None,
 ) -> VAE:
-    """A convolutional VAE for images, with a N(0, I) prior; it sizes itself from the data.
+    """A convolutional VAE for images; it sizes itself from the data.
 
     Args:
         data_shape: (H, W, C), H and W from 8 to 64, odd or not, C 1 or 3.
@@ -98,10 +129,11 @@ def conv_vae(
         hidden: channels of the levels, each of which halves the image; None: 32, 64, 128, ...
             until the longer side is at most 8.
         width: of the fully connected layer between levels and latents.
-        likelihood, sigma, data_mean, data_scale: as in `mlp_vae`.
+        posterior, prior, likelihood, sigma, num_categories, num_components, data_mean,
+            data_scale, pseudo_inputs: as in `mlp_vae`.
 
     Raises:
-        ValueError: data that are no images of those sizes, or an unknown name.
+        ValueError: data that are no images of those sizes, or as in `mlp_vae`.
 
     >>> vae = conv_vae(data_shape=(9, 12, 3), latent_dim=2, hidden=(4,), width=8)
     >>> params = vae.init(jax.random.key(0))
@@ -114,30 +146,55 @@ def conv_vae(
         hidden = tuple(32 * 2**i for i in range(math.ceil(math.log2(max(data_shape[:2]) / 8))))
     hidden = tuple(hidden) or (32,)
     _check_sizes(data_shape=data_shape, latent_dim=(latent_dim,), hidden=hidden, width=(width,))
-    family = likelihood_named(likelihood, sigma)
-    bias = _output_bias(family, data_mean, data_shape)
-    encoder = ConvEncoder(latent_dim, hidden, width)
-    decoder = ConvDecoder(data_shape, hidden, width, bias)
-    return _vae(encoder, decoder, family, data_shape, latent_dim, data_scale)
+    start = Start(data_shape, data_mean, data_scale, pseudo_inputs)
+    p = likelihood_named(likelihood, sigma, data_shape)
+    q = posterior_named(posterior, latent_dim, num_categories)
+    encoder = ConvEncoder(q.num_outputs, hidden, width)
+    decoder = ConvDecoder(_output_shape(p, data_shape), hidden, width, _output_bias(p, start))
+    setting = Setting(q, num_components, partial(_pseudo_inputs, start, num_components))
+    return _vae(Parts(encoder, decoder, q, prior_named(prior, setting), p), start)
 
 
-def _vae(
-    encoder: nn.Module,
-    decoder: nn.Module,
-    family: Likelihood,
-    data_shape: tuple[int, ...],
-    latent_dim: int,
-    data_scale: float,
-) -> VAE:
-    """The VAE of two networks: params = {"encoder": ..., "decoder": ..., "likelihood": ...}."""
+class Start(NamedTuple):
+    """Shape of the data, and what of them a model's parameters start at."""
+
+    data_shape: tuple[int, ...]
+    data_mean: jax.Array | None
+    data_scale: float
+    pseudo_inputs: jax.Array | None
+
+
+class Parts(NamedTuple):
+    """Two networks and three families: what a VAE is put together from."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    posterior: Posterior
+    prior: Prior
+    likelihood: Likelihood
+
+
+def _vae(parts: Parts, start: Start) -> VAE:
+    """The VAE of these parts: params = {"encoder": ..., "decoder": ..., "likelihood": ...}.
+
+    A posterior and a prior that have parameters have an entry of their own.
+    """
+    if not start.data_scale > 0:
+        raise ValueError(f"data_scale must be positive, got {start.data_scale}.")
+    data_shape, latent_shape = start.data_shape, parts.posterior.latent_shape
 
     def init(key: jax.Array) -> Params:
-        key_encoder, key_decoder = jax.random.split(key)
-        return {
-            "encoder": encoder.init(key_encoder, jnp.zeros(data_shape)),
-            "decoder": decoder.init(key_decoder, jnp.zeros(latent_dim)),
-            "likelihood": family.init(data_scale),
+        key_encoder, key_decoder, key_posterior, key_prior = jax.random.split(key, 4)
+        params = {
+            "encoder": parts.encoder.init(key_encoder, jnp.zeros(data_shape)),
+            "decoder": parts.decoder.init(key_decoder, jnp.zeros(latent_shape)),
+            "likelihood": parts.likelihood.init(start.data_scale),
         }
+        own = {
+            "posterior": parts.posterior.init(key_posterior),
+            "prior": parts.prior.init(key_prior),
+        }
+        return params | {name: values for name, values in own.items() if values}
 
     def encode(params: Params, x: jax.Array) -> Distribution:
         if jnp.shape(x) != data_shape:
@@ -145,19 +202,21 @@ def _vae(
                 f"encode: x must be one example of shape {data_shape}, got {jnp.shape(x)}. "
                 "jax.vmap adds the batch; or build the model with the data_shape of your data."
             )
-        q: Any = encoder.apply(params["encoder"], x)
-        return q
+        outputs: Any = parts.encoder.apply(params["encoder"], parts.likelihood.network_input(x))
+        return parts.posterior.distribution(params.get("posterior"), *at_least_float32(outputs))
 
     def decode(params: Params, z: jax.Array) -> Distribution:
-        if jnp.shape(z) != (latent_dim,):
+        if jnp.shape(z) != latent_shape:
             raise ValueError(
-                f"decode: z must be one latent of shape {(latent_dim,)}, got {jnp.shape(z)}. "
+                f"decode: z must be one latent of shape {latent_shape}, got {jnp.shape(z)}. "
                 "jax.vmap adds the batch."
             )
-        output: Any = decoder.apply(params["decoder"], z)
-        return family.distribution(params["likelihood"], output)
+        output: Any = parts.decoder.apply(params["decoder"], z)
+        if parts.likelihood.num_outputs > 1:
+            output = output.reshape(*data_shape, parts.likelihood.num_outputs)
+        return parts.likelihood.distribution(params["likelihood"], *at_least_float32(output))
 
-    follow = family.with_log_scale
+    follow = parts.likelihood.with_log_scale
     with_log_scale = follow and (
         lambda params, log_scale: {**params, "likelihood": follow(params["likelihood"], log_scale)}
     )
@@ -165,27 +224,51 @@ def _vae(
         init=init,
         encode=encode,
         decode=decode,
-        prior=lambda params: Gaussian.standard(latent_dim),
+        prior=lambda params: parts.prior.distribution(params.get("prior"), partial(encode, params)),
         with_log_scale=with_log_scale,
     )
 
 
-def _output_bias(
-    family: Likelihood, data_mean: jax.Array | None, data_shape: tuple[int, ...]
-) -> OutputBias | None:
-    if data_mean is None:
-        return None
-    if jnp.shape(data_mean) != data_shape:
+def _output_shape(likelihood: Likelihood, data_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the decoder network: several outputs of a dimension lie along the last axis."""
+    return (*data_shape[:-1], data_shape[-1] * likelihood.num_outputs)
+
+
+def _pseudo_inputs(start: Start, num_components: int, key: jax.Array) -> jax.Array:
+    """Where pseudo-inputs start: [num_components, *data_shape]."""
+    shape = (num_components, *start.data_shape)
+    if start.pseudo_inputs is None:
+        mean = jnp.zeros(start.data_shape) if start.data_mean is None else start.data_mean
+        return mean[None] + start.data_scale * jax.random.normal(key, shape)
+    if jnp.shape(start.pseudo_inputs) != shape:
         raise ValueError(
-            f"data_mean must have the shape of one example, {data_shape}, got "
-            f"{jnp.shape(data_mean)}. Average the training data over the examples only."
+            f"pseudo_inputs must have shape {shape}, got {jnp.shape(start.pseudo_inputs)}. "
+            "Give num_components examples."
         )
-    return lambda key, shape, *_: family.output_at(jnp.asarray(data_mean, jnp.float32))
+    return jnp.asarray(start.pseudo_inputs, jnp.float32)
+
+
+def _output_bias(likelihood: Likelihood, start: Start) -> OutputBias | None:
+    """The initializer of the decoder's last bias that starts it at the data's mean."""
+    if start.data_mean is None:
+        return None
+    mean = jnp.asarray(start.data_mean, jnp.float32)
+    if mean.shape != start.data_shape:
+        raise ValueError(
+            f"data_mean must have the shape of one example, {start.data_shape}, got "
+            f"{mean.shape}. Average the training data over the examples only."
+        )
+    return lambda key, shape, *_: likelihood.output_at(mean, start.data_scale).reshape(shape)
+
+
+def _check_name(argument: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}.")
 
 
 def _check_sizes(**sizes: tuple[int, ...]) -> None:
     for name, values in sizes.items():
-        if any(value < 1 for value in values):
+        if any(value < 1 for value in values) or (name == "data_shape" and not values):
             raise ValueError(f"{name} must be positive throughout, got {values}.")
 
 

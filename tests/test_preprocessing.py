@@ -10,8 +10,12 @@ import pytest
 
 from experiments.datasets import Dataset
 from experiments.datasets.preprocessing import RULES, Preprocessing, preprocess
+from jaxvae.likelihoods import LIKELIHOODS
 
 KEY = jax.random.key(7)
+REALS = ("gaussian", "laplace")
+PIXELS = ("discretized_logistic", "logistic_mixture", "categorical")
+COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 
 
 def dataset_of(
@@ -72,6 +76,97 @@ def test_names_offsets_and_units(
 ) -> None:
     _, preprocessing = preprocess(dataset_of(train), likelihood=likelihood, **flags)
     assert preprocessing[1:4] == (name, offset, unit)
+
+
+KINDS = {
+    "bytes": grey(),
+    "bits": grey() // 128,
+    "levels": grey().astype(np.float32) / 255,
+    "reals": grey().astype(np.float32) - 90.5,
+    "halves": grey().astype(np.float32) / 2,
+    "whole": grey().astype(np.float32) * 3,
+    "counts": grey().astype(np.int32) * 3,
+    "signed": grey().astype(np.int32) - 90,
+}
+DEQUANTIZED = ("uniform dequantization to [0, 1]", 8, "8-bit pixels")
+AS_STORED = ("none", 0, "real numbers as stored")
+AS_REALS = ("integers as real numbers", 0, "integers taken as real numbers")
+BYTES = ("none (integers 0 to 255)", 0, "8-bit pixels")
+WHOLE = ("none (counts)", 0, "counts")
+OUTSIDE_UNIT = r"continuous_bernoulli needs values in \[0, 1\]; the train split of made up"
+NO_BYTES = "A mass over 256 values needs 8-bit integers; made up is stored as {}. Use --likelihood"
+NO_COUNTS = r"counts must lie in \[0, 16,777,216\]; the train split of made up has values from -90"
+FRACTIONS = "counts must be whole numbers; the train split of made up has others. Use --likelihood"
+OUTCOMES = {
+    **{
+        name: {
+            "bytes": DEQUANTIZED,
+            "bits": DEQUANTIZED,
+            "levels": AS_STORED,
+            "reals": AS_STORED,
+            "halves": AS_STORED,
+            "whole": AS_STORED,
+            "counts": AS_REALS,
+            "signed": AS_REALS,
+        }
+        for name in REALS
+    },
+    "continuous_bernoulli": {
+        "bytes": DEQUANTIZED,
+        "bits": DEQUANTIZED,
+        "levels": ("none", 0, "values in [0, 1] as stored"),
+        "reals": OUTSIDE_UNIT + " has values from -90.5 to .*Use --likelihood=gaussian",
+        **dict.fromkeys(("halves", "whole", "counts", "signed"), OUTSIDE_UNIT),
+    },
+    **{
+        name: {
+            "bytes": BYTES,
+            "bits": BYTES,
+            **dict.fromkeys(("levels", "reals", "halves", "whole"), NO_BYTES.format("float32")),
+            **dict.fromkeys(("counts", "signed"), NO_BYTES.format("int32")),
+        }
+        for name in PIXELS
+    },
+    **{
+        name: {
+            "bytes": WHOLE,
+            "bits": WHOLE,
+            "levels": FRACTIONS,
+            "reals": NO_COUNTS,
+            "halves": FRACTIONS,
+            "whole": WHOLE,
+            "counts": WHOLE,
+            "signed": NO_COUNTS,
+        }
+        for name in COUNTS
+    },
+}
+"""Likelihood -> kind of data -> name, offset and unit, or why they are refused."""
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "kind"), [(name, kind) for name in OUTCOMES for kind in KINDS]
+)
+def test_a_likelihood_takes_its_kind_of_data_and_no_other(likelihood: str, kind: str) -> None:
+    outcome, dataset = OUTCOMES[likelihood][kind], dataset_of(KINDS[kind])
+    if isinstance(outcome, str):
+        with pytest.raises(ValueError, match=outcome):
+            preprocess(dataset, likelihood=likelihood)
+        return
+    kept, preprocessing = preprocess(dataset, likelihood=likelihood)
+    assert kept is dataset
+    assert preprocessing[1:4] == outcome
+    x = prepared(preprocessing, KEY, KINDS[kind][:8])
+    assert x.dtype == np.float32
+    if outcome is DEQUANTIZED:
+        np.testing.assert_array_equal(np.floor(x * 256), KINDS[kind][:8])
+    else:
+        np.testing.assert_array_equal(x, KINDS[kind][:8])
+        np.testing.assert_allclose(preprocessing.mean, KINDS[kind].mean(axis=0), rtol=1e-6)
+
+
+def test_every_likelihood_has_a_rule() -> None:
+    assert set(RULES) == set(LIKELIHOODS) == {"bernoulli", *OUTCOMES}
 
 
 @pytest.mark.parametrize(
@@ -201,8 +296,13 @@ def test_grey_probabilities_are_the_grey_levels() -> None:
 # Transforms.
 
 
-@pytest.mark.parametrize("likelihood", sorted(RULES))
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(
+    ("likelihood", "dtype"),
+    [
+        *[(likelihood, np.uint8) for likelihood in sorted(RULES)],
+        *[(likelihood, np.float32) for likelihood in sorted(RULES) if likelihood not in PIXELS],
+    ],
+)
 def test_prepare_eager_jit_and_vmap_agree(likelihood: str, dtype: type) -> None:
     train = grey() if dtype == np.uint8 else (grey() // 128).astype(np.float32)
     _, preprocessing = preprocess(dataset_of(train), likelihood=likelihood)
@@ -222,7 +322,7 @@ def test_prepare_eager_jit_and_vmap_agree(likelihood: str, dtype: type) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"likelihood": "poison"}, "one of bernoulli, gaussian; got 'poison'. Use one"),
+        ({"likelihood": "poison"}, "one of bernoulli, .*, poisson, .*; got 'poison'. Use one"),
         (
             {"likelihood": "bernoulli", "binarize": "yes"},
             "auto, dynamic, static or none; got 'yes'",
@@ -241,11 +341,11 @@ def test_prepare_eager_jit_and_vmap_agree(likelihood: str, dtype: type) -> None:
         ),
         (
             {"likelihood": "gaussian", "binarize": "dynamic"},
-            "--binarize=dynamic is for binary pixels; the likelihood is gaussian. Leave it out",
+            "--binarize=dynamic is for binary pixels, and the likelihood is for others. Leave",
         ),
         (
             {"likelihood": "gaussian", "grey_probabilities": True},
-            "--grey-probabilities is for binary pixels; the likelihood is gaussian",
+            "--grey-probabilities is for binary pixels, and the likelihood is for others",
         ),
     ],
 )
@@ -272,6 +372,44 @@ def test_values_outside_the_support_are_refused_in_every_split(split: str) -> No
         preprocess(dataset, likelihood="gaussian")
     with pytest.raises(ValueError, match=f"the {split} split of made up has values from nan"):
         preprocess(dataset, likelihood="bernoulli")
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("likelihood", ["continuous_bernoulli", "laplace", *COUNTS])
+def test_every_split_is_looked_at(split: str, likelihood: str) -> None:
+    needs = {
+        "continuous_bernoulli": r"needs values in \[0, 1\]",
+        "laplace": "needs finite values",
+    }.get(likelihood, r"counts must lie in \[0, 16,777,216\]")
+    for value, shown in [(np.nan, "nan to nan"), (np.inf, "inf"), (-np.inf, "-inf to 1")]:
+        bad = np.array([[value, 1.0]], np.float32)
+        dataset = dataset_of(INSIDE)._replace(**{split: bad})
+        with pytest.raises(ValueError, match=f"{needs}; the {split} split of made up .*{shown}"):
+            preprocess(dataset, likelihood=likelihood)
+    if likelihood in COUNTS:
+        dataset = dataset_of(INSIDE)._replace(**{split: INSIDE / 2})
+        with pytest.raises(ValueError, match=f"whole numbers; the {split} split of made up"):
+            preprocess(dataset, likelihood=likelihood)
+
+
+def test_counts_end_where_float32_skips_whole_numbers() -> None:
+    counts = np.array([[0, 2**24 - 1], [1, 2**24]], np.int32)
+    _, preprocessing = preprocess(dataset_of(counts), likelihood="poisson")
+    np.testing.assert_array_equal(prepared(preprocessing, KEY, counts).astype(np.int64), counts)
+    with pytest.raises(ValueError, match=r"counts must lie in \[0, 16,777,216\]; the train split"):
+        preprocess(dataset_of(counts + 1), likelihood="poisson")
+
+
+@pytest.mark.parametrize("likelihood", [name for name in RULES if name != "bernoulli"])
+def test_flags_for_binary_pixels_are_refused_by_all_others(likelihood: str) -> None:
+    for flags, flag in [
+        ({"binarize": "dynamic"}, "--binarize=dynamic"),
+        ({"binarize": "static"}, "--binarize=static"),
+        ({"grey_probabilities": True}, "--grey-probabilities"),
+    ]:
+        message = f"{flag} is for binary pixels, and the likelihood is for others. Leave it out"
+        with pytest.raises(ValueError, match=message):
+            preprocess(dataset_of(grey()), likelihood=likelihood, **flags)
 
 
 def test_counts_are_no_probabilities() -> None:

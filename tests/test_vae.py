@@ -10,6 +10,10 @@ import pytest
 
 import jaxvae
 from jaxvae import Bernoulli, Gaussian
+from jaxvae.encoders import MLPEncoder
+from jaxvae.likelihoods import LIKELIHOODS, likelihood_named
+from jaxvae.posteriors import POSTERIORS, posterior_named
+from jaxvae.priors import PRIORS
 from jaxvae.vae import conv_vae, mlp_vae
 
 MODELS = {
@@ -22,6 +26,25 @@ MODELS = {
     ),
 }
 GAUSSIAN = {"likelihood": "gaussian", "sigma": "learned"}
+FAMILIES = [
+    *[(name, "learned") for name in LIKELIHOODS],
+    *[(name, sigma) for name in ("gaussian", "laplace") for sigma in ("per_channel", "per_pixel")],
+]
+NO_VECTORS = ("von_mises_fisher", "relaxed_categorical", "categorical")
+PAIRS = [
+    (posterior, prior)
+    for posterior in POSTERIORS
+    for prior in PRIORS
+    if prior in ("standard", "vamp") or posterior not in NO_VECTORS
+]
+SHORT_PAIRS = [
+    ("full_covariance", "mixture"),
+    ("low_rank", "standard"),
+    ("coupling", "vamp"),
+    ("gaussian", "flow"),
+    ("categorical", "vamp"),
+]
+"""Every prior and several kinds of latents; the rest are long."""
 
 models = pytest.mark.parametrize("model", MODELS)
 
@@ -193,6 +216,51 @@ def test_shapes(build, likelihood):
     chex.assert_trees_all_equal_shapes_and_dtypes(params, gradients)
 
 
+@pytest.mark.parametrize(("likelihood", "sigma"), FAMILIES)
+@pytest.mark.parametrize("model", ["mlp (5, 4, 1)", "conv (8, 8, 1)", "conv (9, 12, 3)"])
+def test_shapes_of_every_likelihood(model, likelihood, sigma):
+    shape = data_shape(model)
+    vae = MODELS[model](likelihood=likelihood, sigma=sigma, data_mean=jnp.full(shape, 0.5))
+
+    def everything(key):
+        params, x = vae.init(key), jnp.zeros(shape)
+        p = vae.decode(params, vae.encode(params, x).mean())
+        return p.mean(), p.sample(key), p.log_prob_per_entry(x), p.log_prob(x)
+
+    *of_data, scalar = jax.eval_shape(everything, jax.random.key(0))
+    assert {(leaf.shape, leaf.dtype.name) for leaf in of_data} == {(shape, "float32")}
+    assert (scalar.shape, scalar.dtype.name) == ((), "float32")
+
+
+@pytest.mark.parametrize(
+    ("model", "likelihood"),
+    [
+        ("mlp (5, 4, 3)", "zero_inflated_negative_binomial"),
+        ("mlp (5, 4, 3)", "discretized_logistic"),
+        ("conv (8, 8, 3)", "logistic_mixture"),
+        ("conv (8, 8, 3)", "gaussian"),
+    ],
+)
+def test_the_outputs_of_one_pixel_are_that_pixels(model, likelihood):
+    """Output c n + k of the last layer is the k-th of channel c's n, there and nowhere else."""
+    shape = (8, 8, 3) if "conv" in model else (5, 4, 3)
+    build = MODELS["conv (8, 8, 1)" if "conv" in model else "mlp (5, 4, 1)"]
+    vae = build(data_shape=shape, likelihood=likelihood, sigma="per_pixel")
+    params, x = randomized(vae), np.ones(shape, np.float32)
+    num_outputs = likelihood_named(likelihood, "per_pixel", shape).num_outputs
+    assert num_outputs > 1
+    z = jnp.zeros(build.keywords["latent_dim"])
+    log_probs = jax.jit(lambda params: vae.decode(params, z).log_prob_per_entry(x))
+    before, layers = np.asarray(log_probs(params)), params["decoder"]["params"]
+    bias = layers["output_bias"] if "conv" in model else layers["Dense_2"]["bias"]
+    for i, j, c, k in [(0, 0, 0, 0), (3, 2, 1, num_outputs - 1), (4, 3, 2, num_outputs // 2)]:
+        bias.reshape(*shape, num_outputs)[i, j, c, k] += 1.0
+        after, index = np.asarray(log_probs(params)), np.zeros(shape, bool)
+        index[i, j, c] = True
+        np.testing.assert_array_equal(after != before, index)
+        before = after
+
+
 @models
 def test_every_parameter_has_a_finite_gradient(model):
     """And none of them zero throughout: each one is connected, the encoder's by the samples."""
@@ -242,18 +310,91 @@ def test_without_a_data_mean_the_output_bias_is_the_layers_own(model):
 
 
 @pytest.mark.parametrize("model", ["mlp (6,)", "conv (8, 8, 1)"])
-@pytest.mark.parametrize(("sigma", "first"), [("learned", 0.25), ("optimal", 0.25), (0.5, 0.5)])
+@pytest.mark.parametrize(
+    ("sigma", "first"),
+    [
+        *[("learned", 0.25), ("per_channel", 0.25), ("per_pixel", 0.25)],
+        *[("optimal", 0.25), (0.5, 0.5)],
+    ],
+)
 def test_sigma_starts_at_the_data_scale_unless_it_is_fixed(model, sigma, first):
-    """A learned one to the 2 % by which soft_clamp bends log 0.25."""
-    vae = MODELS[model](likelihood="gaussian", sigma=sigma, data_scale=0.25)
+    mean = jnp.zeros(data_shape(model))
+    vae = MODELS[model](likelihood="gaussian", sigma=sigma, data_scale=0.25, data_mean=mean)
     log_scale = jax.jit(vae.decode)(start(vae), jnp.zeros(2)).log_scale
-    tolerance = 0.02 if sigma == "learned" else 1e-6
-    np.testing.assert_allclose(np.exp(log_scale), first, rtol=tolerance)
+    np.testing.assert_allclose(np.exp(log_scale), np.full(log_scale.shape, first), rtol=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", ["discretized_logistic", "poisson"])
+def test_the_encoder_sees_the_network_input(likelihood):
+    """Pixels in [-1, 1] and logarithms of counts: what a Gaussian model has to be given."""
+    vae, plain = (MODELS["mlp (6,)"](likelihood=name) for name in (likelihood, "gaussian"))
+    params = randomized(plain)
+    x = np.array([0, 1, 17, 128, 254, 255], np.float32)
+    seen = x / 127.5 - 1 if likelihood == "discretized_logistic" else np.log1p(x)
+    q, right = vae.encode(params, x), plain.encode(params, seen.astype(np.float32))
+    np.testing.assert_allclose(q.loc, right.loc, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(q.log_scale, right.log_scale, rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_in_bfloat16_are_read_in_float32():
+    """A network may compute in bfloat16: q and p are of the same numbers in float32."""
+    build = partial(MODELS["mlp (6,)"], likelihood="gaussian", sigma="per_pixel")
+    vae, family = build(posterior="von_mises_fisher"), posterior_named("von_mises_fisher", 2, 0)
+    low = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), randomized(vae))
+    x = jnp.linspace(-1, 1, 6).astype(jnp.bfloat16)
+    outputs = MLPEncoder(family.num_outputs, (8,)).apply(low["encoder"], x)
+    assert outputs.dtype == jnp.bfloat16
+    right = family.distribution({}, outputs.astype(jnp.float32))
+    chex.assert_trees_all_close(vae.encode(low, x), right, rtol=1e-6)
+    p = jax.eval_shape(vae.decode, low, jnp.zeros(2, jnp.bfloat16))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(p)} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("posterior", "prior"),
+    [
+        pytest.param(*pair, marks=[] if pair in SHORT_PAIRS else [pytest.mark.long])
+        for pair in PAIRS
+    ],
+)
+def test_every_posterior_goes_with_every_prior_over_its_latents(posterior, prior):
+    """A finite bound of three samples, and finite gradients; each family's own parameters learn."""
+    assert set(SHORT_PAIRS) <= set(PAIRS)
+    vae = mlp_vae(
+        data_shape=(4,),
+        latent_dim=2,
+        hidden=(8,),
+        posterior=posterior,
+        prior=prior,
+        num_categories=3,
+        num_components=2,
+    )
+    estimator = "vimco" if posterior == "categorical" else "reparameterized"
+
+    def objective(params, key):
+        x = jnp.array([0.0, 1.0, 1.0, 0.0])
+        bound = jaxvae.iwae(key, x, **parts(vae, params), num_samples=3, estimator=estimator)
+        return bound.objective
+
+    params = randomized(vae)
+    value, gradients = jax.jit(jax.value_and_grad(objective))(params, jax.random.key(0))
+    assert np.isfinite(value)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(leaf).all(), path
+    for name in {"posterior", "prior"} & set(params):
+        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients[name])), name
+    own = {"posterior": posterior in ("iaf", "coupling", "spline"), "prior": prior != "standard"}
+    assert {name: name in params for name in own} == own
+    assert set(params) - set(own) == {"encoder", "decoder", "likelihood"}
 
 
 @models
 def test_params_are_the_encoders_the_decoders_and_the_likelihoods(model):
-    keys = {"bernoulli": set(), "gaussian": {"log_scale"}}
+    keys = {
+        "bernoulli": set(),
+        "gaussian": {"log_scale"},
+        "negative_binomial": {"log_dispersion"},
+    }
     for likelihood, names in keys.items():
         params = shapes(MODELS[model](likelihood=likelihood))
         assert set(params) == {"encoder", "decoder", "likelihood"}
@@ -394,17 +535,23 @@ def test_anything_but_one_example_or_one_latent_is_refused():
     for shape in [(), (2,), (7, 3)]:
         with pytest.raises(ValueError, match=r"one latent of shape \(3,\), got \(.*vmap"):
             jax.eval_shape(vae.decode, params, jnp.zeros(shape))
+    vae = MODELS["mlp (6,)"](posterior="categorical", num_categories=4)
+    with pytest.raises(ValueError, match=r"one latent of shape \(2, 4\), got \(8,\)"):
+        jax.eval_shape(vae.decode, shapes(vae), jnp.zeros(8))
 
 
 @pytest.mark.parametrize("build", [MODELS["mlp (6,)"], MODELS["conv (8, 8, 1)"]])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            {"likelihood": "poisson"},
-            "likelihood must be one of bernoulli, gaussian.* got 'poisson'",
-        ),
-        (GAUSSIAN | {"sigma": "best"}, "sigma must be .* learned or optimal, got 'best'"),
+        ({"likelihood": "normal"}, "likelihood must be one of bernoulli, .* got 'normal'"),
+        ({"posterior": "normal"}, "posterior must be one of gaussian, .* got 'normal'"),
+        ({"prior": "normal"}, "prior must be one of standard, .* got 'normal'"),
+        ({"prior": "mixture", "num_components": 0}, "num_components must be at least 1, got 0"),
+        ({"posterior": "categorical", "num_categories": 1}, "num_categories must be .*, got 1"),
+        ({"posterior": "categorical", "prior": "flow"}, "prior=flow is a density over vectors"),
+        (GAUSSIAN | {"sigma": "best"}, "sigma must be .* per_pixel or optimal, got 'best'"),
+        ({"likelihood": "laplace", "sigma": "optimal"}, "goes with likelihood=gaussian"),
         (GAUSSIAN | {"sigma": -1.0}, "sigma must be a positive number.* got -1.0"),
         ({"latent_dim": 0}, r"latent_dim must be positive throughout, got \(0,\)"),
         ({"hidden": (4, 0)}, r"hidden must be positive throughout, got \(4, 0\)"),
@@ -438,5 +585,6 @@ def test_an_empty_side_is_refused():
 
 
 def test_an_unknown_initialization_is_refused():
-    with pytest.raises(ValueError, match="initialization must be lecun or torch, got 'keras'"):
-        MODELS["mlp (6,)"](initialization="keras").init(jax.random.key(0))
+    message = "initialization must be one of lecun, torch, got 'keras'"
+    with pytest.raises(ValueError, match=message):
+        MODELS["mlp (6,)"](initialization="keras")

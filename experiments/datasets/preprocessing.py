@@ -17,6 +17,8 @@ from experiments.datasets.splits import SPLITS
 
 STATIC_SEED = 0
 EXAMPLES_AT_ONCE = 4096
+MOST_COUNTS = 2**24
+"""The largest count: above it float32 has no longer every integer."""
 
 
 class Preprocessing(NamedTuple):
@@ -76,7 +78,7 @@ def _for_bernoulli(
     dataset: Dataset, binarize: str, grey_probabilities: bool
 ) -> tuple[Dataset, Preprocessing]:
     top = _top_of_range(dataset)
-    _require_range(dataset, top)
+    _require_range("bernoulli", dataset, top, "--likelihood=gaussian, or rescale them")
     grey_split = _split_with_grey(dataset, top)
     if grey_split is None:
         name = "none" if top == 1 else "none (0 and 255 stand for 0 and 1)"
@@ -97,15 +99,10 @@ def _for_bernoulli(
     return dataset, _scaled(dataset, top, name, "grey levels, which are no binary pixels")
 
 
-def _for_gaussian(
+def _for_real_values(
     dataset: Dataset, binarize: str, grey_probabilities: bool
 ) -> tuple[Dataset, Preprocessing]:
-    if binarize in ("dynamic", "static") or grey_probabilities:
-        flag = "--grey-probabilities" if grey_probabilities else f"--binarize={binarize}"
-        raise ValueError(
-            f"{flag} is for binary pixels; the likelihood is gaussian. Leave it out, or use "
-            "--likelihood=bernoulli."
-        )
+    _refuse_binary_flags(binarize, grey_probabilities)
     if dataset.train.dtype == np.uint8:
         return dataset, _uniform_dequantization(dataset)
     if np.issubdtype(dataset.train.dtype, np.integer):
@@ -115,7 +112,68 @@ def _for_gaussian(
     return dataset, _scaled(dataset, 1, "none", "real numbers as stored")
 
 
-RULES = {"bernoulli": _for_bernoulli, "gaussian": _for_gaussian}
+def _for_unit_interval(
+    dataset: Dataset, binarize: str, grey_probabilities: bool
+) -> tuple[Dataset, Preprocessing]:
+    _refuse_binary_flags(binarize, grey_probabilities)
+    if dataset.train.dtype == np.uint8:
+        return dataset, _uniform_dequantization(dataset)
+    _require_range("continuous_bernoulli", dataset, 1, "--likelihood=gaussian")
+    return dataset, _scaled(dataset, 1, "none", "values in [0, 1] as stored")
+
+
+def _for_8_bit_pixels(
+    dataset: Dataset, binarize: str, grey_probabilities: bool
+) -> tuple[Dataset, Preprocessing]:
+    _refuse_binary_flags(binarize, grey_probabilities)
+    if dataset.train.dtype != np.uint8:
+        raise ValueError(
+            f"A mass over 256 values needs 8-bit integers; {dataset.name} is stored as "
+            f"{dataset.train.dtype}. Use --likelihood=gaussian, or store it as uint8."
+        )
+    return dataset, _scaled(dataset, 1, "none (integers 0 to 255)", "8-bit pixels")
+
+
+def _for_counts(
+    dataset: Dataset, binarize: str, grey_probabilities: bool
+) -> tuple[Dataset, Preprocessing]:
+    _refuse_binary_flags(binarize, grey_probabilities)
+    for split, values in _filled(dataset).items():
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= MOST_COUNTS):
+            raise ValueError(
+                f"counts must lie in [0, {MOST_COUNTS:,}]; the {split} split of {dataset.name} has "
+                f"values from {low:.6g} to {high:.6g}. Use --likelihood=gaussian."
+            )
+        if any((chunk != np.round(chunk)).any() for chunk in _chunked(values)):
+            raise ValueError(
+                f"counts must be whole numbers; the {split} split of {dataset.name} has others. "
+                "Use --likelihood=gaussian."
+            )
+    return dataset, _scaled(dataset, 1, "none (counts)", "counts")
+
+
+def _refuse_binary_flags(binarize: str, grey_probabilities: bool) -> None:
+    if binarize in ("dynamic", "static") or grey_probabilities:
+        flag = "--grey-probabilities" if grey_probabilities else f"--binarize={binarize}"
+        raise ValueError(
+            f"{flag} is for binary pixels, and the likelihood is for others. Leave it out, or use "
+            "--likelihood=bernoulli."
+        )
+
+
+RULES = {
+    "bernoulli": _for_bernoulli,
+    "continuous_bernoulli": _for_unit_interval,
+    "gaussian": _for_real_values,
+    "laplace": _for_real_values,
+    "discretized_logistic": _for_8_bit_pixels,
+    "logistic_mixture": _for_8_bit_pixels,
+    "categorical": _for_8_bit_pixels,
+    "poisson": _for_counts,
+    "negative_binomial": _for_counts,
+    "zero_inflated_negative_binomial": _for_counts,
+}
 """Likelihood -> what makes stored examples fit for it."""
 
 
@@ -187,13 +245,13 @@ def _top_of_range(dataset: Dataset) -> int:
     return 255 if grey else 1
 
 
-def _require_range(dataset: Dataset, top: int) -> None:
+def _require_range(likelihood: str, dataset: Dataset, top: int, remedy: str) -> None:
     for split, values in _filled(dataset).items():
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= top):
             raise ValueError(
-                f"bernoulli needs values in [0, {top}]; the {split} split of {dataset.name} has "
-                f"values from {low:.6g} to {high:.6g}. Use --likelihood=gaussian, or rescale them."
+                f"{likelihood} needs values in [0, {top}]; the {split} split of {dataset.name} has "
+                f"values from {low:.6g} to {high:.6g}. Use {remedy}."
             )
 
 
@@ -202,16 +260,15 @@ def _require_finite(dataset: Dataset) -> None:
         low, high = values.min(), values.max()
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ValueError(
-                f"gaussian needs finite values; the {split} split of {dataset.name} has values "
-                f"from {low:.6g} to {high:.6g}. Repair or drop such examples."
+                f"The likelihood needs finite values; the {split} split of {dataset.name} has "
+                f"values from {low:.6g} to {high:.6g}. Repair or drop such examples."
             )
 
 
 def _split_with_grey(dataset: Dataset, top: int) -> str | None:
     """The first split with a value other than 0 and top, if any has one."""
     for split, values in _filled(dataset).items():
-        chunks = (values[rows] for rows in _chunks(values))
-        if any(((chunk != 0) & (chunk != top)).any() for chunk in chunks):
+        if any(((chunk != 0) & (chunk != top)).any() for chunk in _chunked(values)):
             return split
     return None
 
@@ -224,6 +281,10 @@ def _filled(dataset: Dataset) -> dict[str, np.ndarray]:
 def _chunks(values: np.ndarray) -> Iterator[slice]:
     for start in range(0, len(values), EXAMPLES_AT_ONCE):
         yield slice(start, start + EXAMPLES_AT_ONCE)
+
+
+def _chunked(values: np.ndarray) -> Iterator[np.ndarray]:
+    return (values[rows] for rows in _chunks(values))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

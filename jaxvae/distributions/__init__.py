@@ -1,22 +1,53 @@
 """Distributions over one event: small frozen pytrees with sample, log_prob and mean."""
 
 from jaxvae.distributions.bernoulli import Bernoulli
+from jaxvae.distributions.categorical import Categorical
+from jaxvae.distributions.continuous_bernoulli import ContinuousBernoulli
+from jaxvae.distributions.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from jaxvae.distributions.distribution import (
     Distribution,
+    NoClosedForm,
     at_least_float32,
     check_summed,
+    mean_of,
     sample_and_log_prob,
 )
+from jaxvae.distributions.flow import Flow
 from jaxvae.distributions.full_covariance_gaussian import FullCovarianceGaussian
-from jaxvae.distributions.gaussian import Gaussian, soft_clamp
+from jaxvae.distributions.gaussian import LOG_SCALE_LIMIT, Gaussian, soft_clamp
+from jaxvae.distributions.laplace import Laplace
+from jaxvae.distributions.logistic import DiscretizedLogistic, DiscretizedLogisticMixture
+from jaxvae.distributions.low_rank_gaussian import LowRankGaussian
+from jaxvae.distributions.mixture import Mixture
+from jaxvae.distributions.one_hot_categorical import OneHotCategorical
+from jaxvae.distributions.relaxed_categorical import RelaxedCategorical
+from jaxvae.distributions.von_mises_fisher import UniformSphere, VonMisesFisher
 
 __all__ = [
+    "LOG_SCALE_LIMIT",
     "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "Distribution",
+    "Flow",
     "FullCovarianceGaussian",
     "Gaussian",
+    "Laplace",
+    "LowRankGaussian",
+    "Mixture",
+    "NegativeBinomial",
+    "NoClosedForm",
+    "OneHotCategorical",
+    "Poisson",
+    "RelaxedCategorical",
+    "UniformSphere",
+    "VonMisesFisher",
+    "ZeroInflatedNegativeBinomial",
     "at_least_float32",
     "check_summed",
+    "mean_of",
     "sample_and_log_prob",
     "soft_clamp",
 ]

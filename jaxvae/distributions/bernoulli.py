@@ -1,6 +1,7 @@
 """Independent Bernoulli variables, by their logits."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class Bernoulli:
     """
 
     logits: jax.Array
+    reparameterized: ClassVar[bool] = False
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Zeros and ones, as floats, of the event's shape. Not differentiable."""
@@ -37,11 +39,16 @@ class Bernoulli:
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log mass of `value`, of logits' shape, entries 0 or 1: a scalar in nats."""
+        return jnp.sum(self.log_prob_per_entry(value))
+
+    def log_prob_per_entry(self, value: jax.Array) -> jax.Array:
+        """Log mass of each entry of `value`, of logits' shape, in nats."""
         remedy = f"Reshape x, or build the decoder with data_shape={jnp.shape(value)}."
         check_event(value, jnp.shape(self.logits), "Bernoulli", remedy)
         value, logits = at_least_float32(value, self.logits)
-        return jnp.sum(value * logits - jax.nn.softplus(logits))
+        return value * logits - jax.nn.softplus(logits)
 
     def mean(self) -> jax.Array:
         """Probability of a 1: sigmoid(logits)."""
-        return jax.nn.sigmoid(self.logits)
+        (logits,) = at_least_float32(self.logits)
+        return jax.nn.sigmoid(logits)

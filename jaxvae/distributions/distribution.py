@@ -10,7 +10,9 @@ class Distribution(Protocol):
     """A distribution over one event, as encoders, decoders and priors return it.
 
     Anything with `sample` and `log_prob` serves the bounds; `mean` is for pictures and
-    evaluation. A class may also offer `sample_and_log_prob(key)`, which the bounds then prefer.
+    evaluation. A class may also offer `sample_and_log_prob(key)`, which the bounds then prefer;
+    `log_prob_per_entry(value)`, which masked data need; and `reparameterized = False`, where draws
+    carry no gradient.
     """
 
     def sample(self, key: jax.Array) -> jax.Array:
@@ -22,8 +24,24 @@ class Distribution(Protocol):
         ...
 
     def mean(self) -> jax.Array:
-        """Expectation, of the event's shape."""
+        """Expectation, of the event's shape; `NoClosedForm` is raised where it has no formula."""
         ...
+
+
+class NoClosedForm(ValueError):
+    """What `mean()` raises, at trace time, in a family whose expectation has no formula.
+
+    >>> raise NoClosedForm("a flow")
+    Traceback (most recent call last):
+    jaxvae.distributions.distribution.NoClosedForm: mean: the expectation of a flow must have a \
+closed form, it has none. Use mean_of(q, key, num_samples), the mean of draws.
+    """
+
+    def __init__(self, family: str) -> None:
+        super().__init__(
+            f"mean: the expectation of {family} must have a closed form, it has none. Use "
+            "mean_of(q, key, num_samples), the mean of draws."
+        )
 
 
 def at_least_float32(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -55,6 +73,27 @@ def sample_and_log_prob(q: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return q.sample_and_log_prob(key)
     z = q.sample(key)
     return z, q.log_prob(z)
+
+
+def mean_of(q: Any, key: jax.Array, num_samples: int = 64) -> jax.Array:
+    """E_q[z], of the event's shape: q's own mean, or the mean of draws where it has no formula.
+
+    Args:
+        q: any distribution.
+        key: for the draws; not read where there is a closed form.
+        num_samples: draws; the standard error is the spread of q over the root of this number.
+
+    >>> class Square:
+    ...     sample = lambda self, key: jnp.square(jax.random.normal(key))
+    ...     def mean(self): raise NoClosedForm("Square")
+    >>> print(f"{mean_of(Square(), jax.random.key(0), 10_000):.1f}")
+    1.0
+    """
+    try:
+        return q.mean()
+    except NoClosedForm:
+        draws = jax.vmap(q.sample)(jax.random.split(key, num_samples))
+        return jnp.mean(draws, axis=0)
 
 
 def check_summed(what: str, per_sample: jax.Array) -> None:

@@ -36,7 +36,8 @@ class FullCovarianceGaussian:
     def sample(self, key: jax.Array) -> jax.Array:
         """z = loc + L eps with eps ~ N(0, I): [D]."""
         loc, scale_tril = at_least_float32(self.loc, self.scale_tril)
-        return loc + jnp.tril(scale_tril) @ jax.random.normal(key, loc.shape, loc.dtype)
+        eps = jax.random.normal(key, loc.shape, loc.dtype)
+        return loc + jnp.matmul(jnp.tril(scale_tril), eps, precision="highest")
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log density of `value` [D]: a scalar in nats."""

@@ -73,11 +73,15 @@ class Gaussian:
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log density of `value`, of loc's shape: a scalar in nats."""
+        return jnp.sum(self.log_prob_per_entry(value))
+
+    def log_prob_per_entry(self, value: jax.Array) -> jax.Array:
+        """Log density of each entry of `value`, of loc's shape, in nats."""
         remedy = "Reshape the value, or build the network for its shape."
         check_event(value, jnp.shape(self.loc), "Gaussian", remedy)
         value, loc, log_scale = at_least_float32(value, *self.parameters())
         eps = (value - loc) * jnp.exp(-log_scale)
-        return jnp.sum(-0.5 * jnp.square(eps) - log_scale - 0.5 * math.log(2 * math.pi))
+        return -0.5 * jnp.square(eps) - log_scale - 0.5 * math.log(2 * math.pi)
 
     def mean(self) -> jax.Array:
         """Expectation: loc."""

@@ -1,4 +1,4 @@
-"""Models whose log p(x) is known exactly, to hold bounds against."""
+"""The linear Gaussian model, whose log p(x), posterior and ELBO are formulas."""
 
 import math
 from typing import NamedTuple

@@ -1,0 +1,127 @@
+"""Other libraries' distributions under the method names that the bounds call."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae.distributions import NoClosedForm
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Adapted:
+    """A distribution of another library as a `jaxvae.Distribution`; `adapt` makes it.
+
+    A pytree with the parameters of `inner` as leaves, where `inner` is one (in numpyro, distrax
+    and TFP it is): so it passes jit, vmap and stop_gradient.
+
+    Args:
+        inner: what was adapted, for all that its library offers besides.
+    """
+
+    inner: Any
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One draw of `inner`."""
+        return _with_key(self.inner.sample, key)
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        """Log density or log mass of `value` in nats: a scalar where `inner` is one event."""
+        return self.inner.log_prob(value)
+
+    def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A draw and its log density, by `inner`'s own method where it has one."""
+        for name in ("sample_and_log_prob", "experimental_sample_and_log_prob"):
+            if hasattr(self.inner, name):
+                return _with_key(getattr(self.inner, name), key)
+        z = self.sample(key)
+        return z, self.log_prob(z)
+
+    def mean(self) -> jax.Array:
+        """Expectation, by `inner`'s method or property.
+
+        Raises:
+            NoClosedForm: `inner` has none, or does not implement it.
+        """
+        family = type(self.inner).__name__
+        if "mean" not in dir(self.inner):  # hasattr would run a property, and hide its errors
+            raise NoClosedForm(family)
+        try:
+            mean = self.inner.mean
+            return mean() if callable(mean) else mean
+        except NotImplementedError as error:
+            raise NoClosedForm(family) from error
+
+    @property
+    def reparameterized(self) -> bool:
+        """Whether draws carry gradients: what `inner` says, or else whether they are floats."""
+        if hasattr(self.inner, "has_rsample"):
+            return bool(self.inner.has_rsample)
+        if hasattr(self.inner, "reparameterization_type"):
+            return "FULLY" in repr(self.inner.reparameterization_type)
+        draw = jax.eval_shape(self.sample, jax.random.key(0))
+        return jnp.issubdtype(draw.dtype, jnp.floating)
+
+
+def adapt(distribution: Any) -> Adapted:
+    """A numpyro, distrax or TFP distribution, or one like them, with this library's methods.
+
+    What the methods ask for decides, when a function is traced; no library is imported. The key
+    goes in as `seed=` where there is such an argument (distrax, TFP), else first (numpyro).
+    `mean` may be a method or a property. The KL of an adapted distribution is estimated from
+    draws, unless `divergences.CLOSED_FORMS[Adapted, Adapted]` has a formula.
+
+    * One object is one event: numpyro `Normal(loc, scale).to_event(1)`, distrax and TFP
+      `Independent(Normal(loc, scale), 1)`. The bounds refuse a log_prob that is no scalar.
+    * log_prob is computed in the type of the parameters: make them float32, not bfloat16.
+    * numpyro's batch_shape does not see the axis that vmap adds to the leaves: take one row
+      of a batch by another vmap.
+    * distrax and TFP promote ranks: `jax_numpy_rank_promotion` must not be "raise". distrax's
+      MultivariateNormalDiag cannot leave the jit it was built in; its Independent can.
+    * An estimator that needs gradients of draws is refused where the library says that there are
+      none, which the bounds cannot see of a numpyro posterior as it is. distrax says nothing:
+      there integers are refused, but not a mixture.
+
+    Args:
+        distribution: an object with `log_prob` and `sample`; a pytree, to pass transformations.
+
+    Raises:
+        TypeError: `log_prob` is missing, or a `sample` that a key is enough for.
+
+    >>> from numpyro.distributions import Normal
+    >>> q = adapt(Normal(jnp.zeros(3), 1.0).to_event(1))
+    >>> q.mean().shape, q.sample(jax.random.key(0)).shape, q.log_prob(q.mean()).shape
+    ((3,), (3,), ())
+    """
+    sample = getattr(distribution, "sample", None)
+    if not callable(getattr(distribution, "log_prob", None)) or not _takes_a_key(sample):
+        raise TypeError(
+            "adapt: a distribution must have log_prob(value) and sample(key) or sample(seed=key), "
+            f"{type(distribution).__name__} has not. Pass an instance with both."
+        )
+    return Adapted(distribution)
+
+
+def _with_key(method: Callable[..., Any], key: jax.Array) -> Any:
+    return method(seed=key) if _takes_seed(method) else method(key)
+
+
+def _takes_seed(method: Callable[..., Any]) -> bool:
+    return "seed" in inspect.signature(method).parameters
+
+
+def _takes_a_key(method: Any) -> bool:
+    """Whether a key, by name or position, is all that a call needs."""
+    try:
+        signature = inspect.signature(method)
+        if _takes_seed(method):
+            signature.bind(seed=None)
+        else:
+            signature.bind(None)
+    except TypeError:
+        return False
+    return True

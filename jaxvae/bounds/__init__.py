@@ -1,0 +1,23 @@
+"""Bounds on log p(x), each (key, x, *, encode, decode, prior) -> Bound for one example."""
+
+from jaxvae.bounds.bound import Bound, Decode, Encode, posterior_samples
+from jaxvae.bounds.elbo import elbo
+from jaxvae.bounds.estimators import Estimator
+from jaxvae.bounds.importance import ciwae, iwae, miwae, piwae
+from jaxvae.bounds.renyi import renyi
+from jaxvae.bounds.thermodynamic import tvo
+
+__all__ = [
+    "Bound",
+    "Decode",
+    "Encode",
+    "Estimator",
+    "ciwae",
+    "elbo",
+    "iwae",
+    "miwae",
+    "piwae",
+    "posterior_samples",
+    "renyi",
+    "tvo",
+]

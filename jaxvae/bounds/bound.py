@@ -1,0 +1,169 @@
+"""What every bound returns, and the terms of K draws that every bound is made of."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae.distributions import check_summed, sample_and_log_prob
+from jaxvae.divergences import has_closed_form, kl, kl_per_latent, splits_by_latent
+
+Encode = Callable[[jax.Array], Any]
+"""x -> q(z|x): one example to an object with `sample(key)` and `log_prob(z)`."""
+Decode = Callable[[jax.Array], Any]
+"""z -> p(x|z): one latent to an object with `log_prob(x)`."""
+
+
+class Bound(NamedTuple):
+    """A bound for one example, in nats; larger is better.
+
+    Attributes:
+        objective: [] what to maximise: right value and right gradient.
+        elbo: [] the evidence lower bound, never altered by beta or by an estimator.
+        log_likelihood: [] E_q log p(x|z), minus the distortion.
+        kl: [] KL(q(z|x) || p(z)), the rate; elbo = log_likelihood - kl.
+        log_weights: [K] log p(x, z_k) - log q(z_k|x).
+        kl_per_latent: [Z] the terms of kl, or None where it does not split.
+        samples: [K, Z] the draws z_k of q(z|x).
+
+    >>> Bound._fields[:4]
+    ('objective', 'elbo', 'log_likelihood', 'kl')
+    """
+
+    objective: jax.Array
+    elbo: jax.Array
+    log_likelihood: jax.Array
+    kl: jax.Array
+    log_weights: jax.Array
+    kl_per_latent: jax.Array | None
+    samples: jax.Array
+
+
+class Example(NamedTuple):
+    """One example as a bound sees it: x, its posterior, the model, and which entries count.
+
+    Attributes:
+        x: the example; entries that the mask leaves out may hold anything, NaN included.
+        q: q(z|x).
+        decode: z -> p(x|z).
+        prior: p(z).
+        mask: of x's shape, True where x is observed; None: everywhere.
+    """
+
+    x: jax.Array
+    q: Any
+    decode: Decode
+    prior: Any
+    mask: jax.Array | None
+
+    def log_likelihood(self, z: jax.Array) -> jax.Array:
+        """log p(x|z) of the observed entries, for one z."""
+        p = self.decode(z)
+        if self.mask is None:
+            return p.log_prob(self.x)
+        if not hasattr(p, "log_prob_per_entry"):
+            raise ValueError(
+                f"mask: {type(p).__name__} has no log_prob_per_entry, so its entries cannot be "
+                "left out one by one. Use a likelihood of independent entries, or give it one."
+            )
+        entries = p.log_prob_per_entry(_observed(self.x, self.mask))
+        return jnp.sum(jnp.where(self.mask, entries, 0))
+
+
+def observe(
+    x: jax.Array, encode: Encode, decode: Decode, prior: Any, mask: jax.Array | None
+) -> Example:
+    """The example with its posterior; the encoder sees 0 where an entry is missing.
+
+    Raises:
+        ValueError: the mask has another shape than x.
+    """
+    if mask is None:
+        return Example(x, encode(x), decode, prior, None)
+    if jnp.shape(mask) != jnp.shape(x):
+        raise ValueError(
+            f"mask must have x's shape {jnp.shape(x)}, got {jnp.shape(mask)}. Give one entry of "
+            "it per entry of x, True where x is observed."
+        )
+    return Example(x, encode(_observed(x, mask)), decode, prior, mask)
+
+
+def _observed(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """x with 0, which every family can take, where it is missing: no NaN enters a gradient."""
+    return jnp.where(mask, x, jnp.zeros_like(x))
+
+
+class Terms(NamedTuple):
+    """K draws of q and the parts of their log weights.
+
+    Attributes:
+        samples: [K, Z].
+        log_likelihood: [K] log p(x|z_k).
+        log_prior: [K] log p(z_k).
+        log_q: [K] log q(z_k|x).
+    """
+
+    samples: jax.Array
+    log_likelihood: jax.Array
+    log_prior: jax.Array
+    log_q: jax.Array
+
+    def log_weights(self, kl_weight: jax.Array | float | None = 1.0) -> jax.Array:
+        """log p(x|z_k) + kl_weight (log p(z_k) - log q(z_k|x)), None for 0: [K]."""
+        if kl_weight is None:
+            return self.log_likelihood
+        return self.log_likelihood + kl_weight * (self.log_prior - self.log_q)
+
+
+def posterior_samples(key: jax.Array, q: Any, num_samples: int) -> tuple[jax.Array, jax.Array]:
+    """The draws that the bounds make of q(z|x) with this key: z [K, Z] and log q(z|x) [K]."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    return jax.vmap(partial(sample_and_log_prob, q))(jax.random.split(key, num_samples))
+
+
+def draw_terms(key: jax.Array, example: Example, num_samples: int) -> Terms:
+    """K draws of the example's posterior, and their terms.
+
+    Raises:
+        ValueError: num_samples < 1, or a log_prob that is not summed to a scalar.
+    """
+    z, log_q = posterior_samples(key, example.q, num_samples)
+    terms = Terms(
+        samples=z,
+        log_likelihood=jax.vmap(example.log_likelihood)(z),
+        log_prior=jax.vmap(example.prior.log_prob)(z),
+        log_q=log_q,
+    )
+    check_summed("decode(z).log_prob(x)", terms.log_likelihood)
+    check_summed("encode(x).log_prob(z)", terms.log_q)
+    check_summed("prior.log_prob(z)", terms.log_prior)
+    return terms
+
+
+def assemble(
+    example: Example, terms: Terms, objective: jax.Array, *, sampled_kl: bool = False
+) -> Bound:
+    """The Bound of these terms, with the KL in closed form where the pair has one.
+
+    Args:
+        example, terms: as drawn.
+        objective: [] the bound's own.
+        sampled_kl: whether the KL is to be the draws' even so.
+    """
+    q, prior = example.q, example.prior
+    closed_form = has_closed_form(q, prior) and not sampled_kl
+    rate = kl(q, prior) if closed_form else jnp.mean(terms.log_q - terms.log_prior)
+    splits = closed_form and splits_by_latent(q, prior)
+    log_likelihood = jnp.mean(terms.log_likelihood)
+    return Bound(
+        objective=objective,
+        elbo=log_likelihood - rate,
+        log_likelihood=log_likelihood,
+        kl=rate,
+        log_weights=terms.log_weights(),
+        kl_per_latent=kl_per_latent(q, prior) if splits else None,
+        samples=terms.samples,
+    )

@@ -1,0 +1,119 @@
+"""The evidence lower bound, and the objectives that reweigh its KL."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae.bounds.bound import Bound, Decode, Encode, Example, assemble, draw_terms, observe
+from jaxvae.bounds.estimators import Estimator, check_estimator, estimate, mean
+from jaxvae.divergences import has_closed_form, splits_by_latent
+
+KL = Literal["auto", "closed_form", "sampled"]
+REFUSED = {"dreg": "is 'stl' for an ELBO, whose draws are not weighted. Use 'stl'."}
+
+
+def elbo(
+    key: jax.Array,
+    x: jax.Array,
+    *,
+    encode: Encode,
+    decode: Decode,
+    prior: Any,
+    num_samples: int = 1,
+    estimator: Estimator = "reparameterized",
+    kl: KL = "auto",
+    beta: jax.Array | float = 1.0,
+    free_bits: jax.Array | float | None = None,
+    capacity: jax.Array | float | None = None,
+    mask: jax.Array | None = None,
+) -> Bound:
+    """The evidence lower bound of one example, in nats.
+
+        ELBO(x) = E_(z ~ q(z|x)) log p(x|z) - KL(q(z|x) || p(z))  <=  log p(x)
+
+    The expectation is the mean over `num_samples` draws. `objective` is
+
+        log_likelihood - beta * |sum_j max(free_bits, KL_j) - capacity|
+
+    which is the ELBO at the defaults, and not called one otherwise; `.elbo` always is.
+
+    Args:
+        key: consumed here, one per example.
+        x: one example, of whatever shape `encode` and `decode` agree on.
+        encode: x -> q(z|x).
+        decode: z -> p(x|z).
+        prior: p(z).
+        num_samples: K draws of q, at least 1.
+        estimator: of the gradient (`jaxvae.bounds.estimators`): "reparameterized"; "stl", whose
+            variance vanishes at the true posterior; "score" or "vimco" for discrete latents.
+        kl: "closed_form", "sampled" (from the same draws), or "auto": in closed form where
+            `jaxvae.kl` has one for the pair, but sampled in the objective of "stl".
+        beta: [] weight of the KL in `objective`; may be traced (an optax schedule's value).
+        free_bits: [] nats below which a latent's KL gives no gradient; of this example, where
+            Kingma et al. take the minibatch's mean. None: off. Needs a KL that splits.
+        capacity: [] nats that the KL is drawn towards, from either side; beta is then its
+            weight. None: off. Needs a KL in closed form.
+        mask: of x's shape, True where x is observed: the bound is then one on the log density
+            of the observed entries. Missing ones may be NaN; the encoder sees 0 there.
+
+    Raises:
+        ValueError: num_samples < 1, a log_prob that is not summed to a scalar, an estimator that
+            would be wrong, or an option whose KL has no closed form.
+
+    Ref: Doersch 2016, arXiv 1606.05908, equation 5; Higgins et al., beta-VAE, 2017, ICLR;
+    Kingma et al., Inverse Autoregressive Flow (free bits), 2016, NeurIPS; Burgess et al.,
+    Understanding disentangling in beta-VAE (capacity), 2018; Nazabal et al., 2020 (mask).
+
+    >>> from jaxvae import Gaussian
+    >>> half = Gaussian(jnp.zeros(2), jnp.zeros(2))
+    >>> bound = elbo(jax.random.key(0), jnp.zeros(2), encode=lambda x: half,
+    ...              decode=lambda z: Gaussian(z, jnp.array(0.0)), prior=half)
+    >>> float(bound.kl)
+    0.0
+    """
+    example = observe(x, encode, decode, prior, mask)
+    check_estimator("elbo", example, estimator, num_samples, REFUSED)
+    closed_form = _closed_form(kl, example, estimator)
+    _check_options(example, closed_form, free_bits, capacity)
+    terms = draw_terms(key, example, num_samples)
+    # "stl" samples the KL of the objective, and leaves that of .elbo as it is.
+    bound = assemble(example, terms, jnp.zeros(()), sampled_kl=kl == "sampled")
+    beta = jnp.asarray(beta, terms.log_q.dtype)
+    if not closed_form:
+        return bound._replace(objective=estimate(example, terms, mean, estimator, beta))
+    rate = bound.kl
+    if free_bits is not None and bound.kl_per_latent is not None:
+        rate = jnp.sum(jnp.maximum(bound.kl_per_latent, free_bits))
+    if capacity is not None:
+        rate = jnp.abs(rate - capacity)
+    return bound._replace(objective=estimate(example, terms, mean, estimator, None) - beta * rate)
+
+
+def _closed_form(kl: str, example: Example, estimator: str) -> bool:
+    """Whether the KL of the objective is the formula's."""
+    q, prior = example.q, example.prior
+    known = has_closed_form(q, prior)
+    if kl not in ("auto", "closed_form", "sampled"):
+        raise ValueError(f"elbo: kl must be auto, closed_form or sampled, got {kl!r}.")
+    if kl == "closed_form" and not known:
+        raise ValueError(
+            f"elbo: KL of {type(q).__name__} against {type(prior).__name__} has no closed form. "
+            "Use kl='sampled'."
+        )
+    if kl == "closed_form" and estimator == "stl":
+        raise ValueError("elbo: estimator 'stl' needs the draws' own KL. Use kl='sampled'.")
+    return known and kl != "sampled" and estimator != "stl"
+
+
+def _check_options(example: Example, closed_form: bool, free_bits: Any, capacity: Any) -> None:
+    if free_bits is not None and not (closed_form and splits_by_latent(example.q, example.prior)):
+        raise ValueError(
+            "elbo: free_bits needs a KL in closed form that splits over the latents, as between "
+            "diagonal Gaussians. Use such a posterior and prior without 'stl', or capacity."
+        )
+    if capacity is not None and not closed_form:
+        raise ValueError(
+            "elbo: capacity needs a KL in closed form. Use a posterior and prior that have one, "
+            "without estimator 'stl' or kl='sampled'."
+        )

@@ -1,0 +1,182 @@
+"""Gradient estimators: from a function of K log weights to an objective with its gradient.
+
+A bound is F(r_1, ..., r_K) of terms r_k = log p(x|z_k) + c (log p(z_k) - log q(z_k|x)). With
+F_k = dF/dr_k and F_kk = d2F/dr_k2, the gradient of E F has three parts for each draw: that by
+the model's own parameters, weight F_k; that along z_k into q, weight p_k; and that by log q(z_k|x)
+at z_k held fixed, weight s_k.
+
+    reparameterized   p_k = F_k           s_k = -c F_k              pathwise, all that autodiff sees
+    stl               p_k = F_k           s_k = 0                   unbiased where F_kk = 0
+    dreg              p_k = F_k - F_kk    s_k = 0                   unbiased for every F
+    score             p_k = 0             s_k = F - c F_k           no gradient through z
+    vimco             p_k = 0             s_k = F - F_(-k) - c F_k  F_(-k): r_k replaced by the
+                                                                    mean of the others
+
+Every one has the expectation of the first. In dreg the part that stl leaves out is turned, by
+reparameterizing a second time, into a path; that gives w_k^2 for the importance-weighted bound.
+
+Ref: Kingma & Welling 2013; Roeder, Wu & Duvenaud, Sticking the Landing, 2017, NeurIPS; Tucker,
+Lawson, Gu & Maddison, Doubly Reparameterized Gradient Estimators, 2019, ICLR; Williams 1992,
+REINFORCE; Mnih & Rezende, Variational Inference for Monte Carlo Objectives (VIMCO), 2016, ICML.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from jaxvae.bounds.bound import Example, Terms
+
+Estimator = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
+SMALLEST_WEIGHT = 1e-20
+"""Weights nearer to 0 are raised to it, so that what flows back can be divided by them."""
+
+
+class LogWeightFunction(NamedTuple):
+    """F of the log weights [K], and F_kk.
+
+    Attributes:
+        value: [K] -> [].
+        curvature: [K] -> [K], the diagonal of F's second derivatives.
+    """
+
+    value: Callable[[jax.Array], jax.Array]
+    curvature: Callable[[jax.Array], jax.Array]
+
+
+class GradientWeights(NamedTuple):
+    """[K] each: how much of a draw's gradient goes to the model, along z, and by log q."""
+
+    model: jax.Array
+    path: jax.Array
+    log_q: jax.Array
+
+
+mean = LogWeightFunction(jnp.mean, jnp.zeros_like)
+"""The F of the ELBO."""
+
+
+def check_estimator(
+    bound: str, example: Example, estimator: str, num_samples: int, refused: dict[str, str]
+) -> None:
+    """Refuse what has no right gradient.
+
+    Args:
+        bound: its name, for the message.
+        example: for its posterior.
+        estimator: as the caller gave it.
+        num_samples: K.
+        refused: estimator -> why this bound does not have it and what to do.
+
+    Raises:
+        ValueError: one line, with the estimator to use.
+    """
+    if estimator not in get_args(Estimator):
+        names = ", ".join(get_args(Estimator))
+        raise ValueError(f"estimator must be one of {names}, got {estimator!r}.")
+    if estimator in refused:
+        raise ValueError(f"{bound}: estimator {estimator!r} {refused[estimator]}")
+    through_z = estimator in ("reparameterized", "stl", "dreg")
+    if through_z and not getattr(example.q, "reparameterized", True):
+        raise ValueError(
+            f"{bound}: draws of {type(example.q).__name__} carry no gradient, so estimator "
+            f"{estimator!r} would be wrong. Use 'score', or 'vimco' with num_samples >= 2."
+        )
+    if estimator != "reparameterized" and jax.tree_util.all_leaves([example.q]):
+        raise ValueError(
+            f"{bound}: estimator {estimator!r} needs encode(x) to be a pytree of arrays, "
+            f"{type(example.q).__name__} is none. Register the class, as by "
+            "jax.tree_util.register_dataclass."
+        )
+    if estimator == "vimco" and num_samples < 2:
+        raise ValueError(
+            f"{bound}: estimator 'vimco' compares draws, num_samples must be at least 2, got "
+            f"{num_samples}. Use 'score' for one draw."
+        )
+
+
+def estimate(
+    example: Example,
+    terms: Terms,
+    function: LogWeightFunction,
+    estimator: Estimator,
+    kl_weight: jax.Array | float | None = 1.0,
+) -> jax.Array:
+    """F of the terms with the gradient of the estimator: [] nats.
+
+    Args:
+        example, terms: as drawn.
+        function: F.
+        estimator: as in the table above.
+        kl_weight: c; None for 0, where the KL is in closed form and no part of F.
+    """
+    rewards = terms.log_weights(kl_weight)
+    if estimator == "reparameterized":
+        return function.value(rewards)
+    fixed = stop_gradient(rewards)
+    value, first = jax.value_and_grad(function.value)(fixed)
+    none = jnp.zeros_like(first)
+    if estimator in ("stl", "dreg"):
+        path = first if estimator == "stl" else first - function.curvature(fixed)
+        weights = GradientWeights(first, path, none)
+    else:
+        credit = value
+        if estimator == "vimco":
+            credit = credit - jax.vmap(function.value)(_each_replaced(fixed))
+        direct = none if kl_weight is None else kl_weight * first
+        weights = GradientWeights(first, none, credit - direct)
+    return with_gradient(example, terms, value, weights, kl_weight)
+
+
+def with_gradient(
+    example: Example,
+    terms: Terms,
+    value: jax.Array,
+    weights: GradientWeights,
+    kl_weight: jax.Array | float | None = 1.0,
+) -> jax.Array:
+    """A value whose gradient is made of the three parts, weighted: [].
+
+    The model's terms are computed once more, along a z whose cotangent is rescaled on its way
+    back to q, under a q that gives no gradient of its own; XLA merges the two forward passes.
+    """
+    tiny = jnp.abs(weights.model) < SMALLEST_WEIGHT
+    model = stop_gradient(jnp.where(tiny, SMALLEST_WEIGHT, weights.model))
+    z = jax.vmap(_scale_gradient)(terms.samples, stop_gradient(weights.path) / model)
+    still = jax.tree.map(stop_gradient, example.q)
+    fixed = Terms(
+        samples=z,
+        log_likelihood=jax.vmap(example.log_likelihood)(z),
+        log_prior=jax.vmap(example.prior.log_prob)(z),
+        log_q=jax.vmap(still.log_prob)(z),
+    )
+    surrogate = jnp.sum(model * fixed.log_weights(kl_weight))
+    log_q = jax.vmap(example.q.log_prob)(stop_gradient(terms.samples))
+    surrogate = surrogate + jnp.sum(stop_gradient(weights.log_q) * log_q)
+    return stop_gradient(value) + (surrogate - stop_gradient(surrogate))  # adds exactly 0
+
+
+def _each_replaced(rewards: jax.Array) -> jax.Array:
+    """[K, K]: row k has the mean of the others in place of entry k."""
+    others = (jnp.sum(rewards) - rewards) / (rewards.size - 1)
+    return jnp.where(jnp.eye(rewards.size, dtype=bool), others[:, None], rewards[None, :])
+
+
+@jax.custom_vjp
+def _scale_gradient(z: jax.Array, scale: jax.Array) -> jax.Array:
+    """z; what flows back to it is multiplied by `scale` []."""
+    del scale
+    return z
+
+
+def _scale_gradient_forward(z: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return z, scale
+
+
+def _scale_gradient_backward(scale: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    return scale * cotangent, None
+
+
+_scale_gradient.defvjp(_scale_gradient_forward, _scale_gradient_backward)

@@ -1,0 +1,226 @@
+"""Importance-weighted bounds: IWAE and its combinations with the ELBO."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+from jaxvae.bounds.bound import Bound, Decode, Encode, assemble, draw_terms, observe
+from jaxvae.bounds.estimators import (
+    Estimator,
+    GradientWeights,
+    LogWeightFunction,
+    check_estimator,
+    estimate,
+    with_gradient,
+)
+
+BIASED = {"stl": "is biased for weighted draws (Tucker et al. 2019). Use 'dreg'."}
+NO_SCORE = "is not defined for two bounds at once. Use 'reparameterized' or 'dreg'."
+
+
+def iwae(
+    key: jax.Array,
+    x: jax.Array,
+    *,
+    encode: Encode,
+    decode: Decode,
+    prior: Any,
+    num_samples: int,
+    estimator: Estimator = "reparameterized",
+    mask: jax.Array | None = None,
+) -> Bound:
+    """The importance-weighted bound of one example, in nats.
+
+        IWAE_K(x) = E log 1/K sum_k w_k    with w_k = p(x, z_k) / q(z_k|x), z_1..K ~ q(z|x)
+
+    ELBO <= IWAE_K <= IWAE_(K+1) <= log p(x), with equality in the limit. As K grows, the
+    reparameterized gradient of the encoder drowns in its noise (Rainforth et al. 2018); that of
+    "dreg" does not.
+
+    Args:
+        key, x, encode, decode, prior, mask: as in `jaxvae.elbo`.
+        num_samples: K, at least 1; K = 1 is the ELBO with a sampled KL.
+        estimator: "reparameterized", "dreg", "score" or "vimco" (`jaxvae.bounds.estimators`).
+
+    Raises:
+        ValueError: as in `jaxvae.elbo`; or for "stl", which is biased here.
+
+    Ref: Burda, Grosse & Salakhutdinov, Importance Weighted Autoencoders, 2016, ICLR.
+
+    >>> from jaxvae import Gaussian
+    >>> q = Gaussian(jnp.zeros(2), jnp.zeros(2))
+    >>> iwae(jax.random.key(0), jnp.zeros(2), encode=lambda x: q, prior=q, num_samples=5,
+    ...      decode=lambda z: Gaussian(z, jnp.array(0.0))).log_weights.shape
+    (5,)
+    """
+    example = observe(x, encode, decode, prior, mask)
+    check_estimator("iwae", example, estimator, num_samples, BIASED)
+    terms = draw_terms(key, example, num_samples)
+    return assemble(example, terms, estimate(example, terms, _mean_of_groups(1), estimator))
+
+
+def miwae(
+    key: jax.Array,
+    x: jax.Array,
+    *,
+    encode: Encode,
+    decode: Decode,
+    prior: Any,
+    num_samples: int,
+    num_groups: int,
+    estimator: Estimator = "reparameterized",
+    mask: jax.Array | None = None,
+) -> Bound:
+    """The mean of several importance-weighted bounds of one example, in nats.
+
+        MIWAE_(M,K)(x) = E 1/M sum_m log 1/K sum_k w_mk
+
+    IWAE_K in value, with less variance, and a better gradient for the encoder than IWAE_(MK).
+    (The bound for missing data of the same name is `iwae` with a mask.)
+
+    Args:
+        key, x, encode, decode, prior, estimator, mask: as in `iwae`.
+        num_samples: all draws, M K.
+        num_groups: M; it divides num_samples.
+
+    Raises:
+        ValueError: as in `iwae`, or num_groups does not divide num_samples.
+
+    Ref: Rainforth et al., Tighter Variational Bounds are Not Necessarily Better, 2018, ICML.
+
+    >>> from jaxvae import Gaussian
+    >>> q = Gaussian(jnp.zeros(2), jnp.zeros(2))
+    >>> bound = miwae(jax.random.key(0), jnp.zeros(2), encode=lambda x: q, prior=q, num_samples=6,
+    ...               num_groups=6, decode=lambda z: Gaussian(z, jnp.array(0.0)))
+    >>> bool(jnp.isclose(bound.objective, bound.log_weights.mean()))
+    True
+    """
+    _check_groups("miwae", num_samples, num_groups)
+    example = observe(x, encode, decode, prior, mask)
+    check_estimator("miwae", example, estimator, num_samples, BIASED)
+    terms = draw_terms(key, example, num_samples)
+    objective = estimate(example, terms, _mean_of_groups(num_groups), estimator)
+    return assemble(example, terms, objective)
+
+
+def piwae(
+    key: jax.Array,
+    x: jax.Array,
+    *,
+    encode: Encode,
+    decode: Decode,
+    prior: Any,
+    num_samples: int,
+    num_groups: int,
+    estimator: Estimator = "reparameterized",
+    mask: jax.Array | None = None,
+) -> Bound:
+    """MIWAE for the encoder and IWAE for the model, of one example, in nats.
+
+    The value is that of MIWAE_(M,K), a lower bound. The gradient along z and by q is MIWAE's, the
+    gradient by the parameters of p(x|z) and p(z) is that of IWAE_(MK) at the same draws: so it is
+    not the gradient of one function. Parameters that q and p share get the sum of both.
+
+    Args:
+        key, x, encode, decode, prior, num_samples, num_groups, mask: as in `miwae`.
+        estimator: "reparameterized" or "dreg", of the encoder's part.
+
+    Raises:
+        ValueError: as in `miwae`, or for any other estimator.
+
+    Ref: Rainforth et al., Tighter Variational Bounds are Not Necessarily Better, 2018, ICML.
+
+    >>> from jaxvae import Gaussian
+    >>> q = Gaussian(jnp.zeros(2), jnp.zeros(2))
+    >>> bound = piwae(jax.random.key(0), jnp.zeros(2), encode=lambda x: q, prior=q, num_samples=6,
+    ...               num_groups=3, decode=lambda z: Gaussian(z, jnp.array(0.0)))
+    >>> bool(bound.objective <= iwae(jax.random.key(0), jnp.zeros(2), encode=lambda x: q, prior=q,
+    ...      num_samples=6, decode=lambda z: Gaussian(z, jnp.array(0.0))).objective)
+    True
+    """
+    _check_groups("piwae", num_samples, num_groups)
+    example = observe(x, encode, decode, prior, mask)
+    refused = BIASED | {"score": NO_SCORE, "vimco": NO_SCORE}
+    check_estimator("piwae", example, estimator, num_samples, refused)
+    terms = draw_terms(key, example, num_samples)
+    groups = _mean_of_groups(num_groups)
+    fixed = jax.lax.stop_gradient(terms.log_weights())
+    first = jax.grad(groups.value)(fixed)
+    if estimator == "dreg":
+        path, log_q = first - groups.curvature(fixed), jnp.zeros_like(first)
+    else:
+        path, log_q = first, -first
+    weights = GradientWeights(jax.nn.softmax(fixed), path, log_q)
+    return assemble(example, terms, with_gradient(example, terms, groups.value(fixed), weights))
+
+
+def ciwae(
+    key: jax.Array,
+    x: jax.Array,
+    *,
+    encode: Encode,
+    decode: Decode,
+    prior: Any,
+    num_samples: int,
+    elbo_weight: jax.Array | float = 0.5,
+    estimator: Estimator = "reparameterized",
+    mask: jax.Array | None = None,
+) -> Bound:
+    """A convex combination of the ELBO and the importance-weighted bound, in nats.
+
+        CIWAE(x) = b ELBO_K(x) + (1 - b) IWAE_K(x)    of the same K draws
+
+    Args:
+        key, x, encode, decode, prior, num_samples, estimator, mask: as in `iwae`.
+        elbo_weight: [] b in [0, 1]; may be traced.
+
+    Raises:
+        ValueError: as in `iwae`.
+
+    Ref: Rainforth et al., Tighter Variational Bounds are Not Necessarily Better, 2018, ICML.
+
+    >>> from jaxvae import Gaussian
+    >>> q = Gaussian(jnp.zeros(2), jnp.zeros(2))
+    >>> bound = ciwae(jax.random.key(0), jnp.zeros(2), encode=lambda x: q, prior=q, num_samples=6,
+    ...               elbo_weight=1.0, decode=lambda z: Gaussian(z, jnp.array(0.0)))
+    >>> bool(jnp.isclose(bound.objective, bound.log_weights.mean()))
+    True
+    """
+    example = observe(x, encode, decode, prior, mask)
+    check_estimator("ciwae", example, estimator, num_samples, BIASED)
+    terms = draw_terms(key, example, num_samples)
+    weighted, b = _mean_of_groups(1), jnp.asarray(elbo_weight, terms.log_q.dtype)
+    function = LogWeightFunction(
+        lambda logs: b * logs.mean() + (1 - b) * weighted.value(logs),
+        lambda logs: (1 - b) * weighted.curvature(logs),
+    )
+    return assemble(example, terms, estimate(example, terms, function, estimator))
+
+
+def _mean_of_groups(num_groups: int) -> LogWeightFunction:
+    """1/M sum_m log 1/K sum_k exp(r_mk): IWAE for M = 1, the ELBO for K = 1."""
+    return LogWeightFunction(
+        partial(_mean_log_mean_exp, num_groups), partial(_group_curvature, num_groups)
+    )
+
+
+def _mean_log_mean_exp(num_groups: int, logs: jax.Array) -> jax.Array:
+    groups = logs.reshape(num_groups, -1)
+    return jnp.mean(logsumexp(groups, axis=1) - math.log(groups.shape[1]))
+
+
+def _group_curvature(num_groups: int, logs: jax.Array) -> jax.Array:
+    shares = jax.nn.softmax(logs.reshape(num_groups, -1), axis=1).ravel()
+    return shares * (1 - shares) / num_groups
+
+
+def _check_groups(bound: str, num_samples: int, num_groups: int) -> None:
+    if num_groups < 1 or num_samples % num_groups:
+        raise ValueError(
+            f"{bound}: num_groups must divide num_samples, got {num_groups} groups of "
+            f"{num_samples} samples. Give num_samples = groups * samples of each."
+        )

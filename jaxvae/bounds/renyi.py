@@ -1,0 +1,81 @@
+"""The variational Renyi objective."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+from jaxvae.bounds.bound import Bound, Decode, Encode, assemble, draw_terms, observe
+from jaxvae.bounds.estimators import Estimator, LogWeightFunction, check_estimator, estimate
+from jaxvae.bounds.importance import BIASED
+
+
+def renyi(
+    key: jax.Array,
+    x: jax.Array,
+    *,
+    encode: Encode,
+    decode: Decode,
+    prior: Any,
+    num_samples: int,
+    alpha: jax.Array | float,
+    estimator: Estimator = "reparameterized",
+    mask: jax.Array | None = None,
+) -> Bound:
+    """The variational Renyi objective of one example, in nats.
+
+        L_alpha(x) = E 1/(1 - alpha) log 1/K sum_k w_k^(1 - alpha)
+
+    IWAE_K at alpha = 0, the ELBO with a sampled KL at alpha = 1, and continuous there in value
+    and gradient. It falls as alpha rises. For alpha >= 0 it is a lower bound on log p(x); for
+    alpha < 0 it is none: with many samples it passes log p(x).
+
+    Args:
+        key, x, encode, decode, prior, num_samples, estimator, mask: as in `jaxvae.iwae`.
+        alpha: [] order; may be traced. Not to be differentiated by.
+
+    Raises:
+        ValueError: as in `jaxvae.iwae`.
+
+    Ref: Li & Turner, Renyi Divergence Variational Inference, 2016, NeurIPS.
+
+    >>> from jaxvae import Gaussian
+    >>> q = Gaussian(jnp.zeros(2), jnp.zeros(2))
+    >>> bound = renyi(jax.random.key(0), jnp.zeros(2), encode=lambda x: q, prior=q, num_samples=6,
+    ...               alpha=1.0, decode=lambda z: Gaussian(z, jnp.array(0.0)))
+    >>> bool(jnp.isclose(bound.objective, bound.log_weights.mean()))
+    True
+    """
+    order = 1 - jax.lax.stop_gradient(jnp.asarray(alpha))
+    function = LogWeightFunction(partial(_log_power_mean, order), partial(_power_curvature, order))
+    example = observe(x, encode, decode, prior, mask)
+    check_estimator("renyi", example, estimator, num_samples, BIASED)
+    terms = draw_terms(key, example, num_samples)
+    return assemble(example, terms, estimate(example, terms, function, estimator))
+
+
+def _log_power_mean(order: jax.Array, logs: jax.Array) -> jax.Array:
+    """1/t log 1/K sum_k exp(t r_k): the mean of r for t -> 0.
+
+    About the mean m of r, for t |r - m| below 1 by expm1 and log1p, whose error does not grow
+    as t -> 0; else by logsumexp. At t = 0, where neither is defined, by that mean.
+    """
+    center = jax.lax.stop_gradient(logs.mean())
+    spread = logs - center
+    at_zero = jnp.abs(order) < jnp.finfo(logs.dtype).eps ** 2
+    order = jnp.where(at_zero, 1, order).astype(logs.dtype)
+    near = jnp.abs(order) * jnp.max(jnp.abs(jax.lax.stop_gradient(spread))) < 1
+    inside = jnp.where(near, order * spread, 0)
+    outside = jnp.where(near, 0, order * spread)
+    by_expm1 = jnp.log1p(jnp.mean(jnp.expm1(inside)))
+    by_sum = logsumexp(outside) - jnp.log(logs.size)
+    excess = jnp.where(near, by_expm1, by_sum) / order
+    return center + jnp.where(at_zero, spread.mean(), excess)
+
+
+def _power_curvature(order: jax.Array, logs: jax.Array) -> jax.Array:
+    order = order.astype(logs.dtype)
+    shares = jax.nn.softmax(order * logs)
+    return order * shares * (1 - shares)

@@ -1,0 +1,76 @@
+"""Finite mixtures of distributions of one family."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+from jaxvae.distributions.distribution import at_least_float32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mixture:
+    """sum_m w_m p_m with w = softmax(logits), the p_m being of one family.
+
+        log p(x) = log sum_m softmax(logits)_m p_m(x)
+
+    With Gaussian components it is the mixture-of-Gaussians prior; with those of
+    `jax.vmap(encode)(pseudo_inputs)` it is the VampPrior.
+
+    Args:
+        logits: [M], up to a constant.
+        components: a distribution with a leading axis [M] on every array, as vmap makes it:
+            Gaussian(loc [M, Z], log_scale [M, Z] or [M]).
+
+    Ref: Tomczak & Welling, VAE with a VampPrior, 2018, AISTATS.
+
+    >>> from jaxvae.distributions import Gaussian
+    >>> p = Mixture(jnp.zeros(2), Gaussian(jnp.array([[-1.0], [1.0]]), jnp.zeros(2)))
+    >>> print(f"{p.log_prob(jnp.zeros(1)):.4f}")
+    -1.4189
+    """
+
+    logits: jax.Array
+    components: Any
+    reparameterized: ClassVar[bool] = False
+
+    def parameters(self) -> tuple[jax.Array, Any]:
+        """logits in float32 or more, and the components.
+
+        Raises:
+            ValueError: an array of the components has no leading axis [M].
+        """
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(self.components)]
+        if jnp.ndim(self.logits) != 1 or any(s[:1] != self.logits.shape for s in shapes):
+            raise ValueError(
+                "Mixture: logits must be [M] and every array of components have a leading axis M, "
+                f"logits has shape {jnp.shape(self.logits)} and the components have {shapes}. "
+                "Make the components by jax.vmap."
+            )
+        return *at_least_float32(self.logits), self.components
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """A draw of one component, chosen by the logits.
+
+        Reparameterized by the components' parameters, with the choice held fixed, but not by
+        the logits: the derivative by those is zero here, not that of an expectation.
+        """
+        logits, components = self.parameters()
+        key_choice, key_draw = jax.random.split(key)
+        chosen = jax.random.categorical(key_choice, logits)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], components).sample(key_draw)
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        """Log density of `value`, one event of the components: a scalar in nats."""
+        logits, components = self.parameters()
+        log_probs = jax.vmap(lambda component: component.log_prob(value))(components)
+        return logsumexp(jax.nn.log_softmax(logits) + log_probs)
+
+    def mean(self) -> jax.Array:
+        """Expectation: sum_m w_m E_m."""
+        logits, components = self.parameters()
+        means = jax.vmap(lambda component: component.mean())(components)
+        return jnp.tensordot(jax.nn.softmax(logits), means, 1, precision="highest")

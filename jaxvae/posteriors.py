@@ -1,0 +1,221 @@
+"""How the numbers that an encoder network puts out become q(z|x)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae.distributions import (
+    Distribution,
+    FullCovarianceGaussian,
+    Gaussian,
+    LowRankGaussian,
+    OneHotCategorical,
+    RelaxedCategorical,
+    UniformSphere,
+    VonMisesFisher,
+    soft_clamp,
+)
+from jaxvae.flows import autoregressive_flow, autoregressive_init, coupling_flow, coupling_init
+
+RANK = 2
+"""Columns of the factor of a low-rank covariance, or latent_dim where that is less."""
+TEMPERATURE = 2 / 3
+"""Of a relaxed categorical posterior."""
+PRIOR_TEMPERATURE = 0.5
+"""Of its prior; both as in Maddison et al. 2017."""
+
+
+class Posterior(NamedTuple):
+    """A family q(z|x), by pure functions.
+
+    Attributes:
+        num_outputs: numbers that the encoder network puts out.
+        latent_shape: shape of z.
+        init: key -> the family's own parameters, {} where it has none.
+        distribution: (its parameters, outputs [num_outputs] in float32 or more) -> q(z|x).
+        standard_prior: makes the p(z) without parameters over the same latents.
+    """
+
+    num_outputs: int
+    latent_shape: tuple[int, ...]
+    init: Callable[[jax.Array], dict[str, Any]]
+    distribution: Callable[[Any, jax.Array], Distribution]
+    standard_prior: Callable[[], Distribution]
+
+
+def gaussian(latent_dim: int, num_categories: int) -> Posterior:
+    """N(loc, diag(exp(log_scale))^2); log scales pass `jaxvae.soft_clamp`.
+
+    >>> gaussian(3, 0).num_outputs
+    6
+    """
+    return _euclidean(2 * latent_dim, latent_dim, lambda params, outputs: _gaussian(outputs))
+
+
+def full_covariance(latent_dim: int, num_categories: int) -> Posterior:
+    """N(loc, L L^T) with L = diag(exp(log_scale)) (I + strictly lower part).
+
+    Ref: Kingma & Welling, An Introduction to Variational Autoencoders, 2019, section 2.5.1.
+    """
+    below = jnp.tril_indices(latent_dim, -1)
+
+    def distribution(params: Any, outputs: jax.Array) -> Distribution:
+        q = _gaussian(outputs[: 2 * latent_dim])
+        unit = jnp.eye(latent_dim).at[below].set(outputs[2 * latent_dim :])
+        return FullCovarianceGaussian(q.loc, jnp.exp(q.log_scale)[:, None] * unit)
+
+    return _euclidean(2 * latent_dim + below[0].size, latent_dim, distribution)
+
+
+def low_rank(latent_dim: int, num_categories: int) -> Posterior:
+    """N(loc, F F^T + S^2) with S = diag(exp(log_scale)) and F = S times two columns of outputs."""
+    rank = min(RANK, latent_dim)
+
+    def distribution(params: Any, outputs: jax.Array) -> Distribution:
+        q = _gaussian(outputs[: 2 * latent_dim])
+        factor = outputs[2 * latent_dim :].reshape(latent_dim, rank)
+        return LowRankGaussian(q.loc, jnp.exp(q.log_scale)[:, None] * factor, q.log_scale)
+
+    return _euclidean(latent_dim * (2 + rank), latent_dim, distribution)
+
+
+def iaf(latent_dim: int, num_categories: int) -> Posterior:
+    """A diagonal Gaussian sent through two layers of inverse autoregressive flow.
+
+    Ref: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016.
+    """
+    return _flow(latent_dim, autoregressive_init, autoregressive_flow)
+
+
+def coupling(latent_dim: int, num_categories: int) -> Posterior:
+    """A diagonal Gaussian sent through two affine coupling layers.
+
+    Ref: Dinh, Sohl-Dickstein & Bengio, Density estimation using Real NVP, 2017, ICLR.
+    """
+    return _flow(latent_dim, coupling_init, coupling_flow)
+
+
+def spline(latent_dim: int, num_categories: int) -> Posterior:
+    """A diagonal Gaussian sent through two rational-quadratic spline coupling layers.
+
+    Ref: Durkan et al., Neural Spline Flows, 2019, NeurIPS.
+    """
+    make = partial(coupling_init, kind="spline")
+    return _flow(latent_dim, make, partial(coupling_flow, kind="spline"))
+
+
+def von_mises_fisher(latent_dim: int, num_categories: int) -> Posterior:
+    """A direction in latent_dim dimensions and its concentration, 1 + softplus of an output.
+
+    Ref: Davidson et al., Hyperspherical Variational Auto-Encoders, 2018, UAI.
+    """
+    if latent_dim < 2:
+        raise ValueError(
+            f"posterior=von_mises_fisher needs latent_dim of at least 2, got {latent_dim}."
+        )
+
+    def distribution(params: Any, outputs: jax.Array) -> Distribution:
+        direction = outputs[:-1]
+        length = jnp.sqrt(jnp.sum(jnp.square(direction)) + 1e-12)
+        concentration = 1 + jax.nn.softplus(outputs[-1])
+        return VonMisesFisher(direction / length, jnp.log(concentration))
+
+    return Posterior(
+        num_outputs=latent_dim + 1,
+        latent_shape=(latent_dim,),
+        init=lambda key: {},
+        distribution=distribution,
+        standard_prior=lambda: UniformSphere(latent_dim),
+    )
+
+
+def relaxed_categorical(latent_dim: int, num_categories: int) -> Posterior:
+    """latent_dim points in the simplex of num_categories, by the Gumbel-softmax.
+
+    Ref: Maddison, Mnih & Teh, The Concrete Distribution, 2017; Jang, Gu & Poole 2017, ICLR.
+    """
+    return _categories(
+        (latent_dim, num_categories),
+        lambda logits: RelaxedCategorical(logits, jnp.float32(TEMPERATURE)),
+        lambda logits: RelaxedCategorical(logits, jnp.float32(PRIOR_TEMPERATURE)),
+    )
+
+
+def categorical(latent_dim: int, num_categories: int) -> Posterior:
+    """latent_dim one-hot vectors of num_categories: for the estimators "score" and "vimco"."""
+    return _categories((latent_dim, num_categories), OneHotCategorical, OneHotCategorical)
+
+
+def _gaussian(outputs: jax.Array) -> Gaussian:
+    loc, log_scale = jnp.split(outputs, 2)
+    return Gaussian(loc, soft_clamp(log_scale))
+
+
+def _euclidean(
+    num_outputs: int, latent_dim: int, distribution: Callable[[Any, jax.Array], Distribution]
+) -> Posterior:
+    return Posterior(
+        num_outputs=num_outputs,
+        latent_shape=(latent_dim,),
+        init=lambda key: {},
+        distribution=distribution,
+        standard_prior=lambda: Gaussian.standard(latent_dim),
+    )
+
+
+def _flow(
+    latent_dim: int, init: Callable[..., dict[str, Any]], flow: Callable[..., Distribution]
+) -> Posterior:
+    """A flow whose base and context, latent_dim numbers, come from the encoder."""
+
+    def distribution(params: Any, outputs: jax.Array) -> Distribution:
+        context = outputs[2 * latent_dim :]
+        return flow(params, _gaussian(outputs[: 2 * latent_dim]), context)
+
+    posterior = _euclidean(3 * latent_dim, latent_dim, distribution)
+    return posterior._replace(init=partial(init, dim=latent_dim, context_dim=latent_dim))
+
+
+def _categories(
+    shape: tuple[int, int],
+    distribution: Callable[[jax.Array], Distribution],
+    prior: Callable[[jax.Array], Distribution],
+) -> Posterior:
+    """Both from logits of that shape; those of the standard prior are zero."""
+    if shape[1] < 2:
+        raise ValueError(f"num_categories must be at least 2, got {shape[1]}.")
+    return Posterior(
+        num_outputs=shape[0] * shape[1],
+        latent_shape=shape,
+        init=lambda key: {},
+        distribution=lambda params, outputs: distribution(outputs.reshape(shape)),
+        standard_prior=lambda: prior(jnp.zeros(shape)),
+    )
+
+
+POSTERIORS: dict[str, Callable[[int, int], Posterior]] = {
+    "gaussian": gaussian,
+    "full_covariance": full_covariance,
+    "low_rank": low_rank,
+    "iaf": iaf,
+    "coupling": coupling,
+    "spline": spline,
+    "von_mises_fisher": von_mises_fisher,
+    "relaxed_categorical": relaxed_categorical,
+    "categorical": categorical,
+}
+"""What `posterior=` of the model builders can name: (latent_dim, num_categories) -> Posterior."""
+
+
+def posterior_named(name: str, latent_dim: int, num_categories: int) -> Posterior:
+    """The posterior of that name.
+
+    Raises:
+        ValueError: no such name, or sizes that the family cannot have.
+    """
+    if name not in POSTERIORS:
+        raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}, got {name!r}.")
+    return POSTERIORS[name](latent_dim, num_categories)

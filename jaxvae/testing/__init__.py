@@ -1,0 +1,16 @@
+"""Models whose log p(x) is known exactly, and a check of anybody's objective against them."""
+
+from jaxvae.testing.check import check_bound
+from jaxvae.testing.discrete import DiscreteLatent
+from jaxvae.testing.linear_gaussian import LinearGaussian
+from jaxvae.testing.report import BoundReport, Comparison
+from jaxvae.testing.tutorial import OneDimensional
+
+__all__ = [
+    "BoundReport",
+    "Comparison",
+    "DiscreteLatent",
+    "LinearGaussian",
+    "OneDimensional",
+    "check_bound",
+]
