@@ -86,8 +86,8 @@ class TrainConfig:
     """The bound to maximise: elbo; iwae, miwae, piwae, ciwae (importance weighted); renyi; tvo
     (thermodynamic)."""
     estimator: Estimator = "reparameterized"
-    """Of the gradient: reparameterized; stl (elbo) and dreg (the others) have less noise; score
-    and vimco serve discrete latents."""
+    """Of the gradient: reparameterized; stl (elbo) and dreg (the others) have less noise; vimco
+    (with --num-samples of 2 or more) and score serve --posterior=categorical."""
     num_samples: int = 1
     """Posterior samples per example and step."""
     num_groups: int = 1
@@ -114,7 +114,8 @@ class TrainConfig:
     """Penalty on the whole batch: total_correlation (beta-TCVAE), dip_i, dip_ii (DIP-VAE), mmd
     (InfoVAE, WAE), density_ratio (FactorVAE, with a discriminator)."""
     regularizer_weight: float = 1.0
-    """Its weight: beta - 1 of beta-TCVAE, lambda of DIP-VAE and InfoVAE, gamma of FactorVAE."""
+    """Its weight: beta - 1 of beta-TCVAE, lambda of DIP-VAE, lambda - beta of InfoVAE (lambda of
+    WAE, with --beta=0), gamma of FactorVAE."""
 
     batch_size: int = 128
     """Examples per step over all devices."""
@@ -211,10 +212,19 @@ class TrainConfig:
                     f"--{_flag(name)} goes with --{_flag(other)}={' or '.join(values)}, not "
                     f"{setting}."
                 )
+        if self.estimator == "score" and self.posterior != "categorical":
+            raise ValueError(
+                "--estimator=score goes with --posterior=categorical: where draws carry a gradient "
+                "its noise drowns it. Use reparameterized, stl, dreg or vimco."
+            )
         if self.initialization != "lecun" and self.model == "conv":
             raise ValueError(f"--initialization={self.initialization} goes with --model=mlp.")
         if self.capacity_steps and self.capacity is None:
             raise ValueError("--capacity-steps goes with --capacity.")
+        if self.beta_schedule != "linear" and not self.beta_warmup_steps:
+            raise ValueError("--beta-schedule goes with --beta-warmup-steps.")
+        if self.regularizer_weight != 1 and self.regularizer == "none":
+            raise ValueError("--regularizer-weight goes with --regularizer.")
 
 
 GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {

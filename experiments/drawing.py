@@ -60,7 +60,8 @@ def draw(
     """
     decode = jax.jit(jax.vmap(lambda z: vae.decode(params, z).mean()))
     key_samples, key_means = jax.random.split(key)
-    z_prior = jax.vmap(vae.prior(params).sample)(jax.random.split(key_samples, num_samples))
+    from_prior = jax.jit(jax.vmap(lambda key: vae.prior(params).sample(key)))
+    z_prior = from_prior(jax.random.split(key_samples, num_samples))
     center = jax.jit(jax.vmap(lambda key, x: _center(vae.encode(params, x), key)))
     z = center(jax.random.split(key_means, len(xs)), xs)
     on_sphere = isinstance(vae.encode(params, jnp.asarray(xs[0])), VonMisesFisher)

@@ -22,6 +22,10 @@ from jaxvae.regularizers import Regularizer
 from jaxvae.training import Objective
 from jaxvae.vae import VAE
 
+PSEUDO_INPUTS = 2**30
+"""Folded into the run's key for the noise of pseudo-inputs, which no other key of it is."""
+NO_KERNELS = {"output_bias", "pseudo_inputs", "loc", "log_scale", "log_dispersion"}
+"""Parameters with several axes that weight decay leaves alone."""
 CYCLES = 4
 """Of a cyclical beta."""
 SHIPPED = {"mlp": "jaxvae.vae:mlp_vae", "conv": "jaxvae.vae:conv_vae"}
@@ -96,9 +100,9 @@ def make_schedules(config: TrainConfig) -> dict[str, optax.Schedule]:
     elif beta != 1:
         schedules["beta"] = optax.constant_schedule(beta)
     if config.capacity is not None:
-        schedules["capacity"] = optax.linear_schedule(0.0, config.capacity, config.capacity_steps)
-        if not config.capacity_steps:
-            schedules["capacity"] = optax.constant_schedule(config.capacity)
+        schedules["capacity"] = optax.constant_schedule(config.capacity)
+        if config.capacity_steps:
+            schedules["capacity"] = _rise("linear", config.capacity, config.capacity_steps)
     return schedules
 
 
@@ -133,8 +137,9 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
         config: the flags.
         num_steps: where a falling schedule ends if --decay-steps does not say.
     """
-    decay_steps = config.decay_steps or num_steps
-    peak, warmup = config.learning_rate, config.warmup_steps
+    updates = lambda steps: -(-steps // config.accumulate_steps)  # what the schedules count
+    decay_steps = updates(config.decay_steps or num_steps)
+    peak, warmup = config.learning_rate, updates(config.warmup_steps)
     after = {
         "constant": optax.constant_schedule(peak),
         "cosine": optax.cosine_decay_schedule(peak, max(decay_steps - warmup, 1)),
@@ -143,7 +148,7 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
     rate = after
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
-    matrices = lambda params: jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
+    matrices = lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params)
     optimizer = {
         "adam": lambda: optax.adam(rate),
         "adamw": lambda: optax.adamw(rate, weight_decay=config.weight_decay, mask=matrices),
@@ -156,6 +161,10 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
         steps = optax.MultiSteps(optimizer, config.accumulate_steps)
         return steps.gradient_transformation()
     return optimizer
+
+
+def _is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    return jnp.ndim(leaf) > 1 and getattr(path[-1], "key", None) not in NO_KERNELS
 
 
 def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -181,9 +190,10 @@ def _pseudo_inputs(
     config: TrainConfig, preprocessing: Preprocessing, train: np.ndarray
 ) -> jax.Array:
     """Training examples, drawn with the run's seed: [num_components, *data_shape]."""
-    rows = np.random.default_rng(config.seed).choice(len(train), config.num_components)
-    keys = jax.random.split(jax.random.key(config.seed), config.num_components)
-    return jax.vmap(preprocessing.prepare)(keys, jnp.asarray(train[rows]))
+    count = config.num_components
+    rows = np.random.default_rng(config.seed).choice(len(train), count, replace=count > len(train))
+    key = jax.random.fold_in(jax.random.key(config.seed), PSEUDO_INPUTS)
+    return jax.vmap(preprocessing.prepare)(jax.random.split(key, count), jnp.asarray(train[rows]))
 
 
 def _data_scale(preprocessing: Preprocessing, train: np.ndarray) -> float:

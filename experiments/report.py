@@ -21,6 +21,7 @@ _QUANTITIES = {
     "kl": "KL( q(z|x) ‖ p(z) )",
     "bits_per_dimension": "bits per dimension",
     "active_units": "active units",
+    "sigma_squared": "sigma² of p(x|z)",
 }
 _PICTURES = {
     "samples": ("Samples", "Decoded from latents drawn from the prior."),

@@ -55,7 +55,7 @@ def summarize(
     """The scores of a split as named numbers with standard errors and units."""
     bound = estimate(scores.log_likelihood_bound)
     num_dimensions = math.prod(data_shape)
-    latents = scores.posterior_mean.shape[-1]
+    latents = scores.posterior_mean.shape[1]
     numbers = {
         "elbo": _number(estimate(scores.elbo), "nats"),
         "log_likelihood_lower_bound": _number(bound, "nats") | {"num_samples": num_samples},

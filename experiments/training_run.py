@@ -90,6 +90,7 @@ class TrainingRun:
         self._make_functions()
         self.seconds_to_first_step: float | None = None
         self.images_per_second: float | None = None
+        self._refuse_what_cannot_train()
         self._open_folder()
 
     def __enter__(self) -> Self:
@@ -149,37 +150,50 @@ class TrainingRun:
         return max(1, min(CHUNK_STEPS, CHUNK_BYTES // batch_bytes))
 
     def _make_functions(self) -> None:
-        config, prepare = self.config, self.preprocessing.prepare
+        config = self.config
         train_step = make_train_step(
-            self.vae,
-            self._optimizer,
-            objective=make_objective(config),
-            schedules=make_schedules(config),
-            regularizer=self._regularizer,
-            prepare=prepare,
-            average_decay=config.average_decay,
-            axis_name=AXIS,
+            self.vae, self._optimizer, axis_name=AXIS, **self._step_options()
         )
         self._chunk_step = make_chunk_step(
             train_step, self.mesh, config.batch_size, self._chunk_steps
         )
-        self._score = make_map(make_score(self.vae, prepare=prepare), self.mesh)
+        self._score = make_map(make_score(self.vae, prepare=self.preprocessing.prepare), self.mesh)
+
+    def _refuse_what_cannot_train(self) -> None:
+        """Trace a step on shapes alone: what it refuses is refused before a file is written."""
+        step = make_train_step(self.vae, self._optimizer, **self._step_options())
+
+        def run(key: jax.Array, rows: jax.Array) -> Any:
+            return step(self._init_state(key), jax.random.split(key, len(rows)), rows)
+
+        rows = (self.config.batch_size, *self.dataset.train.shape[1:])
+        jax.eval_shape(run, self._key_init, jax.ShapeDtypeStruct(rows, self.dataset.train.dtype))
+
+    def _step_options(self) -> dict[str, Any]:
+        """What `make_train_step` takes, but for the axis of the devices."""
+        return {
+            "objective": make_objective(self.config),
+            "schedules": make_schedules(self.config),
+            "regularizer": self._regularizer,
+            "prepare": self.preprocessing.prepare,
+            "average_decay": self.config.average_decay,
+        }
+
+    def _init_state(self, key: jax.Array) -> TrainState:
+        return init_state(
+            self.vae,
+            self._optimizer,
+            key,
+            averaging=self.config.average_decay is not None,
+            regularizer=self._regularizer,
+        )
 
     def _open_folder(self) -> None:
         """Restore the newest checkpoint, if any, and open what is written while training."""
         config, folder = self.config, self.config.folder
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / "checkpoints")
-        averaging = config.average_decay is not None
-        init = jax.jit(
-            lambda key: init_state(
-                self.vae,
-                self._optimizer,
-                key,
-                averaging=averaging,
-                regularizer=self._regularizer,
-            )
-        )
+        init = jax.jit(self._init_state)
         latest = self.checkpoints.latest_step()
         if latest is None:
             state = init(self._key_init)

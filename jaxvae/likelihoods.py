@@ -279,7 +279,8 @@ def _logistic(loc: jax.Array, log_scale: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def _log_counts(x: jax.Array) -> jax.Array:
-    return jnp.log1p(jnp.maximum(x, 0))
+    """log(1 + x); x itself below 0, so that a pseudo-input there still has a gradient."""
+    return jnp.where(x < 0, x, jnp.log1p(jnp.maximum(x, 0)))
 
 
 def _log_rate_at(mean: jax.Array, data_scale: float) -> jax.Array:

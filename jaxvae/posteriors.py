@@ -85,7 +85,7 @@ def low_rank(latent_dim: int, num_categories: int) -> Posterior:
 def iaf(latent_dim: int, num_categories: int) -> Posterior:
     """A diagonal Gaussian sent through two layers of inverse autoregressive flow.
 
-    Ref: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016.
+    Ref: Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016.
     """
     return _flow(latent_dim, autoregressive_init, autoregressive_flow)
 

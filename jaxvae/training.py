@@ -166,12 +166,14 @@ def make_train_step(
         def bound_of(key: jax.Array, x: jax.Array) -> tuple[Bound, jax.Array | None, Any]:
             q, prior = vae.encode(params, x), vae.prior(params)
             decode = lambda z: vae.decode(params, z)
-            bound = objective(key, x, encode=lambda _: q, decode=decode, prior=prior, **scheduled)
+            encode = lambda seen: q if seen is x else vae.encode(params, seen)
+            bound = objective(key, x, encode=encode, decode=decode, prior=prior, **scheduled)
             return bound, _mean_if_known(q), None if regularizer is None else q
 
         bounds, means, q = jax.vmap(bound_of)(keys, xs)
         batch, penalty = (q, bounds.samples[:, 0]), jnp.zeros(())
         if regularizer is not None:
+            _check_draws(q)
             q, z = batch = gathered(batch, axis_name)
             penalty = regularizer.penalty(carried, key, q, z, vae.prior(params))
         return penalty - bounds.objective.mean(), (bounds, means, batch, penalty)
@@ -214,6 +216,15 @@ def make_train_step(
     return train_step
 
 
+def _check_draws(q: Any) -> None:
+    """Refuse draws whose penalty would have no gradient, at trace time."""
+    if not getattr(q, "reparameterized", True):
+        raise ValueError(
+            f"a regularizer needs draws that carry a gradient, those of {type(q).__name__} do not. "
+            "Use a reparameterized posterior, or train without it."
+        )
+
+
 def _check_state(
     state: TrainState, average_decay: float | None, regularizer: Regularizer | None
 ) -> None:
@@ -235,6 +246,8 @@ def _check_state(
 
 
 def _mean_if_known(q: Any) -> jax.Array | None:
+    if not callable(getattr(q, "mean", None)):
+        return None
     try:
         return q.mean()
     except NoClosedForm:
@@ -299,15 +312,17 @@ def active_units(first_moment: jax.Array, second_moment: jax.Array) -> jax.Array
         A_z = Var_x(E_q[z|x]) > 0.01
 
     Args:
-        first_moment: [Z] mean over the data of the posterior mean.
-        second_moment: [Z] mean over the data of its square.
+        first_moment: [Z] mean over the data of the posterior mean; [Z, C] of one-hot latents,
+            which are active when one of their entries is.
+        second_moment: of the same shape, mean over the data of its square.
 
     Ref: Burda, Grosse & Salakhutdinov 2016, section 5.2.
 
     >>> int(active_units(jnp.zeros(3), jnp.array([1.0, 0.02, 0.001])))
     2
     """
-    return jnp.sum(second_moment - jnp.square(first_moment) > ACTIVE_VARIANCE)
+    active = second_moment - jnp.square(first_moment) > ACTIVE_VARIANCE
+    return jnp.sum(jnp.any(active.reshape(len(active), -1), axis=1))
 
 
 def _batch_means(bounds: Bound) -> Metrics:

@@ -10,7 +10,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from jaxvae import Bernoulli, Gaussian
+from jaxvae import Bernoulli, Gaussian, elbo, iwae, renyi
 from jaxvae.bounds import posterior_samples
 from tests.oracles import (
     BOUNDS,
@@ -208,16 +208,18 @@ def networks():
     return params, jax.random.split(jax.random.key(7), BATCH), x
 
 
-def of_one(params, key, x, names=tuple(BOUNDS)):
-    """Every bound on one example."""
-
+def sides(params):
     def encode(x):
         h = jnp.tanh(x @ params["hidden"])
         return Gaussian(h @ params["loc"], h @ params["log_scale"])
 
     decode = lambda z: Bernoulli(z @ params["logits"])
-    arguments = {"encode": encode, "decode": decode, "prior": Gaussian.standard(LATENT_DIM)}
-    return {name: BOUNDS[name](key, x, **arguments, num_samples=4) for name in names}
+    return {"encode": encode, "decode": decode, "prior": Gaussian.standard(LATENT_DIM)}
+
+
+def of_one(params, key, x, names=tuple(BOUNDS)):
+    """Every bound on one example."""
+    return {name: BOUNDS[name](key, x, **sides(params), num_samples=4) for name in names}
 
 
 def test_eager_jit_vmap_and_pmap_agree():
@@ -250,6 +252,32 @@ def test_networks_in_bfloat16_give_bounds_in_float32(name):
     run = partial(of_one, names=(name,))
     result = jax.eval_shape(run, low, keys[0], x[0].astype(jnp.bfloat16))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(result)} == {"float32"}
+
+
+def test_networks_in_bfloat16_learn_by_finite_gradients_of_their_kind():
+    """Those of float32 networks, to the 8 bits of each number on the way."""
+    of_bounds = [elbo, partial(iwae, estimator="dreg"), partial(renyi, alpha=0.5)]
+    params, keys, x = networks()
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+
+    @jax.jit
+    def slopes(params, x):
+        def objective(params, bound):
+            run = lambda key, x: bound(key, x, **sides(params), num_samples=4).objective
+            return jax.vmap(run)(keys, x).mean()
+
+        return [jax.value_and_grad(objective)(params, bound) for bound in of_bounds]
+
+    for (value, slope), (_, exact) in zip(
+        slopes(low, x.astype(jnp.bfloat16)), slopes(params, x), strict=True
+    ):
+        assert value.dtype == jnp.float32
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(slope)} == {"bfloat16"}
+        chex.assert_tree_all_finite(slope)
+        rough, exact = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+                        for tree in in_float64((slope, exact)))  # fmt: skip
+        eps = float(jnp.finfo(jnp.bfloat16).eps)
+        assert np.linalg.norm(rough - exact) <= 4 * eps * np.linalg.norm(exact)
 
 
 @cache

@@ -93,3 +93,8 @@ def test_draws_pass_no_gradient():
 
 def test_a_value_of_another_shape_is_refused():
     assert_refused(Categorical(jnp.zeros((4, 4, 1, 256))), (4, 4, 1), "Categorical")
+
+
+@pytest.mark.parametrize("value", [-1, 3])
+def test_a_value_that_is_none_of_them_has_no_mass(value):
+    assert Categorical(jnp.zeros((2, 3))).log_prob(jnp.array([0, value])) == -jnp.inf

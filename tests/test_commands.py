@@ -14,6 +14,7 @@ from experiments.command import Refused
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.sample import SampleConfig, sample
+from experiments.train import train
 from jaxvae.checkpoints import load
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +102,19 @@ def test_what_cannot_be_is_refused(command, config, message, tmp_path, monkeypat
     with pytest.raises(Refused, match=message):
         command(config)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_split_without_examples_is_refused(small, tmp_path):
+    run = tmp_path / "run"
+    options = {"num_validation": 0, "num_steps": 1, "eval_samples": 1}
+    train(dataclasses.replace(small, run=run, **options))
+    before = set(run.rglob("*"))
+    for command, config in ((evaluate, EvaluateConfig), (encode, EncodeConfig)):
+        message = r"--split must be a split that has examples, got validation"
+        with pytest.raises(Refused, match=message) as refusal:
+            command(config(run, split="validation", num_devices=1))
+        assert "\n" not in str(refusal.value)
+    assert set(run.rglob("*")) == before
 
 
 def test_data_of_another_shape_are_refused(whole_run, tmp_path):

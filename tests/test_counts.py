@@ -1,5 +1,7 @@
 """Poisson, negative binomial and zero-inflated negative binomial counts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,3 +188,10 @@ def test_a_parameter_of_another_shape_is_refused(name):
         p.log_prob(LOG_MEAN)
     with pytest.raises(ValueError, match=message):
         p.mean()
+
+
+@pytest.mark.parametrize("family", [Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial])
+def test_a_negative_count_has_no_mass(family):
+    p = family(*[jnp.zeros(2)] * len(dataclasses.fields(family)))
+    assert p.log_prob(jnp.array([-1.0, 1.0])) == -jnp.inf
+    assert jnp.isfinite(p.log_prob(jnp.array([0.0, 1.0])))

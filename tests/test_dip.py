@@ -78,7 +78,8 @@ def test_each_weight_has_its_own_entries():
 
 
 def test_a_published_formula_is_wrong():
-    """It centres over the latents, does not divide by B, and squares the variances once more."""
+    """PyTorch-VAE's DIP-VAE centres over the latents, does not divide by B, and squares the
+    variances once more."""
     case = GOLDEN["dip"][0]
     loc, log_scale = np.array(case["loc"]), np.array(case["log_scale"])
 

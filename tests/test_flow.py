@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvae import Bernoulli, elbo, iwae
 from jaxvae.distributions import Flow, Gaussian, NoClosedForm, mean_of, sample_and_log_prob
 from jaxvae.flows import (
     autoregressive_flow,
@@ -276,6 +277,45 @@ def test_sticking_the_landing_is_that_of_the_gaussian_on_the_same_noise():
     for gradient in (first, second):
         np.testing.assert_allclose(gradient[0], by_z, rtol=1e-11, atol=1e-12)
         np.testing.assert_allclose(gradient[1], by_z * scale * eps, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        partial(elbo, estimator="stl"),
+        partial(elbo, estimator="reparameterized", kl="sampled"),
+        partial(iwae, estimator="dreg"),
+        partial(iwae, estimator="reparameterized"),
+        partial(iwae, estimator="score"),
+    ],
+    ids=lambda bound: f"{bound.func.__name__} {bound.keywords['estimator']}",
+)
+def test_gradients_of_a_bound_are_those_of_the_gaussian_on_the_same_noise(bound):
+    """With the model's parameters, and a q that is none of the posterior."""
+    makers = (
+        lambda phi: Flow(Gaussian.standard(4), (ShiftAndScale(*phi),)),
+        lambda phi: Gaussian(*phi),
+    )
+
+    def objective(make, phi, theta):
+        return bound(
+            jax.random.key(8),
+            jnp.array([1.0, 0.0, 1.0]),
+            encode=lambda x: make(phi),
+            decode=lambda z: Bernoulli(z @ theta),
+            prior=Gaussian.standard(4),
+            num_samples=3,
+        ).objective
+
+    with jax.enable_x64(True):
+        phi = jnp.linspace(-1.0, 2.0, 4), jnp.array([0.3, -1.0, 0.5, 0.0])
+        theta = jax.random.normal(jax.random.key(9), (4, 3), float)
+        by_flow, by_gaussian = (
+            quick(jax.value_and_grad(partial(objective, make), (0, 1)))(phi, theta)
+            for make in makers
+        )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11), by_flow, by_gaussian)
+    assert all((np.abs(leaf) > 1e-3).all() for leaf in jax.tree.leaves(by_flow))
 
 
 def test_the_mean_of_draws_is_the_mean_of_the_density():

@@ -150,3 +150,9 @@ def test_parameters_of_other_shapes_are_refused():
     message = r"must have one shape \[\*D, M\], they have \[\(6,\), \(6,\), \(\)\]\. Reshape them"
     with pytest.raises(ValueError, match=message):
         DiscretizedLogisticMixture(LOC, LOC, jnp.zeros(())).sample(jax.random.key(0))
+
+
+@pytest.mark.parametrize("value", [-1.0, 256.0])
+def test_a_value_that_is_none_of_them_has_no_mass(value):
+    p = DiscretizedLogistic(jnp.zeros(2), jnp.zeros(()))
+    assert p.log_prob(jnp.array([0.0, value])) == -jnp.inf

@@ -72,8 +72,16 @@ def _largest_difference(one, other):
     return max(jax.tree.leaves(differences))
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(1e-2), optax.adam(1e-3)], ids=["sgd", "adam"])
-@pytest.mark.parametrize(("model", "shape"), [(MLP, (8, 8, 1)), (CONV, (9, 8, 1))])
+@pytest.mark.parametrize(
+    ("model", "shape", "optimizer"),
+    [
+        (MLP, (8, 8, 1), optax.sgd(1e-2)),
+        (MLP, (8, 8, 1), optax.adam(1e-3)),
+        (CONV, (9, 8, 1), optax.sgd(1e-2)),
+        pytest.param(CONV, (9, 8, 1), optax.adam(1e-3), marks=pytest.mark.long),
+    ],
+    ids=["mlp, sgd", "mlp, adam", "conv, sgd", "conv, adam"],
+)
 def test_every_device_count_trains_the_same_model(model, shape, optimizer):
     data = _data(shape, 50)
     reference, metrics, _ = _train(model(), optimizer, data, 1)

@@ -9,7 +9,13 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from experiments.drawing import draw
+from experiments.model import make_optimizer
 from jaxvae import Bernoulli, Gaussian, elbo, iwae, kl, log_likelihood
+from jaxvae.checkpoints import Checkpoints, load
+from jaxvae.evaluation import make_score
+from jaxvae.training import init_state
+from jaxvae.vae import VAE
 from tests.oracles import (
     LARGE,
     SMALL,
@@ -113,6 +119,22 @@ def test_a_mean_squared_error_with_a_whole_kl_is_a_sigma_nobody_chose():
     slope = jax.grad(published)(f)
     np.testing.assert_allclose(slope, jax.grad(ours)(f, jnp.array(dim / 2)), rtol=1e-5)
     np.testing.assert_allclose(jax.grad(ours)(f, jnp.array(1.0)), dim / 2 * slope, rtol=1e-5)
+
+
+def test_a_kl_that_is_counted_twice_misses_log_prob_by_one():
+    """TFP's KLDivergenceRegularizer can add its KL to the loss a second time: a bound still, but
+    at the true posterior, where an ELBO is log p(x), short of it by the KL, and so not highest."""
+    results, log_prob = drawn_at_posterior(SMALL)
+    result = results["elbo"]
+    (twice, error_twice), (once, error) = means_and_errors(
+        result.log_likelihood - 2 * result.kl, result.objective
+    )
+    rate = float(result.kl[0])
+    assert abs(once - log_prob) <= 4 * error
+    assert abs(log_prob - rate - twice) <= 4 * error_twice
+    assert rate > 8 * error_twice
+    rounding = 4 * np.finfo(result.kl.dtype).eps * (np.abs(result.log_likelihood) + result.kl)
+    assert (np.abs(result.objective - (result.log_likelihood - result.kl)) <= rounding).all()
 
 
 def test_an_elbo_goes_up():
@@ -231,3 +253,57 @@ def test_a_log_likelihood_is_no_negative_one_and_uses_the_samples_asked_for():
     assert of_hundred <= log_prob + 4 * error
     assert abs(of_one - model.elbo(x, q)) <= 4 * error_of_one
     assert of_hundred - of_one > 8 * error_of_one
+
+
+def test_a_code_is_no_draw():
+    """pythae's reconstruct, embed and interpolate decode a draw of q, in evaluation too: another
+    result at each call, and further from x than the mean's by tr(W S W^T) on average."""
+    model, _, x = oracle(SMALL)
+    vae = VAE(
+        init=lambda key: to_jax(model),
+        encode=lambda params, x: params.posterior(x),
+        decode=lambda params, z: params.decode(z),
+        prior=lambda params: params.prior(),
+    )
+    params, x = jax.tree.map(jnp.float32, (model, x))
+    keys = jax.random.split(jax.random.key(0), 2000)
+    published = jax.jit(jax.vmap(lambda key: vae.encode(params, x).sample(key)))(keys)
+    assert len(np.unique(in_float64(published), axis=0)) == len(keys)
+    score = jax.jit(lambda key: make_score(vae)(params, key, x).posterior_mean)
+    codes = in_float64([score(key) for key in keys[:2]])
+    np.testing.assert_array_equal(codes[0], codes[1])
+    shown = [draw(vae, params, np.asarray(x)[None], key, num_samples=1) for key in keys[:2]]
+    for name in ("reconstructions", "interpolations"):
+        np.testing.assert_array_equal(*[getattr(drawing, name) for drawing in shown])
+    by_draw = in_float64(published) @ model.weight.T + model.bias
+    errors = np.square(by_draw - x[None]).sum(1)
+    ((mean, error),) = means_and_errors(errors)
+    best = np.square(shown[0].reconstructions[0] - x).sum()
+    scatter = np.linalg.norm(model.weight @ model.posterior(x).scale_tril) ** 2
+    assert abs(mean - best - scatter) <= 4 * error
+    assert scatter > 8 * error
+
+
+# Law: checkpoints
+
+
+def test_weights_and_optimizer_of_two_steps_go_on_another_way(whole_run):
+    """pythae saves its best weights beside the latest optimizer state, and neither step nor random
+    state: the next update is another. Ours are of one step in every checkpoint."""
+    vae, params = load(whole_run.run)
+    optimizer = make_optimizer(whole_run, whole_run.num_steps)
+    start = partial(init_state, vae, optimizer, averaging=True)
+    state = jax.eval_shape(start, jax.random.key(0))
+    targets = {"params": state.params, "training": state._replace(params=None, average=None)}
+    checkpoints = Checkpoints(whole_run.run / "checkpoints")
+    best, latest = checkpoints.best_step(), checkpoints.latest_step()
+    items = {step: checkpoints.restore(step, targets) for step in (best, latest)}
+    assert best < latest
+    for step, item in items.items():
+        assert item["training"].step == item["training"].opt_state[0].count == step
+        assert checkpoints.about(step)["step"] == step
+    checkpoints.close()
+    slope = jax.tree.map(np.ones_like, params)
+    update = jax.jit(lambda item: optimizer.update(slope, item["training"].opt_state)[0])
+    ours, published = (jax.tree.leaves(update(items[step])) for step in (best, latest))
+    assert max(np.abs(one - other).max() for one, other in zip(ours, published, strict=True)) > 1e-4

@@ -4,7 +4,14 @@ import contextlib
 import io
 import re
 from pathlib import Path
+from typing import get_args
 
+import jaxvae
+
+NO_CHOICE = {
+    *("Bound", "Distribution", "NoClosedForm", "Regularizer", "TrainState", "VAE"),
+    *("init_state", "make_mesh", "mean_of", "soft_clamp", "mlp_vae", "conv_vae"),
+}
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -22,3 +29,11 @@ def test_every_command_and_file_it_names_exists():
         assert (root / module.replace(".", "/")).with_suffix(".py").exists(), module
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (root / target).exists(), target
+
+
+def test_the_tables_name_all_that_the_library_offers_to_choose_from():
+    offered = set(jaxvae.__all__) - {*NO_CHOICE, *jaxvae.flows.__all__}
+    named = set(re.findall(r"`(?:jaxvae\.)?(\w+)`", README))
+    assert offered <= named
+    estimators = get_args(jaxvae.bounds.Estimator)
+    assert {*estimators, "autoregressive_flow", "coupling_flow"} <= named

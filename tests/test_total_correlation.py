@@ -44,7 +44,8 @@ def rows(tree, indices):
 
 
 def published_log_weights(batch_size, num_data):
-    """The matrix of several published implementations: strides of B from 0 walk a column."""
+    """The matrix of beta-tcvae, and of pythae, disvae and PyTorch-VAE after it: strides of B from 0
+    walk a column, where the diagonal was meant."""
     others = batch_size - 1
     weights = np.full((batch_size, batch_size), 1 / others)
     weights.reshape(-1)[::batch_size] = 1 / num_data
@@ -135,7 +136,8 @@ def test_the_stratified_estimate_is_right_on_average_over_all_batches():
 
 
 def test_the_published_stratified_weights_are_wrong_on_average():
-    """They put 1/N on the first example of the batch, and one row does not add up to 1."""
+    """beta-tcvae, pythae, disvae and PyTorch-VAE put 1/N on the first example of the batch, and one
+    row does not add up to 1."""
     log_weights = published_log_weights(3, 5)
     means, exact = stratified_means(log_weights)
     assert np.abs(means / exact - 1).max() > 0.1
@@ -143,7 +145,8 @@ def test_the_published_stratified_weights_are_wrong_on_average():
 
 
 def test_weights_count_once_whatever_the_number_of_latents():
-    """Equal posteriors are their own aggregate; published, with a weight per latent, not."""
+    """Equal posteriors are their own aggregate; not so in PyTorch-VAE, which adds the log weights
+    for every latent before it sums them."""
     q, z = posteriors(6)
     q = rows(q, [0] * 6)
     estimate = from_batch(q, z, num_data=NUM_DATA)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 import experiments.training_run
 from experiments.command import Refused
+from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.run_log import read_metrics
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, load
@@ -28,6 +30,17 @@ def _rows(run):
         {name: value for name, value in row.items() if name != "timing"}
         for row in read_metrics(run / "metrics.jsonl")
     ]
+
+
+def _trained_and_continued(config):
+    """Its results, after 30 steps and a continuation."""
+    assert train(config) == 0
+    longer = {"num_epochs": 3.0} if config.num_epochs else {"num_steps": 40}
+    assert train(dataclasses.replace(config, **longer)) == 0
+    results = json.loads((config.run / "results.json").read_text())
+    assert np.isfinite(results["test"]["elbo"]["value"])
+    assert all(row["elbo"] is not None for row in _rows(config.run))
+    return results
 
 
 def _same_parameters(one, other):
@@ -81,7 +94,8 @@ def test_other_device_counts_continue_the_run(whole_run, small, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
 
-def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, monkeypatch):
+def test_the_step_is_traced_twice_and_read_once_per_dispatch(small, tmp_path, monkeypatch):
+    """Once on shapes alone, to refuse what cannot train, and once for all dispatches."""
     traces, dispatches, reads = [], [], []
 
     def counted_step(*arguments, **options):
@@ -100,11 +114,12 @@ def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, mon
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=73, eval_every=100)
     with Counted(config, jax.devices()[:1]) as run:
         before = len(reads)
+        assert len(traces) == 1
         assert run._chunk_steps >= 50
         assert run.to_the_end() == 0
         saves = 3  # of params, average and training, at the end
-        assert len(reads) - before - saves == len(dispatches)
-    assert len(traces) == 1
+        assert len(reads) - before - saves == len(dispatches) > 1
+    assert len(traces) == 2
 
 
 def test_a_signal_saves_and_the_same_command_continues(whole_run, small, tmp_path):
@@ -154,20 +169,42 @@ def test_own_networks_and_own_functions(small, tmp_path, monkeypatch):
         {"model": "conv", "hidden": (4,)},
         {"likelihood": "gaussian", "sigma": "optimal", "optimizer": "sgd", "gradient_clip": 1.0,
          "learning_rate": 1e-3},
-        {"likelihood": "gaussian", "sigma": 0.3, "schedule": "cosine", "warmup_steps": 5},
-        {"objective": "iwae", "num_samples": 3, "optimizer": "adamw", "weight_decay": 0.01},
-        {"beta": 0.5, "beta_warmup_steps": 10, "average_decay": None, "accumulate_steps": 2},
-        {"binarize": "static", "num_validation": 0, "optimizer": "adamax", "num_epochs": 2.0},
+        {"binarize": "static", "num_validation": 0, "optimizer": "adamax", "num_epochs": 2.0,
+         "posterior": "categorical", "num_categories": 3, "estimator": "vimco", "num_samples": 2},
     ],
 )  # fmt: skip
 def test_flags_train_to_finite_numbers_and_continue(changes, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=30, **changes)
-    assert train(config) == 0
-    longer = {"num_epochs": 3.0} if config.num_epochs else {"num_steps": 40}
-    assert train(dataclasses.replace(config, **longer)) == 0
-    results = json.loads((config.run / "results.json").read_text())
-    assert np.isfinite(results["test"]["elbo"]["value"])
-    assert all(row["elbo"] is not None for row in _rows(config.run))
+    results = _trained_and_continued(config)
+    assert ("sigma_squared" in results["test"]) == (config.likelihood == "gaussian")
+
+
+def test_a_fixed_sigma_and_a_discriminator_are_in_the_numbers(small, tmp_path):
+    options = {"likelihood": "gaussian", "sigma": 0.3, "regularizer": "density_ratio"}
+    options |= {"schedule": "cosine", "warmup_steps": 5, "beta": 0.5, "beta_warmup_steps": 10}
+    options |= {"average_decay": None, "accumulate_steps": 2}
+    config = dataclasses.replace(small, run=tmp_path / "run", num_steps=30, **options)
+    number = _trained_and_continued(config)["test"]["sigma_squared"]
+    trained = [row for row in _rows(config.run) if row["split"] == "train"]
+    assert all(np.isfinite(row["discriminator_loss"]) for row in trained)
+    assert number["value"] == pytest.approx(0.09, rel=1e-6)
+    page = (config.run / "report.html").read_text()
+    assert re.search(r"sigma² of p\(x\|z\)</th>(<td[^>]*><span>0\.09.*){2}", page)
+
+
+def test_a_flow_and_a_learned_prior_are_trained_and_rebuilt(small, tmp_path):
+    """From the checkpoint alone: the pseudo-inputs' start is no argument of the recipe."""
+    options = {"objective": "iwae", "estimator": "dreg", "num_samples": 3, "posterior": "iaf"}
+    options |= {"prior": "vamp", "num_components": 4, "likelihood": "discretized_logistic"}
+    options |= {"optimizer": "adamw", "weight_decay": 0.01}
+    config = dataclasses.replace(small, run=tmp_path / "run", num_steps=30, **options)
+    trained = _trained_and_continued(config)["test"]
+    evaluate(EvaluateConfig(config.run, num_samples=4, num_devices=1))
+    path = config.run / "evaluations" / "test-best-4.json"
+    numbers = json.loads(path.read_text())["test"]
+    for name in ("elbo", "log_likelihood_lower_bound"):  # other draws of the same model
+        error = np.hypot(numbers[name]["standard_error"], trained[name]["standard_error"])
+        assert abs(numbers[name]["value"] - trained[name]["value"]) < 4 * error
 
 
 def test_a_run_that_only_skips_is_stopped(small, tmp_path, capsys):
@@ -210,6 +247,12 @@ def test_another_configuration_in_the_folder_is_refused(changes, message, whole_
         ({"num_devices": 9}, r"--num-devices=9, but there are only cpu x 8"),
         ({"batch_size": 30, "num_devices": 4}, r"28 or 32"),
         ({"dataset": "npz:/nowhere.npz"}, r"nowhere.npz"),
+        ({"estimator": "dreg"}, r"Use 'stl'"),
+        ({"objective": "iwae", "estimator": "stl"}, r"biased"),
+        ({"posterior": "categorical"}, r"carry no gradient"),
+        ({"objective": "miwae", "num_samples": 4, "num_groups": 3}, r"num_groups must divide"),
+        ({"beta_schedule": "cyclical"}, r"--beta-schedule goes with --beta-warmup-steps"),
+        ({"regularizer_weight": 2.0}, r"--regularizer-weight goes with --regularizer"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line_and_nothing_written(

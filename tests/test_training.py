@@ -666,6 +666,14 @@ def test_a_step_and_a_state_that_differ_about_the_regularizer_are_refused(carrie
         jax.eval_shape(step, state, *batch())
 
 
+def test_an_empty_batch_is_refused():
+    """Else the mean over it is NaN, and every step is skipped."""
+    keys, xs = batch()
+    step = make_train_step(toy(), SGD)
+    with pytest.raises(ValueError, match="at least one example, got none"):
+        jax.eval_shape(step, first_state(), keys[:0], xs[:0])
+
+
 def test_a_regularizer_is_refused_a_batch_of_one():
     keys, xs = batch()
     for name, regularizer in REGULARIZERS.items():

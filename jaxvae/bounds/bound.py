@@ -91,7 +91,10 @@ def observe(
 
 
 def _observed(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """x with 0, which every family can take, where it is missing: no NaN enters a gradient."""
+    """x with 0 where it is missing, so that no NaN enters a gradient.
+
+    Every likelihood here is finite at 0; one of your own must be, too.
+    """
     return jnp.where(mask, x, jnp.zeros_like(x))
 
 

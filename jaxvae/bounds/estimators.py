@@ -7,7 +7,7 @@ at z_k held fixed, weight s_k.
 
     reparameterized   p_k = F_k           s_k = -c F_k              pathwise, all that autodiff sees
     stl               p_k = F_k           s_k = 0                   unbiased where F_kk = 0
-    dreg              p_k = F_k - F_kk    s_k = 0                   unbiased for every F
+    dreg              p_k = F_k - F_kk    s_k = 0                   unbiased for c = 1
     score             p_k = 0             s_k = F - c F_k           no gradient through z
     vimco             p_k = 0             s_k = F - F_(-k) - c F_k  F_(-k): r_k replaced by the
                                                                     mean of the others
@@ -47,11 +47,14 @@ class LogWeightFunction(NamedTuple):
 
 
 class GradientWeights(NamedTuple):
-    """[K] each: how much of a draw's gradient goes to the model, along z, and by log q."""
+    """[K] each: how much of a draw's gradient goes to the model, along z, and by log q.
+
+    None: nothing, and no work for it.
+    """
 
     model: jax.Array
-    path: jax.Array
-    log_q: jax.Array
+    path: jax.Array | None
+    log_q: jax.Array | None
 
 
 mean = LogWeightFunction(jnp.mean, jnp.zeros_like)
@@ -59,7 +62,13 @@ mean = LogWeightFunction(jnp.mean, jnp.zeros_like)
 
 
 def check_estimator(
-    bound: str, example: Example, estimator: str, num_samples: int, refused: dict[str, str]
+    bound: str,
+    example: Example,
+    estimator: str,
+    num_samples: int,
+    refused: dict[str, str],
+    *,
+    needs_pytree: bool = False,
 ) -> None:
     """Refuse what has no right gradient.
 
@@ -69,6 +78,7 @@ def check_estimator(
         estimator: as the caller gave it.
         num_samples: K.
         refused: estimator -> why this bound does not have it and what to do.
+        needs_pytree: whether the bound stops q's gradient for "reparameterized" too.
 
     Raises:
         ValueError: one line, with the estimator to use.
@@ -84,7 +94,7 @@ def check_estimator(
             f"{bound}: draws of {type(example.q).__name__} carry no gradient, so estimator "
             f"{estimator!r} would be wrong. Use 'score', or 'vimco' with num_samples >= 2."
         )
-    if estimator != "reparameterized" and jax.tree_util.all_leaves([example.q]):
+    if (estimator != "reparameterized" or needs_pytree) and jax.tree_util.all_leaves([example.q]):
         raise ValueError(
             f"{bound}: estimator {estimator!r} needs encode(x) to be a pytree of arrays, "
             f"{type(example.q).__name__} is none. Register the class, as by "
@@ -117,16 +127,15 @@ def estimate(
         return function.value(rewards)
     fixed = stop_gradient(rewards)
     value, first = jax.value_and_grad(function.value)(fixed)
-    none = jnp.zeros_like(first)
     if estimator in ("stl", "dreg"):
         path = first if estimator == "stl" else first - function.curvature(fixed)
-        weights = GradientWeights(first, path, none)
+        weights = GradientWeights(first, path, None)
     else:
         credit = value
         if estimator == "vimco":
             credit = credit - jax.vmap(function.value)(_each_replaced(fixed))
-        direct = none if kl_weight is None else kl_weight * first
-        weights = GradientWeights(first, none, credit - direct)
+        direct = 0.0 if kl_weight is None else kl_weight * first
+        weights = GradientWeights(first, None, credit - direct)
     return with_gradient(example, terms, value, weights, kl_weight)
 
 
@@ -144,7 +153,9 @@ def with_gradient(
     """
     tiny = jnp.abs(weights.model) < SMALLEST_WEIGHT
     model = stop_gradient(jnp.where(tiny, SMALLEST_WEIGHT, weights.model))
-    z = jax.vmap(_scale_gradient)(terms.samples, stop_gradient(weights.path) / model)
+    z = stop_gradient(terms.samples)
+    if weights.path is not None:
+        z = jax.vmap(_scale_gradient)(terms.samples, stop_gradient(weights.path) / model)
     still = jax.tree.map(stop_gradient, example.q)
     fixed = Terms(
         samples=z,
@@ -153,8 +164,9 @@ def with_gradient(
         log_q=jax.vmap(still.log_prob)(z),
     )
     surrogate = jnp.sum(model * fixed.log_weights(kl_weight))
-    log_q = jax.vmap(example.q.log_prob)(stop_gradient(terms.samples))
-    surrogate = surrogate + jnp.sum(stop_gradient(weights.log_q) * log_q)
+    if weights.log_q is not None:
+        log_q = jax.vmap(example.q.log_prob)(stop_gradient(terms.samples))
+        surrogate = surrogate + jnp.sum(stop_gradient(weights.log_q) * log_q)
     return stop_gradient(value) + (surrogate - stop_gradient(surrogate))  # adds exactly 0
 
 

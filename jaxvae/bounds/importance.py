@@ -145,16 +145,15 @@ def piwae(
     _check_groups("piwae", num_samples, num_groups)
     example = observe(x, encode, decode, prior, mask)
     refused = BIASED | {"score": NO_SCORE, "vimco": NO_SCORE}
-    check_estimator("piwae", example, estimator, num_samples, refused)
+    check_estimator("piwae", example, estimator, num_samples, refused, needs_pytree=True)
     terms = draw_terms(key, example, num_samples)
     groups = _mean_of_groups(num_groups)
     fixed = jax.lax.stop_gradient(terms.log_weights())
     first = jax.grad(groups.value)(fixed)
     if estimator == "dreg":
-        path, log_q = first - groups.curvature(fixed), jnp.zeros_like(first)
+        weights = GradientWeights(jax.nn.softmax(fixed), first - groups.curvature(fixed), None)
     else:
-        path, log_q = first, -first
-    weights = GradientWeights(jax.nn.softmax(fixed), path, log_q)
+        weights = GradientWeights(jax.nn.softmax(fixed), first, -first)
     return assemble(example, terms, with_gradient(example, terms, groups.value(fixed), weights))
 
 

@@ -66,8 +66,8 @@ def tvo(
 
 def _left_sum(points: jax.Array, logs: jax.Array) -> jax.Array:
     points, center = points.astype(logs.dtype), jax.lax.stop_gradient(logs.max())
-    at_points = jax.vmap(lambda b: jax.nn.softmax(b * logs) @ (logs - center))(points[:-1])
-    return center + jnp.diff(points) @ at_points
+    at_point = lambda b: jnp.sum(jax.nn.softmax(b * logs) * (logs - center))
+    return center + jnp.sum(jnp.diff(points) * jax.vmap(at_point)(points[:-1]))
 
 
 def _left_curvature(points: jax.Array, logs: jax.Array) -> jax.Array:
@@ -75,8 +75,8 @@ def _left_curvature(points: jax.Array, logs: jax.Array) -> jax.Array:
 
     def at_point(b: jax.Array) -> jax.Array:
         shares = jax.nn.softmax(b * logs)
-        tilt = 1 + b * (logs - shares @ logs)
+        tilt = 1 + b * (logs - jnp.sum(shares * logs))
         return b * shares * (1 - shares) * tilt + b * shares * (1 - shares * tilt)
 
-    points = points.astype(logs.dtype)
-    return jnp.diff(points) @ jax.vmap(at_point)(points[:-1])
+    points, logs = points.astype(logs.dtype), logs - logs.max()
+    return jnp.sum(jnp.diff(points)[:, None] * jax.vmap(at_point)(points[:-1]), axis=0)

@@ -42,8 +42,11 @@ class Categorical:
         remedy = "Reshape the value, or build the network for its shape."
         check_event(value, jnp.shape(self.logits)[:-1], "Categorical", remedy)
         (logits,) = at_least_float32(self.logits)
-        index = jnp.asarray(value).astype(jnp.int32)[..., None]
-        return jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)[..., 0]
+        index = jnp.asarray(value).astype(jnp.int32)
+        known = (index >= 0) & (index < logits.shape[-1])
+        index = jnp.where(known, index, 0)[..., None]
+        log_mass = jnp.take_along_axis(jax.nn.log_softmax(logits), index, axis=-1)[..., 0]
+        return jnp.where(known, log_mass, -jnp.inf)
 
     def mean(self) -> jax.Array:
         """Expectation of the number: sum_c c p_c, of shape [*D]."""

@@ -15,7 +15,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions.distribution import at_least_float32, check_event
+from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
 
 LARGE = 10.0
 """From here on Stirling's series with the terms below has an error of 1e-15."""
@@ -37,23 +37,10 @@ def excess(x: jax.Array) -> jax.Array:
 
 def log_mean_exp(weight: jax.Array, other_weight: jax.Array, r: jax.Array) -> jax.Array:
     """log(weight exp(r) + other_weight) for weights that add up to 1: 0 at r = 0, to rounding."""
-    shift = weight * jnp.expm1(r)
+    shift = weight * jnp.expm1(jnp.minimum(r, 80.0))  # short of overflow, even of the gradient
     near = jnp.abs(shift) < 0.5
-    far = jnp.where(near, 1.0, weight * jnp.exp(r) + other_weight)
-    return jnp.where(near, jnp.log1p(jnp.where(near, shift, 0.0)), jnp.log(far))
-
-
-def check_shape(family: str, name: str, leaf: jax.Array, leader: str, shape: tuple) -> None:
-    """Refuse a parameter that would have to be broadcast, at trace time.
-
-    Raises:
-        ValueError: `leaf` is neither a scalar nor of the leading parameter's shape.
-    """
-    if jnp.shape(leaf) not in ((), shape):
-        raise ValueError(
-            f"{family}: {name} must be a scalar or have {leader}'s shape {shape}, it has "
-            f"{jnp.shape(leaf)}. Reshape it: nothing is broadcast."
-        )
+    far = jnp.logaddexp(jnp.log(weight) + r, jnp.log(other_weight))
+    return jnp.where(near, jnp.log1p(jnp.where(near, shift, 0.0)), far)
 
 
 REMEDY = "Reshape the value, or build the network for its shape."
@@ -100,7 +87,7 @@ class Poisson:
         count = jnp.where(value > 0, value, 1.0)
         r = log_rate - jnp.log(count)
         positive = -count * (jnp.expm1(r) - r) - excess(count)
-        return jnp.where(value > 0, positive, -jnp.exp(log_rate))
+        return jnp.where(value > 0, positive, jnp.where(value < 0, -jnp.inf, -jnp.exp(log_rate)))
 
     def mean(self) -> jax.Array:
         """Expectation: exp(log_rate)."""
@@ -175,7 +162,7 @@ class NegativeBinomial:
         )
         rest = jnp.log(theta / n) + excess(n) - excess(theta) - excess(count)
         zero = -theta * jax.nn.softplus(log_mean - log_dispersion)
-        return jnp.where(value > 0, rest - deviance, zero)
+        return jnp.where(value > 0, rest - deviance, jnp.where(value < 0, -jnp.inf, zero))
 
     def mean(self) -> jax.Array:
         """Expectation: exp(log_mean)."""
@@ -239,7 +226,7 @@ class ZeroInflatedNegativeBinomial:
         counts, zero_logits = self.parts()
         kept = jax.nn.log_sigmoid(-zero_logits) + counts.log_prob_per_entry(value)
         either = jnp.logaddexp(jax.nn.log_sigmoid(zero_logits), kept)
-        return jnp.where(jnp.asarray(value) > 0, kept, either)
+        return jnp.where(jnp.asarray(value) == 0, either, kept)
 
     def mean(self) -> jax.Array:
         """Expectation: (1 - pi) exp(log_mean)."""

@@ -67,6 +67,19 @@ def check_event(value: jax.Array, event_shape: tuple[int, ...], family: str, rem
         )
 
 
+def check_shape(family: str, name: str, leaf: jax.Array, leader: str, shape: tuple) -> None:
+    """Refuse a parameter that would have to be broadcast, at trace time.
+
+    Raises:
+        ValueError: `leaf` is neither a scalar nor of the leading parameter's shape.
+    """
+    if jnp.shape(leaf) not in ((), shape):
+        raise ValueError(
+            f"{family}: {name} must be a scalar or have {leader}'s shape {shape}, it has "
+            f"{jnp.shape(leaf)}. Reshape it: nothing is broadcast."
+        )
+
+
 def sample_and_log_prob(q: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A draw of q and its log density: by q's own method where it has one, as a flow does."""
     if hasattr(q, "sample_and_log_prob"):
@@ -90,10 +103,11 @@ def mean_of(q: Any, key: jax.Array, num_samples: int = 64) -> jax.Array:
     1.0
     """
     try:
-        return q.mean()
+        if callable(getattr(q, "mean", None)):
+            return q.mean()
     except NoClosedForm:
-        draws = jax.vmap(q.sample)(jax.random.split(key, num_samples))
-        return jnp.mean(draws, axis=0)
+        pass
+    return jnp.mean(jax.vmap(q.sample)(jax.random.split(key, num_samples)), axis=0)
 
 
 def check_summed(what: str, per_sample: jax.Array) -> None:

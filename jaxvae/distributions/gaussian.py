@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions.distribution import at_least_float32, check_event
+from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
 
 LOG_SCALE_LIMIT = 7.0
 
@@ -58,11 +58,7 @@ class Gaussian:
         Raises:
             ValueError: log_scale is neither a scalar nor of loc's shape.
         """
-        if jnp.shape(self.log_scale) not in ((), jnp.shape(self.loc)):
-            raise ValueError(
-                f"Gaussian: log_scale must be a scalar or have loc's shape {jnp.shape(self.loc)}, "
-                f"it has {jnp.shape(self.log_scale)}. Reshape it: nothing is broadcast."
-            )
+        check_shape("Gaussian", "log_scale", self.log_scale, "loc", jnp.shape(self.loc))
         loc, log_scale = at_least_float32(self.loc, self.log_scale)
         return loc, log_scale
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions.distribution import at_least_float32, check_event
+from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
 
 
 @jax.tree_util.register_dataclass
@@ -36,11 +36,7 @@ class Laplace:
         Raises:
             ValueError: log_scale is neither a scalar nor of loc's shape.
         """
-        if jnp.shape(self.log_scale) not in ((), jnp.shape(self.loc)):
-            raise ValueError(
-                f"Laplace: log_scale must be a scalar or have loc's shape {jnp.shape(self.loc)}, "
-                f"it has {jnp.shape(self.log_scale)}. Reshape it: nothing is broadcast."
-            )
+        check_shape("Laplace", "log_scale", self.log_scale, "loc", jnp.shape(self.loc))
         loc, log_scale = at_least_float32(self.loc, self.log_scale)
         return loc, log_scale
 

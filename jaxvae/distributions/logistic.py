@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions.distribution import at_least_float32, check_event
+from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
 
 REMEDY = "Reshape the value, or build the network for its shape."
 
@@ -33,11 +33,12 @@ def log_mass(value: jax.Array, loc: jax.Array, log_scale: jax.Array, num_values:
     above = jax.nn.log_sigmoid((loc - value + 0.5) * inverse_scale)
     width = log1mexp(-log_scale)
     lowest, highest = value <= 0, value >= num_values - 1
-    return (
+    inside = (
         jnp.where(highest, 0.0, below)
         + jnp.where(lowest, 0.0, above)
         + jnp.where(lowest | highest, 0.0, width)
     )
+    return jnp.where((value < 0) | (value > num_values - 1), -jnp.inf, inside)
 
 
 def expectation(loc: jax.Array, log_scale: jax.Array, num_values: int) -> jax.Array:
@@ -89,12 +90,7 @@ class DiscretizedLogistic:
         Raises:
             ValueError: log_scale is neither a scalar nor of loc's shape.
         """
-        if jnp.shape(self.log_scale) not in ((), jnp.shape(self.loc)):
-            raise ValueError(
-                "DiscretizedLogistic: log_scale must be a scalar or have loc's shape "
-                f"{jnp.shape(self.loc)}, it has {jnp.shape(self.log_scale)}. Reshape it: nothing "
-                "is broadcast."
-            )
+        check_shape("DiscretizedLogistic", "log_scale", self.log_scale, "loc", jnp.shape(self.loc))
         loc, log_scale = at_least_float32(self.loc, self.log_scale)
         return loc, log_scale
 

@@ -18,6 +18,8 @@ from jaxvae.distributions.distribution import at_least_float32, check_event
 
 State = tuple[jax.Array, jax.Array, jax.Array]
 REMEDY = "Reshape the value, or build the encoder for its latent_dim."
+MAX_DIM = 128
+"""Largest Z for which the integrals over the sphere are held to their stated error."""
 
 
 @jax.tree_util.register_dataclass
@@ -143,10 +145,10 @@ class VonMisesFisher:
 
 
 def _check_dim(family: str, what: str, dim: int) -> None:
-    if dim < 2:
+    if not 2 <= dim <= MAX_DIM:
         raise ValueError(
-            f"{family}: {what} must be at least 2, it is {dim}. Take latent_dim >= 2: the sphere "
-            "in one dimension is two points."
+            f"{family}: {what} must be from 2 to {MAX_DIM}, it is {dim}. Take such a latent_dim: "
+            "the sphere in one dimension is two points, and above the integrals lose digits."
         )
 
 

@@ -60,7 +60,7 @@ def dip_penalty(q: Any, kind: Kind, *, off_diagonal: float, diagonal: float) -> 
     (means,) = at_least_float32(jax.vmap(lambda q: q.mean())(q))
     check_batch("dip", means)
     centred = means - jnp.mean(means, 0, keepdims=True)
-    covariance = centred.T @ centred / len(means)
+    covariance = jnp.matmul(centred.T, centred, precision="highest") / len(means)
     if kind == "ii":
         covariance = covariance + jnp.mean(jax.vmap(_covariance)(q), 0)
     own = jnp.eye(len(covariance), dtype=bool)
@@ -72,7 +72,7 @@ def _covariance(q: Any) -> jax.Array:
     """Cov_q(z) of one posterior: [Z, Z]."""
     if isinstance(q, FullCovarianceGaussian):
         (tril,) = at_least_float32(jnp.tril(q.scale_tril))
-        return tril @ tril.T
+        return jnp.matmul(tril, tril.T, precision="highest")
     if isinstance(q, Gaussian):
         loc, log_scale = q.parameters()
         return jnp.diag(jnp.broadcast_to(jnp.exp(2 * log_scale), loc.shape))

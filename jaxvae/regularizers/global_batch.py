@@ -32,7 +32,12 @@ def check_batch(what: str, z: jax.Array) -> None:
     Raises:
         ValueError: there is no other example to compare with.
     """
-    if jnp.ndim(z) != 2 or jnp.shape(z)[0] < 2:
+    if jnp.ndim(z) != 2:
+        raise ValueError(
+            f"{what} compares vectors: latents must be [B, Z], got shape {jnp.shape(z)}. Use a "
+            "posterior over vectors, or train without it."
+        )
+    if jnp.shape(z)[0] < 2:
         raise ValueError(
             f"{what} compares the examples of a batch: latents must be [B, Z] with B at least 2, "
             f"got shape {jnp.shape(z)}. Raise the batch size, or train without it."
