@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jaxvae.bounds.bound import Example, Terms
+from jaxvae.bounds.bound import Bound, Example, Terms, assemble, draw_terms
 
 Estimator = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
 SMALLEST_WEIGHT = 1e-20
@@ -57,6 +57,8 @@ class GradientWeights(NamedTuple):
     log_q: jax.Array | None
 
 
+BIASED = {"stl": "is biased for weighted draws (Tucker et al. 2019). Use 'dreg'."}
+"""What bounds of weighted draws refuse."""
 mean = LogWeightFunction(jnp.mean, jnp.zeros_like)
 """The F of the ELBO."""
 
@@ -137,6 +139,24 @@ def estimate(
         direct = 0.0 if kl_weight is None else kl_weight * first
         weights = GradientWeights(first, None, credit - direct)
     return with_gradient(example, terms, value, weights, kl_weight)
+
+
+def weighted_bound(
+    name: str,
+    key: jax.Array,
+    example: Example,
+    num_samples: int,
+    estimator: Estimator,
+    function: LogWeightFunction,
+) -> Bound:
+    """The bound F of K draws' log weights; all that IWAE and its kin differ in is F.
+
+    Raises:
+        ValueError: num_samples < 1, or as in `check_estimator`.
+    """
+    check_estimator(name, example, estimator, num_samples, BIASED)
+    terms = draw_terms(key, example, num_samples)
+    return assemble(example, terms, estimate(example, terms, function, estimator))
 
 
 def with_gradient(

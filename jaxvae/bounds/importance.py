@@ -10,15 +10,15 @@ from jax.scipy.special import logsumexp
 
 from jaxvae.bounds.bound import Bound, Decode, Encode, assemble, draw_terms, observe
 from jaxvae.bounds.estimators import (
+    BIASED,
     Estimator,
     GradientWeights,
     LogWeightFunction,
     check_estimator,
-    estimate,
+    weighted_bound,
     with_gradient,
 )
 
-BIASED = {"stl": "is biased for weighted draws (Tucker et al. 2019). Use 'dreg'."}
 NO_SCORE = "is not defined for two bounds at once. Use 'reparameterized' or 'dreg'."
 
 
@@ -58,9 +58,7 @@ def iwae(
     (5,)
     """
     example = observe(x, encode, decode, prior, mask)
-    check_estimator("iwae", example, estimator, num_samples, BIASED)
-    terms = draw_terms(key, example, num_samples)
-    return assemble(example, terms, estimate(example, terms, _mean_of_groups(1), estimator))
+    return weighted_bound("iwae", key, example, num_samples, estimator, _mean_of_groups(1))
 
 
 def miwae(
@@ -101,10 +99,8 @@ def miwae(
     """
     _check_groups("miwae", num_samples, num_groups)
     example = observe(x, encode, decode, prior, mask)
-    check_estimator("miwae", example, estimator, num_samples, BIASED)
-    terms = draw_terms(key, example, num_samples)
-    objective = estimate(example, terms, _mean_of_groups(num_groups), estimator)
-    return assemble(example, terms, objective)
+    groups = _mean_of_groups(num_groups)
+    return weighted_bound("miwae", key, example, num_samples, estimator, groups)
 
 
 def piwae(
@@ -189,15 +185,13 @@ def ciwae(
     >>> bool(jnp.isclose(bound.objective, bound.log_weights.mean()))
     True
     """
-    example = observe(x, encode, decode, prior, mask)
-    check_estimator("ciwae", example, estimator, num_samples, BIASED)
-    terms = draw_terms(key, example, num_samples)
-    weighted, b = _mean_of_groups(1), jnp.asarray(elbo_weight, terms.log_q.dtype)
+    weighted, b = _mean_of_groups(1), lambda logs: jnp.asarray(elbo_weight, logs.dtype)
     function = LogWeightFunction(
-        lambda logs: b * logs.mean() + (1 - b) * weighted.value(logs),
-        lambda logs: (1 - b) * weighted.curvature(logs),
+        lambda logs: b(logs) * logs.mean() + (1 - b(logs)) * weighted.value(logs),
+        lambda logs: (1 - b(logs)) * weighted.curvature(logs),
     )
-    return assemble(example, terms, estimate(example, terms, function, estimator))
+    example = observe(x, encode, decode, prior, mask)
+    return weighted_bound("ciwae", key, example, num_samples, estimator, function)
 
 
 def _mean_of_groups(num_groups: int) -> LogWeightFunction:

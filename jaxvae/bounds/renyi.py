@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from jaxvae.bounds.bound import Bound, Decode, Encode, assemble, draw_terms, observe
-from jaxvae.bounds.estimators import Estimator, LogWeightFunction, check_estimator, estimate
-from jaxvae.bounds.importance import BIASED
+from jaxvae.bounds.bound import Bound, Decode, Encode, observe
+from jaxvae.bounds.estimators import Estimator, LogWeightFunction, weighted_bound
 
 
 def renyi(
@@ -51,9 +50,7 @@ def renyi(
     order = 1 - jax.lax.stop_gradient(jnp.asarray(alpha))
     function = LogWeightFunction(partial(_log_power_mean, order), partial(_power_curvature, order))
     example = observe(x, encode, decode, prior, mask)
-    check_estimator("renyi", example, estimator, num_samples, BIASED)
-    terms = draw_terms(key, example, num_samples)
-    return assemble(example, terms, estimate(example, terms, function, estimator))
+    return weighted_bound("renyi", key, example, num_samples, estimator, function)
 
 
 def _log_power_mean(order: jax.Array, logs: jax.Array) -> jax.Array:

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxvae.bounds.bound import Bound, Decode, Encode, assemble, draw_terms, observe
-from jaxvae.bounds.estimators import Estimator, LogWeightFunction, check_estimator, estimate
-from jaxvae.bounds.importance import BIASED
+from jaxvae.bounds.bound import Bound, Decode, Encode, observe
+from jaxvae.bounds.estimators import Estimator, LogWeightFunction, weighted_bound
 
 
 def tvo(
@@ -59,9 +58,7 @@ def tvo(
     points = points if num_intervals > 1 else jnp.array([0.0, 1.0])
     function = LogWeightFunction(partial(_left_sum, points), partial(_left_curvature, points))
     example = observe(x, encode, decode, prior, mask)
-    check_estimator("tvo", example, estimator, num_samples, BIASED)
-    terms = draw_terms(key, example, num_samples)
-    return assemble(example, terms, estimate(example, terms, function, estimator))
+    return weighted_bound("tvo", key, example, num_samples, estimator, function)
 
 
 def _left_sum(points: jax.Array, logs: jax.Array) -> jax.Array:
