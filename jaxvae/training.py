@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,91 +10,20 @@ import optax
 
 from jaxvae.bounds import Bound, elbo, posterior_samples
 from jaxvae.distributions import NoClosedForm
-from jaxvae.regularizers import Regularizer, gathered, no_state
+from jaxvae.regularizers import Regularizer, gathered
+from jaxvae.state import TrainState, check_state
 from jaxvae.vae import VAE, Params
 
 ACTIVE_VARIANCE = 0.01
 """A latent is active when its posterior mean varies by more than this over the data."""
 MIN_VARIANCE = 1e-6
 """Floor of an optimal sigma^2."""
-REGULARIZER_KEY = 2**31
-"""Folded into the key of `init_state`, so that the VAE starts alike with a regularizer or not."""
 
 Metrics = dict[str, jax.Array]
 Objective = Callable[..., Bound]
 """(key, x, *, encode, decode, prior) -> Bound: `jaxvae.elbo` and its kin."""
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 """(key, one example as it is stored) -> x: scaling, binarization, dequantization."""
-
-
-class TrainState(NamedTuple):
-    """All that a run carries from step to step; no key is among it.
-
-    Attributes:
-        step: [] int32, steps done, skipped ones included.
-        params: of the VAE.
-        opt_state: of the optax optimizer.
-        average: running average of params, or None where it is off.
-        squared_error: [] running mean over the training batches of the squared error per
-            dimension, which an optimal sigma^2 is read from; 0 for every other likelihood.
-        skipped: [] int32, steps skipped because a number was not finite.
-        skipped_in_row: [] int32, how many of them the last steps were.
-        regularizer: what the regularizer carries along; () where it is nothing.
-
-    >>> TrainState._fields[:3]
-    ('step', 'params', 'opt_state')
-    """
-
-    step: jax.Array
-    params: Params
-    opt_state: Any
-    average: Params | None
-    squared_error: jax.Array
-    skipped: jax.Array
-    skipped_in_row: jax.Array
-    regularizer: Any = ()
-
-    def evaluation_params(self) -> Params:
-        """The parameters to evaluate with: the average where there is one."""
-        return self.params if self.average is None else self.average
-
-
-def init_state(
-    vae: VAE,
-    optimizer: optax.GradientTransformation,
-    key: jax.Array,
-    *,
-    averaging: bool = False,
-    regularizer: Regularizer | None = None,
-) -> TrainState:
-    """The state before the first step.
-
-    Args:
-        vae: the model.
-        optimizer: any optax transformation.
-        key: consumed by `vae.init`, and folded by `regularizer.init`.
-        averaging: whether to keep a running average of the parameters.
-        regularizer: the one that the step has.
-
-    >>> from jaxvae import mlp_vae
-    >>> vae = mlp_vae(data_shape=(8,), latent_dim=2, hidden=())
-    >>> state = init_state(vae, optax.sgd(0.1), jax.random.key(0), averaging=True)
-    >>> int(state.step), sorted(state.average)
-    (0, ['decoder', 'encoder', 'likelihood'])
-    """
-    params = vae.init(key)
-    init_regularizer = no_state if regularizer is None else regularizer.init
-    average = jax.tree.map(jnp.copy, params) if averaging else None
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        average=average,
-        squared_error=jnp.zeros(()),
-        skipped=jnp.zeros((), jnp.int32),
-        skipped_in_row=jnp.zeros((), jnp.int32),
-        regularizer=init_regularizer(jax.random.fold_in(key, REGULARIZER_KEY)),
-    )
 
 
 def make_train_step(
@@ -106,14 +35,15 @@ def make_train_step(
     regularizer: Regularizer | None = None,
     prepare: Prepare = lambda key, x: x,
     average_decay: float | None = None,
+    block_size: int | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """A pure function (state, keys [B], examples [B, ...]) -> (state, metrics).
 
     It maximises the mean of the objective over the batch, less the regularizer's penalty, and
     over `axis_name` where one is bound: the local loss is differentiated first and the gradients
-    averaged then, so that every device takes the same step. A step whose loss, gradient or
-    update is not finite changes nothing but the counters. Each key is split into one for
+    averaged then, so that every device takes the same step. A step whose loss or gradient is
+    not finite changes nothing but the counters. Each key is split into one for
     `prepare`, one for the bound and one for the regularizer, which has that of the first row.
 
     Args:
@@ -127,6 +57,9 @@ def make_train_step(
         prepare: (key, stored example) -> x.
         average_decay: decay of the running average, below 1; None: no average. It starts as
             (1 + step) / (10 + step) while that is smaller.
+        block_size: examples whose gradient is computed at once, one block after another; it
+            divides the batch. For batches whose intermediate values outgrow a cache or a memory.
+            None: the whole batch. A regularizer needs it whole.
         axis_name: of the mapped axis to average over; None: this batch is the whole one.
 
     The metrics are scalars, means over the global batch in nats: objective, elbo,
@@ -136,10 +69,11 @@ def make_train_step(
     `elbo` stays the ELBO.
 
     Raises:
-        ValueError: when first called, if the state has an average or a regularizer's state and
-            the step none, or the other way round, or if the batch is empty.
+        ValueError: block_size with a regularizer; and when first called, if the state has an
+            average or a regularizer's state and the step none, or the other way round, if the
+            batch is empty, or if block_size does not divide it.
 
-    >>> from jaxvae import mlp_vae
+    >>> from jaxvae import init_state, mlp_vae
     >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.adam(1e-3)
     >>> state = init_state(vae, optimizer, jax.random.key(0))
     >>> train_step = jax.jit(make_train_step(vae, optimizer))
@@ -148,8 +82,19 @@ def make_train_step(
     (1, 0)
     """
 
+    if block_size is not None and regularizer is not None:
+        raise ValueError(
+            f"a regularizer needs the whole batch at once, got block_size={block_size}. Use None."
+        )
+
     def over_devices(tree: Any) -> Any:
-        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+        alone = axis_name is None or jax.lax.axis_size(axis_name) == 1
+        return tree if alone else jax.lax.pmean(tree, axis_name)
+
+    def with_sigma(params: Params, error: jax.Array) -> Params:
+        if vae.with_log_scale is None:
+            return params
+        return vae.with_log_scale(params, _log_scale(error))
 
     def prepared(key: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         key_data, key_bound, key_batch = jax.random.split(key, 3)
@@ -181,39 +126,71 @@ def make_train_step(
     def train_step(
         state: TrainState, keys: jax.Array, examples: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        _check_state(state, average_decay, regularizer)
+        check_state(state, average_decay, regularizer)
+        _check_block_size(block_size, len(examples))
         keys, xs, keys_batch = jax.vmap(prepared)(keys, examples)
         if len(examples) == 0:
             raise ValueError("a batch must have at least one example, got none.")
         scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
-        params, error = state.params, jnp.zeros(())
+        error = jnp.zeros(())
         if vae.with_log_scale is not None:
-            error = over_devices(_squared_error(vae, params, keys, xs))
-            params = vae.with_log_scale(params, _log_scale(error))
+            error = over_devices(_squared_error(vae, state.params, keys, xs))
+        params = with_sigma(state.params, error)
         key_penalty: Any = None
         if regularizer is not None:
             key_penalty, key_update = jax.random.split(gathered(keys_batch[:1], axis_name)[0])
-        gradients, (bounds, means, batch, penalty) = jax.grad(loss, has_aux=True)(
-            params, keys, xs, scheduled, key_penalty, state.regularizer
-        )
-        moments = () if means is None else (means.mean(0), jnp.square(means).mean(0))
-        gradients, metrics, moments = over_devices((gradients, _batch_means(bounds), moments))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+
+        def gradient(keys: jax.Array, xs: jax.Array) -> tuple[tuple[Any, Any, Any], Any, jax.Array]:
+            gradients, (bounds, means, batch, penalty) = jax.grad(loss, has_aux=True)(
+                params, keys, xs, scheduled, key_penalty, state.regularizer
+            )
+            moments = () if means is None else (means.mean(0), jnp.square(means).mean(0))
+            return (gradients, _batch_means(bounds), moments), batch, penalty
+
+        if block_size is None or block_size == len(xs):
+            averages, batch, penalty = gradient(keys, xs)
+        else:
+            averages = _mean_over_blocks(lambda *block: gradient(*block)[0], block_size, keys, xs)
+        gradients, metrics, moments = over_devices(averages)
         metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
         if moments:
             metrics["active_units"] = active_units(*moments)
-        proposed = state._replace(params=optax.apply_updates(params, updates), opt_state=opt_state)
-        proposed = _with_running_values(vae, proposed, error, average_decay)
         if regularizer is not None:
             metrics |= {"objective": metrics["objective"] - penalty, "regularizer": penalty}
+        carried = state.regularizer
         if regularizer is not None and regularizer.update is not None:
             carried, more = regularizer.update(state.regularizer, key_update, *batch)
-            proposed, metrics = proposed._replace(regularizer=carried), metrics | more
-        sound = metrics["objective"] + metrics["gradient_norm"] + optax.tree.norm(updates)
-        sound = jnp.isfinite(sound) & _all_finite(proposed.regularizer)
-        return _accept(sound, state, proposed, metrics)
+            metrics |= more
+
+        def moved(state: TrainState) -> TrainState:
+            params = with_sigma(state.params, error)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+            params = optax.apply_updates(params, updates)
+            new = state._replace(params=params, opt_state=opt_state, regularizer=carried)
+            return _with_running_values(vae, new, error, average_decay)
+
+        sound = jnp.isfinite(metrics["objective"] + metrics["gradient_norm"])
+        return _if_sound(sound & _all_finite(carried), moved, state, metrics)
 
     return train_step
+
+
+def _mean_over_blocks(function: Callable[..., Any], block_size: int, *arrays: jax.Array) -> Any:
+    """The mean of a function of block_size examples over all blocks of arrays [B, ...]."""
+    blocks = [all.reshape(-1, block_size, *all.shape[1:]) for all in arrays]
+    shapes = jax.eval_shape(function, *(all[0] for all in blocks))
+    zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
+    add = lambda total, block: (jax.tree.map(jnp.add, total, function(*block)), None)
+    total, _ = jax.lax.scan(add, zeros, blocks)
+    return jax.tree.map(lambda leaf: leaf / len(blocks[0]), total)
+
+
+def _check_block_size(block_size: int | None, num_examples: int) -> None:
+    if block_size is not None and (block_size < 1 or num_examples % block_size):
+        raise ValueError(
+            f"block_size must divide the batch of {num_examples} examples of a device, got "
+            f"{block_size}. Use None, or a divisor."
+        )
 
 
 def _check_draws(q: Any) -> None:
@@ -222,26 +199,6 @@ def _check_draws(q: Any) -> None:
         raise ValueError(
             f"a regularizer needs draws that carry a gradient, those of {type(q).__name__} do not. "
             "Use a reparameterized posterior, or train without it."
-        )
-
-
-def _check_state(
-    state: TrainState, average_decay: float | None, regularizer: Regularizer | None
-) -> None:
-    """Refuse a state that was not made for this step, at trace time."""
-    if (state.average is None) != (average_decay is None):
-        raise ValueError(
-            "a state with an average needs a step with average_decay, and one without needs "
-            f"None; got average_decay={average_decay}. Give init_state averaging="
-            f"{average_decay is not None}."
-        )
-    init = no_state if regularizer is None else regularizer.init
-    expected: Any = jax.tree.structure(jax.eval_shape(init, jax.random.key(0)))
-    if jax.tree.structure(state.regularizer) != expected:
-        raise ValueError(
-            f"a state needs what the step's regularizer carries along, {expected}, got "
-            f"{jax.tree.structure(state.regularizer)}. Give init_state and make_train_step the "
-            "same regularizer."
         )
 
 
@@ -287,11 +244,22 @@ def _with_running_values(
     return state._replace(params=params, average=average, squared_error=squared_error)
 
 
-def _accept(
-    sound: jax.Array, old: TrainState, proposed: TrainState, metrics: Metrics
+def _if_sound(
+    sound: jax.Array, moved: Callable[[TrainState], TrainState], old: TrainState, metrics: Metrics
 ) -> tuple[TrainState, Metrics]:
-    """The proposed state where all is finite, else the old one; the counters in either case."""
-    kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), proposed, old)
+    """The state moved on where all is finite, else the old one; the counters in either case.
+
+    A branch, on CPUs: a choice element by element makes XLA copy the old state first. On GPUs a
+    branch would wait for the host, and the choice costs nothing.
+    """
+
+    def branch(sound: jax.Array, old: TrainState) -> TrainState:
+        return jax.lax.cond(sound, moved, lambda old: old, old)
+
+    def choice(sound: jax.Array, old: TrainState) -> TrainState:
+        return jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved(old), old)
+
+    kept = jax.lax.platform_dependent(sound, old, cpu=branch, default=choice)
     skipped = 1 - sound.astype(jnp.int32)
     new = kept._replace(
         step=old.step + 1,

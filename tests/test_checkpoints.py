@@ -15,7 +15,7 @@ import pytest
 from jaxvae import checkpoints as checkpoints_module
 from jaxvae.checkpoints import Checkpoints, build, digest, load
 from jaxvae.parallel import make_mesh, replicate
-from jaxvae.training import TrainState
+from jaxvae.state import TrainState
 from jaxvae.vae import mlp_vae
 
 RECIPE = {

@@ -14,7 +14,7 @@ from experiments.model import make_optimizer
 from jaxvae import Bernoulli, Gaussian, elbo, iwae, kl, log_likelihood
 from jaxvae.checkpoints import Checkpoints, load
 from jaxvae.evaluation import make_score
-from jaxvae.training import init_state
+from jaxvae.state import init_state
 from jaxvae.vae import VAE
 from tests.oracles import (
     LARGE,

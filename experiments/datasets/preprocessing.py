@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.datasets import Dataset
 from experiments.datasets.splits import SPLITS
+from jaxvae import draws
 
 STATIC_SEED = 0
 EXAMPLES_AT_ONCE = 4096
@@ -187,7 +188,8 @@ def _scaled(dataset: Dataset, top: int, name: str, unit: str) -> Preprocessing:
 
 def _dynamic_binarization(dataset: Dataset, top: int) -> Preprocessing:
     def prepare(key: jax.Array, example: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(key, example.astype(jnp.float32) / top).astype(jnp.float32)
+        p = example.ravel().astype(jnp.float32) / top  # flat: several entries at once
+        return draws.bernoulli(key, p).astype(jnp.float32).reshape(example.shape)
 
     mean = _mean(dataset.train) / np.float32(top)
     return Preprocessing(prepare, "dynamic binarization", 0.0, "binary pixels", mean)

@@ -50,6 +50,7 @@ class Example(NamedTuple):
         decode: z -> p(x|z).
         prior: p(z).
         mask: of x's shape, True where x is observed; None: everywhere.
+        chunk_size: draws computed at once; None: all.
     """
 
     x: jax.Array
@@ -57,6 +58,7 @@ class Example(NamedTuple):
     decode: Decode
     prior: Any
     mask: jax.Array | None
+    chunk_size: int | None = None
 
     def log_likelihood(self, z: jax.Array) -> jax.Array:
         """log p(x|z) of the observed entries, for one z."""
@@ -73,21 +75,28 @@ class Example(NamedTuple):
 
 
 def observe(
-    x: jax.Array, encode: Encode, decode: Decode, prior: Any, mask: jax.Array | None
+    x: jax.Array,
+    encode: Encode,
+    decode: Decode,
+    prior: Any,
+    mask: jax.Array | None,
+    chunk_size: int | None = None,
 ) -> Example:
     """The example with its posterior; the encoder sees 0 where an entry is missing.
 
     Raises:
-        ValueError: the mask has another shape than x.
+        ValueError: the mask has another shape than x, or chunk_size < 1.
     """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, or None, got {chunk_size}.")
     if mask is None:
-        return Example(x, encode(x), decode, prior, None)
+        return Example(x, encode(x), decode, prior, None, chunk_size)
     if jnp.shape(mask) != jnp.shape(x):
         raise ValueError(
             f"mask must have x's shape {jnp.shape(x)}, got {jnp.shape(mask)}. Give one entry of "
             "it per entry of x, True where x is observed."
         )
-    return Example(x, encode(_observed(x, mask)), decode, prior, mask)
+    return Example(x, encode(_observed(x, mask)), decode, prior, mask, chunk_size)
 
 
 def _observed(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -120,11 +129,31 @@ class Terms(NamedTuple):
         return self.log_likelihood + kl_weight * (self.log_prior - self.log_q)
 
 
+def over_draws(function: Callable[..., Any], *draws: Any, chunk_size: int | None = None) -> Any:
+    """A function of one draw over [K, ...] of them.
+
+    Args:
+        function: of one draw.
+        draws: arrays [K, ...].
+        chunk_size: draws computed at once; their intermediate values are computed anew for the
+            gradient, so that memory does not grow with K. None: all of them.
+    """
+    num_draws = len(jax.tree.leaves(draws)[0])
+    if chunk_size is None or chunk_size >= num_draws:
+        return jax.vmap(function)(*draws)
+    each = jax.checkpoint(lambda draw: function(*draw))
+    return jax.lax.map(each, draws, batch_size=chunk_size)
+
+
 def posterior_samples(key: jax.Array, q: Any, num_samples: int) -> tuple[jax.Array, jax.Array]:
     """The draws that the bounds make of q(z|x) with this key: z [K, Z] and log q(z|x) [K]."""
+    return jax.vmap(partial(sample_and_log_prob, q))(_draw_keys(key, num_samples))
+
+
+def _draw_keys(key: jax.Array, num_samples: int) -> jax.Array:
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    return jax.vmap(partial(sample_and_log_prob, q))(jax.random.split(key, num_samples))
+    return jax.random.split(key, num_samples)
 
 
 def draw_terms(key: jax.Array, example: Example, num_samples: int) -> Terms:
@@ -133,13 +162,12 @@ def draw_terms(key: jax.Array, example: Example, num_samples: int) -> Terms:
     Raises:
         ValueError: num_samples < 1, or a log_prob that is not summed to a scalar.
     """
-    z, log_q = posterior_samples(key, example.q, num_samples)
-    terms = Terms(
-        samples=z,
-        log_likelihood=jax.vmap(example.log_likelihood)(z),
-        log_prior=jax.vmap(example.prior.log_prob)(z),
-        log_q=log_q,
-    )
+
+    def of_draw(key: jax.Array) -> Terms:
+        z, log_q = sample_and_log_prob(example.q, key)
+        return Terms(z, example.log_likelihood(z), example.prior.log_prob(z), log_q)
+
+    terms = over_draws(of_draw, _draw_keys(key, num_samples), chunk_size=example.chunk_size)
     check_summed("decode(z).log_prob(x)", terms.log_likelihood)
     check_summed("encode(x).log_prob(z)", terms.log_q)
     check_summed("prior.log_prob(z)", terms.log_prior)

@@ -27,6 +27,7 @@ def elbo(
     free_bits: jax.Array | float | None = None,
     capacity: jax.Array | float | None = None,
     mask: jax.Array | None = None,
+    chunk_size: int | None = None,
 ) -> Bound:
     """The evidence lower bound of one example, in nats.
 
@@ -56,10 +57,12 @@ def elbo(
             weight. None: off. Needs a KL in closed form.
         mask: of x's shape, True where x is observed: the bound is then one on the log density
             of the observed entries. Missing ones may be NaN; the encoder sees 0 there.
+        chunk_size: draws computed at once. What lies between is then computed anew for the
+            gradient, and memory does not grow with num_samples. None: all at once.
 
     Raises:
-        ValueError: num_samples < 1, a log_prob that is not summed to a scalar, an estimator that
-            would be wrong, or an option whose KL has no closed form.
+        ValueError: num_samples or chunk_size < 1, a log_prob that is not summed to a scalar, an
+            estimator that would be wrong, or an option whose KL has no closed form.
 
     Ref: Doersch 2016, arXiv 1606.05908, equation 5; Higgins et al., beta-VAE, 2017, ICLR;
     Kingma et al., Inverse Autoregressive Flow (free bits), 2016, NeurIPS; Burgess et al.,
@@ -72,7 +75,7 @@ def elbo(
     >>> float(bound.kl)
     0.0
     """
-    example = observe(x, encode, decode, prior, mask)
+    example = observe(x, encode, decode, prior, mask, chunk_size)
     check_estimator("elbo", example, estimator, num_samples, REFUSED)
     closed_form = _closed_form(kl, example, estimator)
     _check_options(example, closed_form, free_bits, capacity)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jaxvae.bounds.bound import Bound, Example, Terms, assemble, draw_terms
+from jaxvae.bounds.bound import Bound, Example, Terms, assemble, draw_terms, over_draws
 
 Estimator = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
 SMALLEST_WEIGHT = 1e-20
@@ -177,12 +177,11 @@ def with_gradient(
     if weights.path is not None:
         z = jax.vmap(_scale_gradient)(terms.samples, stop_gradient(weights.path) / model)
     still = jax.tree.map(stop_gradient, example.q)
-    fixed = Terms(
-        samples=z,
-        log_likelihood=jax.vmap(example.log_likelihood)(z),
-        log_prior=jax.vmap(example.prior.log_prob)(z),
-        log_q=jax.vmap(still.log_prob)(z),
-    )
+
+    def of_draw(z: jax.Array) -> Terms:
+        return Terms(z, example.log_likelihood(z), example.prior.log_prob(z), still.log_prob(z))
+
+    fixed = over_draws(of_draw, z, chunk_size=example.chunk_size)
     surrogate = jnp.sum(model * fixed.log_weights(kl_weight))
     if weights.log_q is not None:
         log_q = jax.vmap(example.q.log_prob)(stop_gradient(terms.samples))

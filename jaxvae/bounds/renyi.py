@@ -22,6 +22,7 @@ def renyi(
     alpha: jax.Array | float,
     estimator: Estimator = "reparameterized",
     mask: jax.Array | None = None,
+    chunk_size: int | None = None,
 ) -> Bound:
     """The variational Renyi objective of one example, in nats.
 
@@ -32,7 +33,8 @@ def renyi(
     alpha < 0 it is none: with many samples it passes log p(x).
 
     Args:
-        key, x, encode, decode, prior, num_samples, estimator, mask: as in `jaxvae.iwae`.
+        key, x, encode, decode, prior, num_samples, estimator, mask, chunk_size: as in
+            `jaxvae.iwae`.
         alpha: [] order; may be traced. Not to be differentiated by.
 
     Raises:
@@ -49,7 +51,7 @@ def renyi(
     """
     order = 1 - jax.lax.stop_gradient(jnp.asarray(alpha))
     function = LogWeightFunction(partial(_log_power_mean, order), partial(_power_curvature, order))
-    example = observe(x, encode, decode, prior, mask)
+    example = observe(x, encode, decode, prior, mask, chunk_size)
     return weighted_bound("renyi", key, example, num_samples, estimator, function)
 
 

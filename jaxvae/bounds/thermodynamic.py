@@ -22,6 +22,7 @@ def tvo(
     first: float = 0.05,
     estimator: Estimator = "reparameterized",
     mask: jax.Array | None = None,
+    chunk_size: int | None = None,
 ) -> Bound:
     """The left Riemann sum of thermodynamic integration, of one example, in nats.
 
@@ -32,7 +33,8 @@ def tvo(
     draws the integral is log 1/K sum w_k, so that ELBO <= TVO <= IWAE_K in every draw.
 
     Args:
-        key, x, encode, decode, prior, num_samples, estimator, mask: as in `jaxvae.iwae`.
+        key, x, encode, decode, prior, num_samples, estimator, mask, chunk_size: as in
+            `jaxvae.iwae`.
         num_intervals: T; the points are 0 and a geometric series from `first` to 1. One interval
             is the ELBO with a sampled KL.
         first: b_1 in (0, 1), the first point after 0.
@@ -57,7 +59,7 @@ def tvo(
     points = jnp.concatenate([jnp.zeros(1), jnp.geomspace(first, 1.0, num_intervals)])
     points = points if num_intervals > 1 else jnp.array([0.0, 1.0])
     function = LogWeightFunction(partial(_left_sum, points), partial(_left_curvature, points))
-    example = observe(x, encode, decode, prior, mask)
+    example = observe(x, encode, decode, prior, mask, chunk_size)
     return weighted_bound("tvo", key, example, num_samples, estimator, function)
 
 

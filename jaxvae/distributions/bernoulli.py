@@ -6,7 +6,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+import jaxvae.draws as draws
 from jaxvae.distributions.distribution import at_least_float32, check_event
+from jaxvae.distributions.event_sum import event_sum
+from jaxvae.distributions.softplus import softplus
 
 
 @jax.tree_util.register_dataclass
@@ -35,20 +38,24 @@ class Bernoulli:
     def sample(self, key: jax.Array) -> jax.Array:
         """Zeros and ones, as floats, of the event's shape. Not differentiable."""
         (logits,) = at_least_float32(self.logits)
-        return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
+        return draws.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log mass of `value`, of logits' shape, entries 0 or 1: a scalar in nats."""
-        return jnp.sum(self.log_prob_per_entry(value))
+        self._check(value)  # flat: entries along one axis are computed several at once
+        return event_sum(Bernoulli(self.logits.ravel()).log_prob_per_entry(jnp.ravel(value)))
 
     def log_prob_per_entry(self, value: jax.Array) -> jax.Array:
         """Log mass of each entry of `value`, of logits' shape, in nats."""
-        remedy = f"Reshape x, or build the decoder with data_shape={jnp.shape(value)}."
-        check_event(value, jnp.shape(self.logits), "Bernoulli", remedy)
+        self._check(value)
         value, logits = at_least_float32(value, self.logits)
-        return value * logits - jax.nn.softplus(logits)
+        return value * logits - softplus(logits)
 
     def mean(self) -> jax.Array:
         """Probability of a 1: sigmoid(logits)."""
         (logits,) = at_least_float32(self.logits)
         return jax.nn.sigmoid(logits)
+
+    def _check(self, value: jax.Array) -> None:
+        remedy = f"Reshape x, or build the decoder with data_shape={jnp.shape(value)}."
+        check_event(value, jnp.shape(self.logits), "Bernoulli", remedy)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
+from jaxvae.distributions.softplus import softplus
 
 REMEDY = "Reshape the value, or build the network for its shape."
 
@@ -29,8 +30,8 @@ def log_mass(value: jax.Array, loc: jax.Array, log_scale: jax.Array, num_values:
     above the highest.
     """
     inverse_scale = jnp.exp(-log_scale)
-    below = jax.nn.log_sigmoid((value + 0.5 - loc) * inverse_scale)
-    above = jax.nn.log_sigmoid((loc - value + 0.5) * inverse_scale)
+    below = -softplus((loc - value - 0.5) * inverse_scale)
+    above = -softplus((value - loc - 0.5) * inverse_scale)
     width = log1mexp(-log_scale)
     lowest, highest = value <= 0, value >= num_values - 1
     inside = (

@@ -1,0 +1,59 @@
+"""The product of rows with a matrix, in which the axes that vmap adds are rows like any other.
+
+A network of one example under two `vmap`s, over examples and over draws, sees rows [B, K, I]. The
+gradient of its weights sums over both axes, and XLA copies both operands for such a product. With
+the axes merged as they come there is one axis of B K rows, and no copy.
+"""
+
+from typing import Any
+
+import jax
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+def row_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """x @ matrix, [..., I] times [I, O], both of one type, at jax's default precision.
+
+    >>> import jax.numpy as jnp
+    >>> row_product(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
+    (2, 4)
+    """
+    return _row_product.bind(x, matrix)
+
+
+def _dot(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    return lax.dot_general(x, matrix, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _cotangent_of_matrix(cotangent: jax.Array, x: jax.Array, matrix: Any) -> jax.Array:
+    del matrix  # undefined: the product is linear in it
+    rows = tuple(range(x.ndim - 1))
+    return lax.dot_general(x, cotangent, ((rows, rows), ((), ())))
+
+
+def _batched(
+    operands: tuple[jax.Array, jax.Array], axes: tuple[int | None, int | None]
+) -> tuple[jax.Array, int]:
+    (x, matrix), (axis, matrix_axis) = operands, axes
+    if matrix_axis is not None:
+        return jax.vmap(_dot, axes)(x, matrix), 0
+    x = jax.numpy.moveaxis(x, axis or 0, 0)
+    rows = x.reshape(-1, x.shape[-1])
+    return row_product(rows, matrix).reshape(*x.shape[:-1], matrix.shape[-1]), 0
+
+
+_row_product = Primitive("row_product")
+_row_product.def_impl(jax.jit(_dot))
+_row_product.def_abstract_eval(
+    lambda x, matrix: ShapedArray((*x.shape[:-1], matrix.shape[-1]), x.dtype)
+)
+mlir.register_lowering(_row_product, mlir.lower_fun(_dot, multiple_results=False))
+ad.defbilinear(
+    _row_product,
+    lambda cotangent, x, matrix: row_product(cotangent, matrix.T),
+    _cotangent_of_matrix,
+)
+batching.primitive_batchers[_row_product] = _batched
