@@ -1,4 +1,4 @@
 """Everything with side effects: commands, files, data, clocks and pictures.
 
-python -m experiments.train | evaluate | sample | encode    (each with --help)
+python -m experiments.train | evaluate | sample | encode | benchmark    (each with --help)
 """

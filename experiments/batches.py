@@ -1,5 +1,6 @@
 """The order of the training data: a function of seed and step alone."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -16,12 +17,21 @@ class Batches:
         batch_size: B, of the global batch.
         seed: of the order.
         num_devices: that share each batch evenly.
+        positions: of the devices among them that this process has; None: all.
     """
 
-    def __init__(self, examples: np.ndarray, batch_size: int, seed: int, num_devices: int) -> None:
+    def __init__(
+        self,
+        examples: np.ndarray,
+        batch_size: int,
+        seed: int,
+        num_devices: int,
+        positions: Sequence[int] | None = None,
+    ) -> None:
         self.examples = examples
         self.batch_size = batch_size
         self._num_devices = num_devices
+        self._positions = list(range(num_devices) if positions is None else positions)
         self._permutation = lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(examples))
         )
@@ -40,11 +50,15 @@ class Batches:
         return order[first - epochs[0] * num : last - epochs[0] * num]
 
     def chunk(self, step: int, count: int, capacity: int) -> np.ndarray:
-        """The examples of `count` batches: [devices, capacity, B / devices, ...], zeros after."""
+        """The examples of `count` batches: [devices, capacity, B / devices, ...], zeros after.
+
+        The devices are those of this process.
+        """
         rows = self.indices(step, count).reshape(count, self._num_devices, -1).swapaxes(0, 1)
+        rows = rows[self._positions]
         if count == capacity:
             return self.examples[rows]
-        shape = (self._num_devices, capacity, rows.shape[2], *self.examples.shape[1:])
+        shape = (len(rows), capacity, rows.shape[2], *self.examples.shape[1:])
         chunk = np.zeros(shape, self.examples.dtype)
         chunk[:, :count] = self.examples[rows]
         return chunk

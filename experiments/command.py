@@ -32,7 +32,11 @@ def main(flags: type[Flags], command: Callable[[Flags], int | None]) -> None:
     """
     import tyro
 
-    parsed = tyro.cli(flags, prog=f"python -m experiments.{command.__name__}")
+    parsed = tyro.cli(
+        flags,
+        prog=f"python -m experiments.{command.__name__}",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
     try:
         code = command(parsed) or 0
     except Refused as refusal:

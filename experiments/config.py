@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.processes import ALONE, Processes
+
 Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
 Objective = Literal["elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo"]
 Estimator = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
@@ -22,7 +24,7 @@ Regularizer = Literal["none", "total_correlation", "dip_i", "dip_ii", "mmd", "de
 
 MAY_CHANGE = frozenset(
     {"run", "accelerator", "num_devices", "num_steps", "num_epochs", "eval_samples"}
-    | {"manual_dir", "data_dir", "tensorboard", "quiet"}
+    | {"manual_dir", "data_dir", "tensorboard", "quiet", "processes", "compilation_cache"}
 )
 """Flags that may differ when a run is continued: they do not change what is learned per step."""
 
@@ -79,6 +81,8 @@ class TrainConfig:
     --binarize=none: usual in examples, and no log-likelihood of anything."""
     initialization: Literal["lecun", "torch"] = "lecun"
     """Start of the mlp's weights: flax's default, or PyTorch's."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """After each hidden layer of the mlp."""
     data_mean_init: bool = True
     """Start the decoder's output at the mean of the training data."""
 
@@ -143,6 +147,9 @@ class TrainConfig:
     """Decay of the running average of the weights that evaluation uses; None: no average."""
     max_skipped: int = 20
     """Steps in a row with a NaN or infinity, each skipped, after which the run stops."""
+    rows_at_once: int | None = None
+    """Rows (examples times samples) of which a device computes the gradient at once; more go one
+    block after another. Default: 1,000 on a CPU, for its cache, and all elsewhere."""
     seed: int = 0
     """Of initialisation, data order and sampling."""
 
@@ -155,10 +162,18 @@ class TrainConfig:
     eval_batch_size: int = 500
     """Examples per evaluation call over all devices."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the networks compute in. Parameters, bounds and gradients are float32 in both, and
+    float32 is all of float32 on every device."""
     accelerator: Accelerator = "auto"
     """Where to run. auto: what jax finds. Anything else is verified."""
+    compilation_cache: str = "auto"
+    """Folder of compiled programs, which make the next start quicker; none: compile each time.
+    auto: jaxvae in the user's cache folder, or what JAX_COMPILATION_CACHE_DIR says."""
     num_devices: int | None = None
-    """Devices to use. Default: all; on the CPU 1, more are simulated."""
+    """Devices to use, of each process. Default: all; on the CPU 1, more are simulated."""
+    processes: Processes = ALONE
+    """The others, where there are any."""
     tensorboard: bool = False
     """Write TensorBoard event files too."""
     quiet: bool = False
@@ -183,6 +198,7 @@ class TrainConfig:
         Raises:
             ValueError: one line, naming the flag.
         """
+        self.processes.check()
         at_least_one = (
             "latent_dim num_samples batch_size num_steps accumulate_steps max_skipped eval_every "
             "log_every eval_samples eval_batch_size num_groups num_intervals num_components"
@@ -199,7 +215,10 @@ class TrainConfig:
         require(self.num_categories >= 2, "num_categories", self.num_categories, "at least 2")
         require(math.isfinite(self.alpha), "alpha", self.alpha, "a number")
         require(0 <= self.elbo_weight <= 1, "elbo_weight", self.elbo_weight, "in [0, 1]")
-        for name in ("learning_rate", "gradient_clip", "num_epochs", "num_devices", "decay_steps"):
+        for name in (
+            *("learning_rate", "gradient_clip", "num_epochs", "num_devices", "decay_steps"),
+            "rows_at_once",
+        ):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "positive")
         if self.average_decay is not None:
@@ -217,8 +236,9 @@ class TrainConfig:
                 "--estimator=score goes with --posterior=categorical: where draws carry a gradient "
                 "its noise drowns it. Use reparameterized, stl, dreg or vimco."
             )
-        if self.initialization != "lecun" and self.model == "conv":
-            raise ValueError(f"--initialization={self.initialization} goes with --model=mlp.")
+        for name in ("initialization", "activation"):
+            if getattr(self, name) != defaults[name] and self.model == "conv":
+                raise ValueError(f"--{name}={getattr(self, name)} goes with --model=mlp.")
         if self.capacity_steps and self.capacity is None:
             raise ValueError("--capacity-steps goes with --capacity.")
         if self.beta_schedule != "linear" and not self.beta_warmup_steps:
@@ -244,10 +264,11 @@ GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """The flags as JSON values."""
+    """The flags as JSON values, but for which process this is."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
+        if name != "processes"
     }
 
 

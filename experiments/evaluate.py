@@ -11,6 +11,7 @@ import tyro
 
 from experiments import command
 from experiments.config import Accelerator, require
+from experiments.processes import ALONE, Processes, agree_on_flags, one_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class EvaluateConfig:
     accelerator: Accelerator = "auto"
     """Where to run. auto: what jax finds. Anything else is verified."""
     num_devices: int | None = None
-    """Devices to use. Default: all; on the CPU 1, more are simulated."""
+    """Devices to use, of each process. Default: all; on the CPU 1, more are simulated."""
+    processes: Processes = ALONE
+    """The others, where there are any."""
 
     def check(self) -> None:
         """Refuse sizes that mean nothing.
@@ -46,6 +49,7 @@ class EvaluateConfig:
         Raises:
             ValueError: one line, naming the flag.
         """
+        self.processes.check()
         for name in ("num_samples", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -53,11 +57,17 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure a run on a split, print the table and write the numbers."""
+    with one_of(config.processes):
+        _evaluate(config)
+
+
+def _evaluate(config: EvaluateConfig) -> None:
     with command.refusing():
         config.check()
         from experiments import accelerators
 
-        devices = accelerators.start(config.accelerator, config.num_devices)
+        devices = accelerators.start(config.accelerator, config.num_devices, config.processes)
+        agree_on_flags(config)
         import jax
         import numpy as np
 
@@ -66,12 +76,15 @@ def evaluate(config: EvaluateConfig) -> None:
         from experiments.results import make_scorer, print_numbers, summarize, versions
         from experiments.run_folder import open_run
         from jaxvae.parallel import make_mesh
+        from jaxvae.processes import is_first, together
 
         run = open_run(config.run, config.checkpoint, config.dataset)
         examples = getattr(run.dataset, config.split)
-        require(len(examples) > 0, "split", config.split, "a split that has examples")
         folder = config.run / "evaluations"
-        folder.mkdir(exist_ok=True)
+        with together():
+            require(len(examples) > 0, "split", config.split, "a split that has examples")
+            if is_first():
+                folder.mkdir(exist_ok=True)
     scorer = make_scorer(
         run.vae,
         run.params,
@@ -81,8 +94,10 @@ def evaluate(config: EvaluateConfig) -> None:
         num_samples=config.num_samples,
         batch_size=config.batch_size,
     )
-    with counted("examples", len(examples)) as progress:
+    with counted("examples", len(examples), quiet=not is_first()) as progress:
         scores = scorer(examples, progress=progress)
+    if not is_first():
+        return
     numbers = summarize(scores, examples.shape[1:], run.preprocessing, config.num_samples)
     name = f"{config.split}-{config.checkpoint}-{config.num_samples}"
     about = {

@@ -5,24 +5,32 @@ import shlex
 import sys
 from typing import Any
 
+import jax
+
 from experiments import pictures, report, run_log
 from experiments.accelerators import describe
 from experiments.drawing import draw, prepared_head, write_pictures
 from experiments.results import make_scorer, print_numbers, summarize, versions
 from experiments.training_run import TrainingRun
+from jaxvae.processes import from_first, is_first
+from jaxvae.vae import Params
 
 
 def finish(run: TrainingRun) -> None:
     """Measure the best checkpoint, and write `results.json`, `pictures/` and `report.html`.
 
-    Nothing is measured again when the folder holds this run's results already.
+    Nothing is measured again when the folder holds this run's results already. Of several
+    processes all measure and process 0 writes.
     """
     path = run.config.folder / "results.json"
     asked = {"steps": run.step, "eval_samples": run.config.eval_samples}
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = from_first(lambda: json.loads(path.read_text()) if path.exists() else {})
     if any(results.get(name) != value for name, value in asked.items()):
         results = asked | _measure(run)
-        run_log.write_json(path, results)
+        if is_first():
+            run_log.write_json(path, results)
+    if not is_first():
+        return
     page = report.write_report(run.config.folder)
     if not run.config.quiet:
         for split in ("validation", "test"):
@@ -31,10 +39,24 @@ def finish(run: TrainingRun) -> None:
     print(f"report: {page}")
 
 
+def _best_params(run: TrainingRun) -> tuple[int, Params]:
+    """The step and the parameters (their average where there is one) of the best checkpoint.
+
+    Best is by the validation ELBO; without a validation split, the latest.
+    """
+    run.checkpoints.wait()
+    step = run.checkpoints.best_step()
+    if step is None:
+        raise ValueError(f"{run.config.folder} has no checkpoint to report on.")
+    target = jax.eval_shape(run.vae.init, jax.random.key(0))
+    name = "params" if run.config.average_decay is None else "average"
+    return step, run.checkpoints.restore(step, {name: target})[name]
+
+
 def _measure(run: TrainingRun) -> dict[str, Any]:
     """The numbers of the best checkpoint on every split kept apart from training, and pictures."""
     config, folder = run.config, run.config.folder / "pictures"
-    step, params = run.best_params()
+    step, params = _best_params(run)
     results: dict[str, Any] = {
         "command": f"python -m experiments.train {shlex.join(sys.argv[1:])}".strip(),
         "versions": versions(),
@@ -45,7 +67,8 @@ def _measure(run: TrainingRun) -> dict[str, Any]:
     }
     if not len(run.dataset.validation):
         results["checkpoint"]["which"] = "latest"
-    folder.mkdir(exist_ok=True)
+    if is_first():
+        folder.mkdir(exist_ok=True)
     scorer = make_scorer(
         run.vae,
         params,
@@ -63,10 +86,11 @@ def _measure(run: TrainingRun) -> dict[str, Any]:
         results[split] = summarize(
             scores, examples.shape[1:], run.preprocessing, config.eval_samples
         )
-        if scores.kl_per_latent is not None:
+        if scores.kl_per_latent is not None and is_first():
             pictures.latent_kl_bars(scores.kl_per_latent.mean(0), folder / "latent_kl.png")
-    xs = prepared_head(run.dataset, run.preprocessing)
-    write_pictures(draw(run.vae, params, xs, run.key_pictures), folder)
+    if is_first():
+        xs = prepared_head(run.dataset, run.preprocessing)
+        write_pictures(draw(run.vae, params, xs, run.key_pictures), folder)
     timing = {
         "seconds_to_first_step": run.seconds_to_first_step,
         "images_per_second": run.images_per_second,

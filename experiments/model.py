@@ -14,10 +14,10 @@ import numpy as np
 import optax
 
 import jaxvae
-from experiments.config import TrainConfig
+from experiments.config import TrainConfig, require
 from experiments.datasets.preprocessing import Preprocessing
 from jaxvae import regularizers
-from jaxvae.checkpoints import build
+from jaxvae.recipes import build
 from jaxvae.regularizers import Regularizer
 from jaxvae.training import Objective
 from jaxvae.vae import VAE
@@ -26,6 +26,8 @@ PSEUDO_INPUTS = 2**30
 """Folded into the run's key for the noise of pseudo-inputs, which no other key of it is."""
 NO_KERNELS = {"output_bias", "pseudo_inputs", "loc", "log_scale", "log_dispersion"}
 """Parameters with several axes that weight decay leaves alone."""
+ROWS_IN_CACHE = 1000
+"""Rows of a network whose intermediate values a CPU's cache holds."""
 CYCLES = 4
 """Of a cyclical beta."""
 SHIPPED = {"mlp": "jaxvae.vae:mlp_vae", "conv": "jaxvae.vae:conv_vae"}
@@ -37,7 +39,7 @@ def recipe(config: TrainConfig, data_shape: tuple[int, ...]) -> dict[str, Any]:
     A function of one's own is called with those of the arguments that it takes.
 
     Raises:
-        ValueError: no such model or function.
+        ValueError: no such model or function, or one that does not take what a flag asks for.
     """
     function = SHIPPED.get(config.model, config.model)
     if ":" not in function:
@@ -55,9 +57,15 @@ def recipe(config: TrainConfig, data_shape: tuple[int, ...]) -> dict[str, Any]:
         "num_components": config.num_components,
         "num_categories": config.num_categories,
         "initialization": config.initialization,
+        "activation": config.activation,
+        "precision": config.precision,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    return {"function": function, "arguments": _accepted(function, arguments)}
+    accepted = _accepted(function, arguments)
+    for name in ("activation", "precision"):
+        heard = name in accepted or arguments[name] == getattr(TrainConfig, name)
+        require(heard, name, arguments[name], f"left out: {function} takes no {name}")
+    return {"function": function, "arguments": accepted}
 
 
 def initial_vae(
@@ -74,8 +82,29 @@ def initial_vae(
     return build(recipe | {"arguments": arguments})
 
 
-def make_objective(config: TrainConfig) -> Objective:
-    """The bound that the flags name."""
+def rows_at_once(config: TrainConfig, platform: str) -> int | None:
+    """Rows of which a device computes the gradient at once; None: all."""
+    return (
+        ROWS_IN_CACHE if config.rows_at_once is None and platform == "cpu" else config.rows_at_once
+    )
+
+
+def block_size(config: TrainConfig, vae: VAE, num_devices: int, rows: int | None) -> int | None:
+    """The largest part of a device's batch that divides it and has no more rows; None: all of it.
+
+    None too where the step needs the batch whole, or where only a much smaller part divides it.
+    """
+    batch = config.batch_size // num_devices
+    whole = config.regularizer != "none" or vae.with_log_scale is not None
+    if rows is None or whole or batch * config.num_samples <= rows:
+        return None
+    most = max(1, rows // config.num_samples)
+    size = max(size for size in range(1, most + 1) if batch % size == 0)
+    return size if config.rows_at_once is not None or 4 * size >= most else None
+
+
+def make_objective(config: TrainConfig, rows: int | None = None) -> Objective:
+    """The bound that the flags name; of samples beyond `rows`, chunk by chunk."""
     bound: Any = {
         "elbo": partial(jaxvae.elbo, free_bits=config.free_bits),
         "iwae": jaxvae.iwae,
@@ -85,7 +114,13 @@ def make_objective(config: TrainConfig) -> Objective:
         "renyi": partial(jaxvae.renyi, alpha=config.alpha),
         "tvo": partial(jaxvae.tvo, num_intervals=config.num_intervals),
     }[config.objective]
-    return partial(bound, num_samples=config.num_samples, estimator=config.estimator)
+    chunk_size = rows if rows is not None and rows < config.num_samples else None
+    return partial(
+        bound,
+        num_samples=config.num_samples,
+        estimator=config.estimator,
+        chunk_size=chunk_size,
+    )
 
 
 def make_schedules(config: TrainConfig) -> dict[str, optax.Schedule]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def counted(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, nothing elsewhere; gives the function that takes how many are done."""
-    if not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty():
         yield lambda done: None
         return
     from rich import console, progress

@@ -77,6 +77,18 @@ def summarize(
     return numbers
 
 
+def validation_row(scores: Scores) -> dict[str, float]:
+    """What metrics.jsonl has of an evaluation while training, in nats."""
+    elbo = estimate(scores.elbo)
+    return {
+        "elbo": elbo.value,
+        "standard_error": elbo.standard_error,
+        "log_likelihood": estimate(scores.log_likelihood).value,
+        "kl": estimate(scores.kl).value,
+        "active_units": count_active_units(scores.posterior_mean),
+    }
+
+
 def print_numbers(title: str, numbers: dict[str, Any]) -> None:
     """Print what `summarize` gives as a table."""
     rows = [

@@ -1,16 +1,23 @@
 """A run's folder: what it was started with, and its trained model with the data it is for."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+import numpy as np
+
 from experiments import datasets
 from experiments.config import TrainConfig, from_json
 from experiments.datasets.preprocessing import Preprocessing, preprocess
-from jaxvae.checkpoints import Checkpoints, load
+from experiments.processes import agree
+from jaxvae.processes import from_first, together
 from jaxvae.vae import VAE, Params
 
 Which = Literal["best", "latest"]
+DIGEST_BYTES = 2**28
+"""Most of a split that is read to tell whether two processes have the same data."""
 
 
 class OpenRun(NamedTuple):
@@ -37,7 +44,11 @@ def read_config(run: Path) -> TrainConfig | None:
     Raises:
         ValueError: config.json is there and cannot be read.
     """
-    path = run / "config.json"
+    values = from_first(lambda: _read_config(run / "config.json"))
+    return None if values is None else from_json(values)
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -45,7 +56,8 @@ def read_config(run: Path) -> TrainConfig | None:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}). Restore it, or use another --run.")\
             from error  # fmt: skip
-    return from_json(values)
+    from_json(values)
+    return values
 
 
 def load_data(
@@ -66,6 +78,25 @@ def load_data(
     )
 
 
+def agree_on_data(data: datasets.Dataset) -> None:
+    """Refuse to go on unless all processes have read the same examples.
+
+    Raises:
+        ValueError: naming the split that differs.
+    """
+    if jax.process_count() > 1:
+        splits = ("train", "validation", "test")
+        agree("data", {f"{split} data": _contents(getattr(data, split)) for split in splits})
+
+
+def _contents(examples: np.ndarray) -> str:
+    """Shape, type and digest of a split: of evenly spaced examples where it is large."""
+    every = max(1, -(-examples.nbytes // DIGEST_BYTES))
+    content = np.ascontiguousarray(examples[::every]).reshape(-1).view(np.uint8)
+    digest = hashlib.sha256(content.data).hexdigest()[:12]
+    return f"{list(examples.shape)} {examples.dtype} with digest {digest}"
+
+
 def open_run(run: Path, which: Which, dataset: str | None = None) -> OpenRun:
     """A trained run's model and data.
 
@@ -78,21 +109,26 @@ def open_run(run: Path, which: Which, dataset: str | None = None) -> OpenRun:
         FileNotFoundError: no run, or no checkpoint yet.
         ValueError: a damaged run, or data of another shape than the model's.
     """
+    from jaxvae.checkpoints import Checkpoints, load  # orbax: a new run needs it later
+
     config = read_config(run)
-    if config is None:
-        raise FileNotFoundError(
-            f"no run at {run}: give the folder that `python -m experiments.train` wrote."
-        )
+    with together():
+        if config is None:
+            raise FileNotFoundError(
+                f"no run at {run}: give the folder that `python -m experiments.train` wrote."
+            )
     vae, params = load(run, which)
     checkpoints = Checkpoints(run / "checkpoints")
     step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
     about = checkpoints.about(step or 0)
     checkpoints.close()
-    data, preprocessing = load_data(config, dataset)
-    shape, trained = list(data.train.shape[1:]), about["data_shape"]
-    if shape != trained:
-        raise ValueError(
-            f"the run's model takes examples of shape {trained}, {data.name} has {shape}. Give "
-            "data of the run's shape."
-        )
+    with together():
+        data, preprocessing = load_data(config, dataset)
+        shape, trained = list(data.train.shape[1:]), about["data_shape"]
+        if shape != trained:
+            raise ValueError(
+                f"the run's model takes examples of shape {trained}, {data.name} has {shape}. "
+                "Give data of the run's shape."
+            )
+    agree_on_data(data)
     return OpenRun(config, vae, params, about["step"], preprocessing, data)

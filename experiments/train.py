@@ -4,21 +4,32 @@ python -m experiments.train
 python -m experiments.train --dataset=mnist --model=conv --run=runs/conv
 """
 
+import time
+
 from experiments import command
 from experiments.config import TrainConfig
+from experiments.processes import agree_on_flags, one_of
 
 
 def train(config: TrainConfig) -> int:
     """Run, or continue, the training that the flags describe; returns the exit code."""
+    with one_of(config.processes):
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> int:
+    started = time.perf_counter()
     with command.refusing():
         config.check()
-        from experiments import accelerators
+        from experiments import accelerators, compilation_cache
 
-        devices = accelerators.start(config.accelerator, config.num_devices)
+        compilation_cache.use(config.compilation_cache)
+        devices = accelerators.start(config.accelerator, config.num_devices, config.processes)
+        agree_on_flags(config)
         from experiments.final_report import finish
         from experiments.training_run import TrainingRun
 
-        run = TrainingRun(config, devices)
+        run = TrainingRun(config, devices, started)
     with run:
         code = run.to_the_end()
         if code == 0:

@@ -1,9 +1,9 @@
 """One training run: set up or continued, then trained chunk by chunk, checkpoint by checkpoint."""
 
 import dataclasses
-import math
 import time
-from typing import Any, Self
+from collections import deque
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -11,41 +11,50 @@ import numpy as np
 from experiments import run_log
 from experiments.accelerators import describe
 from experiments.batches import Batches
+from experiments.chunks import Chunk, Chunks
 from experiments.config import TrainConfig, refuse_other_run, to_json
+from experiments.journal import Journal
 from experiments.model import (
+    block_size,
     initial_vae,
     make_objective,
     make_optimizer,
     make_regularizer,
     make_schedules,
     recipe,
+    rows_at_once,
 )
-from experiments.run_folder import load_data, read_config
+from experiments.results import validation_row
+from experiments.run_folder import agree_on_data, load_data, read_config
 from experiments.stopping import StopRequest
-from jaxvae.checkpoints import Checkpoints
-from jaxvae.evaluation import count_active_units, estimate, make_score, over_dataset
+from jaxvae.evaluation import make_score, over_dataset
 from jaxvae.parallel import (
     AXIS,
     check_divisible,
+    compile_in_background,
+    local_positions,
     make_chunk_step,
     make_map,
     make_mesh,
     replicate,
-    shard,
 )
-from jaxvae.training import TrainState, init_state, make_train_step
-from jaxvae.vae import Params
+from jaxvae.processes import is_first, together
+from jaxvae.state import TrainState, from_items, init_state, to_items
+from jaxvae.training import make_train_step
 
-CHUNK_STEPS = 100
-"""Most steps in one dispatch."""
-CHUNK_BYTES = 64 * 2**20
-"""Most data in one dispatch."""
-CHUNK_SECONDS = 2.0
-"""Time that a dispatch aims at, so that progress shows and Ctrl-C is heard."""
+
+class Unread(NamedTuple):
+    """A dispatch whose metrics are still on the devices: the steps before it, its own, theirs."""
+
+    first: int
+    count: int
+    metrics: Any
 
 
 class TrainingRun:
     """A run in its folder, from its newest checkpoint where there is one. A context manager.
+
+    Several processes all train it and call the same methods; process 0 alone has the folder.
 
     Attributes:
         config: the flags.
@@ -54,7 +63,7 @@ class TrainingRun:
         num_steps, step: where it ends and where it is.
         checkpoints: of the run.
         key_evaluation, key_pictures: for what follows the training.
-        seconds_to_first_step, images_per_second: None until measured in this process.
+        seconds_to_first_step: since `started`; None until the first step is done.
 
     Raises:
         ValueError: the folder holds a run of other flags, or the data do not suit the flags.
@@ -62,9 +71,30 @@ class TrainingRun:
 
     _state: TrainState
 
-    def __init__(self, config: TrainConfig, devices: list[jax.Device]) -> None:
-        self._started = time.perf_counter()
+    def __init__(
+        self, config: TrainConfig, devices: list[jax.Device], started: float | None = None
+    ) -> None:
+        """Set up the run; compilation goes on in the background.
+
+        Args:
+            config: the flags.
+            devices: to run on.
+            started: what `time.perf_counter` said when the command began; None: now.
+        """
+        self._started = time.perf_counter() if started is None else started
         saved = read_config(config.folder)
+        with together():
+            self._set_up(config, saved, devices)
+        agree_on_data(self.dataset)
+        with together():
+            if is_first():
+                self.config.folder.mkdir(parents=True, exist_ok=True)
+        self._open_folder()
+
+    def _set_up(
+        self, config: TrainConfig, saved: TrainConfig | None, devices: list[jax.Device]
+    ) -> None:
+        """All that takes no file of the run, and refuses what cannot train."""
         if saved is not None:
             if config.decay_steps is None:
                 config = dataclasses.replace(config, decay_steps=saved.decay_steps)
@@ -81,102 +111,104 @@ class TrainingRun:
         self.vae = initial_vae(self.recipe, config, self.preprocessing, self.dataset.train)
         self._optimizer = make_optimizer(config, self.num_steps)
         self._regularizer = make_regularizer(config, len(self.dataset.train))
-        self._batches = Batches(self.dataset.train, config.batch_size, config.seed, len(devices))
+        self._batches = Batches(
+            self.dataset.train,
+            config.batch_size,
+            config.seed,
+            self.mesh.size,
+            local_positions(self.mesh),
+        )
+        self._chunks = Chunks(self._batches, self.mesh, config.eval_every, self.num_steps)
         keys = jax.random.split(jax.random.key(config.seed), 4)
         self._key_init, key_train, self.key_evaluation, self.key_pictures = keys
         self._key_train = replicate(key_train, self.mesh)
         self._key_validation = replicate(self.key_evaluation, self.mesh)
-        self._chunk_steps = self._capacity()
         self._make_functions()
         self.seconds_to_first_step: float | None = None
-        self.images_per_second: float | None = None
-        self._refuse_what_cannot_train()
-        self._open_folder()
+        self._steady_since: tuple[float, int] | None = None
+        self._unread: deque[Unread] = deque()
+        self._skipped_in_row = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for log in self._logs:
-            log.close()
+        self._journal.close()
         self.checkpoints.close()
 
     def to_the_end(self) -> int:
         """Train until `num_steps`; returns 0, or the exit code of what stopped it before."""
         config = self.config
-        display = run_log.Display(self.num_steps, self.step, quiet=config.quiet)
-        with StopRequest() as stop, display, jax.transfer_guard("disallow"):
+        quiet = config.quiet or not is_first()
+        display = run_log.Display(self.num_steps, self.step, quiet=quiet)
+        # With several processes pmap itself takes keys through the host.
+        guard = "allow" if self.mesh.is_multi_process else "disallow"
+        with StopRequest() as stop, display, jax.transfer_guard(guard):
             self._introduce(display)
-            chunk = self._next_chunk(self.step)
+            chunk_step = self._compiled.result()
+            chunk = self._chunks.after(self.step, None)
+            self._read_at = time.perf_counter()
             while self.step < self.num_steps:
-                started = time.perf_counter()
-                first, count = self.step, chunk[1]
-                self._state, metrics = self._chunk_step(
-                    self._state, self._key_train, chunk[0], chunk[2]
-                )
-                self.step += count
-                chunk = self._next_chunk(self.step)
-                metrics = jax.device_get(metrics)
-                self._log(first, count, metrics, time.perf_counter() - started, display)
-                if metrics["skipped_in_row"][count - 1] >= config.max_skipped:
-                    self._explain_skips(display)
-                    return 1
-                if self.step % config.eval_every == 0:
-                    self._save(self._validate(display))
-                if stop.signal and self.step < self.num_steps:
+                self._dispatch(chunk_step, chunk)
+                chunk = self._chunks.after(self.step, stop.signal)
+                evaluates = self.step % config.eval_every == 0
+                to_be_read = evaluates or chunk.signal or self.step == self.num_steps
+                self._read(display, in_flight=0 if to_be_read else self._most_in_flight)
+                if self._skipped_in_row >= config.max_skipped:
+                    return self._give_up(display)
+                if evaluates:
+                    if not self._save(self._validate(display)):
+                        return self._give_up(display)
+                    self._read_at = time.perf_counter()
+                if chunk.signal and self.step < self.num_steps:
                     self._save(None)
                     display.message(f"Stopped at step {self.step:,} and saved. "
                                     "The same command continues.")  # fmt: skip
-                    return stop.exit_code
-        self._save(None)
+                    return 128 + chunk.signal
+            if not self._save(None):
+                return self._give_up(display)
         return 0
 
-    def best_params(self) -> tuple[int, Params]:
-        """The step and the parameters (their average where there is one) of the best checkpoint.
-
-        Best is by the validation ELBO; without a validation split, the latest.
-        """
-        self.checkpoints.wait()
-        step = self.checkpoints.best_step()
-        if step is None:
-            raise ValueError(f"{self.config.folder} has no checkpoint to report on.")
-        target = jax.eval_shape(self.vae.init, self._key_init)
-        name = "params" if self.config.average_decay is None else "average"
-        return step, self.checkpoints.restore(step, {name: target})[name]
-
-    def _capacity(self) -> int:
-        """Steps that a chunk can hold."""
-        batch_bytes = self.dataset.train[:1].nbytes * self.config.batch_size
-        return max(1, min(CHUNK_STEPS, CHUNK_BYTES // batch_bytes))
+    @property
+    def images_per_second(self) -> float | None:
+        """Of all steps after the first dispatch, evaluations and checkpoints included."""
+        if self._steady_since is None or self._steady_since[1] == self.step:
+            return None
+        since, step = self._steady_since
+        return (self.step - step) * self.config.batch_size / (self._read_at - since)
 
     def _make_functions(self) -> None:
-        config = self.config
+        """Trace the step, which refuses what cannot train, and compile it in the background."""
+        config, capacity = self.config, self._chunks.capacity
         train_step = make_train_step(
             self.vae, self._optimizer, axis_name=AXIS, **self._step_options()
         )
-        self._chunk_step = make_chunk_step(
-            train_step, self.mesh, config.batch_size, self._chunk_steps
+        chunk_step = make_chunk_step(train_step, self.mesh, config.batch_size, capacity)
+        rows, per_device = self.dataset.train, config.batch_size // self.mesh.size
+        shape = (len(local_positions(self.mesh)), capacity, per_device, *rows.shape[1:])
+        self._compiled = compile_in_background(
+            chunk_step,
+            self.mesh,
+            jax.eval_shape(self._init_state, self._key_init),
+            self._key_train,
+            jax.ShapeDtypeStruct(shape, rows.dtype),
+            jax.ShapeDtypeStruct((), np.int32),
         )
         self._score = make_map(make_score(self.vae, prepare=self.preprocessing.prepare), self.mesh)
-
-    def _refuse_what_cannot_train(self) -> None:
-        """Trace a step on shapes alone: what it refuses is refused before a file is written."""
-        step = make_train_step(self.vae, self._optimizer, **self._step_options())
-
-        def run(key: jax.Array, rows: jax.Array) -> Any:
-            return step(self._init_state(key), jax.random.split(key, len(rows)), rows)
-
-        rows = (self.config.batch_size, *self.dataset.train.shape[1:])
-        jax.eval_shape(run, self._key_init, jax.ShapeDtypeStruct(rows, self.dataset.train.dtype))
+        # Simulated devices may wait for each other for ever with two dispatches in flight.
+        device = self.mesh.devices.flat[0]
+        self._most_in_flight = 0 if device.platform == "cpu" and self.mesh.size > 1 else 1
 
     def _step_options(self) -> dict[str, Any]:
         """What `make_train_step` takes, but for the axis of the devices."""
+        rows = rows_at_once(self.config, self.mesh.devices.flat[0].platform)
         return {
-            "objective": make_objective(self.config),
+            "objective": make_objective(self.config, rows),
             "schedules": make_schedules(self.config),
             "regularizer": self._regularizer,
             "prepare": self.preprocessing.prepare,
             "average_decay": self.config.average_decay,
+            "block_size": block_size(self.config, self.vae, self.mesh.size, rows),
         }
 
     def _init_state(self, key: jax.Array) -> TrainState:
@@ -190,8 +222,9 @@ class TrainingRun:
 
     def _open_folder(self) -> None:
         """Restore the newest checkpoint, if any, and open what is written while training."""
-        config, folder = self.config, self.config.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        from jaxvae.checkpoints import Checkpoints  # orbax, while the step compiles
+
+        folder = self.config.folder
         self.checkpoints = Checkpoints(folder / "checkpoints")
         init = jax.jit(self._init_state)
         latest = self.checkpoints.latest_step()
@@ -199,19 +232,14 @@ class TrainingRun:
             state = init(self._key_init)
         else:
             target = jax.eval_shape(init, self._key_init)
-            state = _from_items(self.checkpoints.restore(latest, _to_items(target)))
+            state = from_items(self.checkpoints.restore(latest, to_items(target)))
         self.step = latest or 0
         self._state = replicate(state, self.mesh)
-        run_log.write_json(folder / "config.json", to_json(config))
-        keep = -1 if latest is None else latest
-        metrics = run_log.MetricsFile(folder / "metrics.jsonl", keep)
-        self._logs: list[Any] = [metrics]
-        if config.tensorboard:
-            self._logs.append(run_log.TensorBoard(folder / "tensorboard", keep))
-        rows = run_log.read_metrics(folder / "metrics.jsonl")
-        scores = [row["elbo"] for row in rows if row["split"] == "validation"]
-        self._best_elbo = max((s for s in scores if s is not None), default=-math.inf)
-        self._seconds_per_step: float | None = None
+        with together():
+            if is_first():
+                run_log.write_json(folder / "config.json", to_json(self.config))
+            keep = -1 if latest is None else latest
+            self._journal = Journal(folder, keep, tensorboard=self.config.tensorboard)
 
     def _introduce(self, display: run_log.Display) -> None:
         config = self.config
@@ -224,18 +252,28 @@ class TrainingRun:
         if self.step:
             display.message(f"Continuing from step {self.step:,}.")
 
-    def _next_chunk(self, step: int) -> tuple[jax.Array, int, jax.Array]:
-        """The data of the next dispatch, on the devices, and how many steps it is.
+    def _dispatch(self, chunk_step: Any, chunk: Chunk) -> None:
+        first = self.step
+        self._state, metrics = chunk_step(
+            self._state, self._key_train, chunk.rows, chunk.count_on_devices
+        )
+        self.step += chunk.count
+        self._unread.append(Unread(first, chunk.count, metrics))
 
-        It ends at an evaluation or at the run's end at the latest. The first dispatch of a
-        process compiles, and is one step; the second tells the pace.
-        """
-        to_evaluation = self.config.eval_every - step % self.config.eval_every
-        wanted = 1 if self._seconds_per_step is None else CHUNK_SECONDS / self._seconds_per_step
-        limits = (self._chunk_steps, to_evaluation, max(1, self.num_steps - step))
-        count = max(1, min(int(wanted), *limits))
-        rows = self._batches.chunk(step, count, self._chunk_steps)
-        return shard(rows, self.mesh), count, replicate(np.int32(count), self.mesh)
+    def _read(self, display: run_log.Display, in_flight: int) -> None:
+        """Wait for all dispatches but the last `in_flight`, and log their metrics."""
+        while len(self._unread) > in_flight:
+            first, count, metrics = self._unread.popleft()
+            metrics = jax.device_get(metrics)
+            now, before = time.perf_counter(), self._read_at
+            self._read_at = now
+            self._skipped_in_row = int(metrics["skipped_in_row"][count - 1])
+            if self.seconds_to_first_step is None:
+                self.seconds_to_first_step = now - self._started
+                self._steady_since = (now, first + count)
+                display.message(f"First step after {self.seconds_to_first_step:.1f} seconds.")
+            self._chunks.took((now - before) / count)
+            self._log(first, count, metrics, now - before, display)
 
     def _log(
         self,
@@ -247,19 +285,13 @@ class TrainingRun:
     ) -> None:
         """Write the rows that are due among `count` steps after `first`, and show progress."""
         images_per_second = count * self.config.batch_size / seconds
-        if self.seconds_to_first_step is None:
-            self.seconds_to_first_step = time.perf_counter() - self._started
-            self._seconds_per_step = CHUNK_SECONDS / 20
-        else:
-            self._seconds_per_step = seconds / count
-            self.images_per_second = images_per_second
         timing = {"images_per_second": images_per_second, "seconds": self._elapsed()}
         for i in range(count):
             if (first + i + 1) % self.config.log_every == 0:
                 row = {name: values[i].item() for name, values in metrics.items()}
-                self._write(first + i + 1, "train", row, timing)
+                self._journal.write(first + i + 1, "train", row, timing)
         display.update(
-            self.step,
+            first + count,
             elbo=metrics["elbo"][count - 1],
             log_likelihood=metrics["log_likelihood"][count - 1],
             kl=metrics["kl"][count - 1],
@@ -278,23 +310,21 @@ class TrainingRun:
             mesh=self.mesh,
             batch_size=self.config.eval_batch_size,
         )
-        elbo = estimate(scores.elbo)
-        row = {
-            "elbo": elbo.value,
-            "standard_error": elbo.standard_error,
-            "log_likelihood": estimate(scores.log_likelihood).value,
-            "kl": estimate(scores.kl).value,
-            "active_units": count_active_units(scores.posterior_mean),
-        }
-        self._write(self.step, "validation", row, {"seconds": self._elapsed()})
-        is_best = elbo.value > self._best_elbo
-        self._best_elbo = max(elbo.value, self._best_elbo)
+        row = validation_row(scores)
+        elbo = row["elbo"]
+        self._journal.write(self.step, "validation", row, {"seconds": self._elapsed()})
+        is_best = elbo > self._journal.best_elbo
+        self._journal.best_elbo = max(elbo, self._journal.best_elbo)
         display.evaluation(
-            self.step, elbo=elbo.value, standard_error=elbo.standard_error, is_best=is_best
+            self.step, elbo=elbo, standard_error=row["standard_error"], is_best=is_best
         )
-        return elbo.value
+        return elbo
 
-    def _save(self, metric: float | None) -> None:
+    def _save(self, metric: float | None) -> bool:
+        """Save the state; False, and nothing is saved, where an update has made it infinite."""
+        items = jax.device_get(to_items(self._state))
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items["params"])):
+            return False
         about = {
             "step": self.step,
             "data": self._batches.position(self.step),
@@ -302,32 +332,20 @@ class TrainingRun:
             "vae": self.recipe,
             "config": to_json(self.config),
         }
-        self.checkpoints.save(self.step, _to_items(self._state), about, metric)
-
-    def _write(
-        self, step: int, split: str, values: dict[str, float], timing: dict[str, float]
-    ) -> None:
-        for log in self._logs:
-            log.write(step, split, values, timing)
+        self.checkpoints.save(self.step, items, about, metric)
+        return True
 
     def _elapsed(self) -> float:
         return round(time.perf_counter() - self._started, 3)
 
-    def _explain_skips(self, display: run_log.Display) -> None:
-        config = self.config
+    def _give_up(self, display: run_log.Display) -> int:
+        """Say why the run cannot go on; returns the exit code."""
+        what = f"the loss or gradient of {self._skipped_in_row} steps in a row was not finite"
+        if not self._skipped_in_row:
+            what = "the parameters are not finite"
         display.message(
-            f"error: {config.max_skipped} steps in a row up to step {self.step:,} had a loss, "
-            "gradient or update that is not finite; each was skipped. The last checkpoint is "
-            f"step {self.checkpoints.latest_step() or 0:,}. Lower --learning-rate (now "
-            f"{config.learning_rate}), set --gradient-clip, and start with a new --run."
+            f"error: up to step {self.step:,} {what}. The last checkpoint is step "
+            f"{self.checkpoints.latest_step() or 0:,}. Lower --learning-rate (now "
+            f"{self.config.learning_rate}), set --gradient-clip, and start with a new --run."
         )
-
-
-def _to_items(state: TrainState) -> dict[str, Any]:
-    """A state as the items of a checkpoint: what evaluation needs apart from the rest."""
-    items = {"params": state.params, "training": state._replace(params=None, average=None)}
-    return items if state.average is None else items | {"average": state.average}
-
-
-def _from_items(items: dict[str, Any]) -> TrainState:
-    return items["training"]._replace(params=items["params"], average=items.get("average"))
+        return 1

@@ -53,7 +53,8 @@ from jaxvae.regularizers import (
     mmd,
     total_correlation,
 )
-from jaxvae.training import TrainState, init_state, make_train_step
+from jaxvae.state import TrainState, init_state
+from jaxvae.training import make_train_step
 from jaxvae.vae import VAE, conv_vae, mlp_vae
 
 __all__ = [  # in the order in which data flow through them

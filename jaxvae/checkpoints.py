@@ -2,10 +2,13 @@
 
 The only file that imports orbax. A checkpoint is a step's folder with named items, each a pytree
 of arrays without a device axis, and `about`, a JSON object that says what they are.
+
+Several processes all hold the same state: process 0 alone writes and reads files, and sends what
+it has read to the others, so that they need no folder in common. All of them must call the same
+methods in the same order.
 """
 
 import hashlib
-import importlib
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jaxvae.processes import arrays_from_first, from_first, is_first, together
+from jaxvae.recipes import build
 from jaxvae.vae import VAE, Params
 
 FORMAT = 1
@@ -31,24 +36,17 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path) -> None:
-        best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["metric"], n=1)
-        policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
-        self._manager = ocp.CheckpointManager(
-            Path(directory).resolve(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=lambda metrics: metrics["metric"],
-                best_mode="max",
-            ),
-        )
+        with together():
+            if is_first():
+                self._manager = _manager(Path(directory).resolve())
 
     def latest_step(self) -> int | None:
         """The newest step that was saved whole, or None."""
-        return self._manager.latest_step()
+        return from_first(lambda: self._manager.latest_step())
 
     def best_step(self) -> int | None:
         """The step of the highest metric; the latest where none has a metric; None if empty."""
-        return self._manager.best_step()
+        return from_first(lambda: self._manager.best_step())
 
     def save(
         self, step: int, items: dict[str, Any], about: dict[str, Any], metric: float | None
@@ -64,7 +62,7 @@ class Checkpoints:
         Raises:
             ValueError: the step is older than the latest.
         """
-        if step == self.latest_step():
+        if not is_first() or step == self._manager.latest_step():
             return
         items = {name: jax.device_get(tree) for name, tree in items.items()}
         about = about | {
@@ -82,14 +80,12 @@ class Checkpoints:
             metrics={"metric": rank},
         )
         if not saved:
-            raise ValueError(f"step {step} is not newer than the latest, {self.latest_step()}.")
+            latest = self._manager.latest_step()
+            raise ValueError(f"step {step} is not newer than the latest, {latest}.")
 
     def about(self, step: int) -> dict[str, Any]:
         """What the checkpoint of this step says of itself."""
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
-        )
-        return restored["about"]
+        return from_first(lambda: self._about(step))
 
     def restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
         """The named items of a step, as numpy arrays in the structure of the targets.
@@ -102,7 +98,25 @@ class Checkpoints:
             ValueError: an item has other leaves than its target, or its content does not have
                 the digest it was saved with.
         """
-        about = self.about(step)
+        return arrays_from_first(lambda: self._restore(step, targets), targets)
+
+    def wait(self) -> None:
+        """Wait for the saves under way, and raise what went wrong in them."""
+        with together():
+            if is_first():
+                self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for the saves under way and end the background threads."""
+        if is_first():
+            self._manager.close()
+
+    def _about(self, step: int) -> dict[str, Any]:
+        arguments = ocp.args.Composite(about=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=arguments)["about"]
+
+    def _restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
+        about = self._about(step)
         for name, target in targets.items():
             self._check_leaves(step, name, about["leaves"].get(name, {}), _leaves(target))
         args = {
@@ -129,13 +143,24 @@ class Checkpoints:
                     f"there and {here} here. Build both as they were when it was saved."
                 )
 
-    def wait(self) -> None:
-        """Wait for the saves under way, and raise what went wrong in them."""
-        self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        """Wait for the saves under way and end the background threads."""
-        self._manager.close()
+def _manager(directory: Path) -> ocp.CheckpointManager:
+    """orbax's manager, of process 0 alone."""
+    best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["metric"], n=1)
+    policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
+    directory.mkdir(parents=True, exist_ok=True)
+    return ocp.CheckpointManager(
+        directory,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=lambda metrics: metrics["metric"],
+            best_mode="max",
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                active_processes={0}, barrier_sync_key_prefix="process_0"
+            ),
+        ),
+    )
 
 
 def digest(tree: Any) -> str:
@@ -170,22 +195,21 @@ def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VA
         FileNotFoundError: the folder holds no checkpoint.
         ValueError: the checkpoint is damaged or newer than this release.
     """
-    folder = Path(run)
-    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no run at {run}: give the folder that training wrote.")
+    folder = Path(from_first(lambda: _checkpoints_folder(Path(run))))
     checkpoints = Checkpoints(folder)
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"{folder} holds no checkpoint yet.")
+        with together():
+            if step is None:
+                raise FileNotFoundError(f"{folder} holds no checkpoint yet.")
         about = checkpoints.about(step)
-        if about["format"] > FORMAT:
-            raise ValueError(
-                f"checkpoint format {about['format']} is newer than this release reads "
-                f"({FORMAT}). Upgrade jaxvae."
-            )
-        vae = build(about["vae"])
+        with together():
+            if about["format"] > FORMAT:
+                raise ValueError(
+                    f"checkpoint format {about['format']} is newer than this release reads "
+                    f"({FORMAT}). Upgrade jaxvae."
+                )
+            vae = build(about["vae"])
         item = "average" if "average" in about["digests"] else "params"
         target = jax.eval_shape(vae.init, jax.random.key(0))
         return vae, checkpoints.restore(step, {item: target})[item]
@@ -193,25 +217,11 @@ def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VA
         checkpoints.close()
 
 
-def build(recipe: dict[str, Any]) -> VAE:
-    """The VAE of a recipe {"function": "package.module:function", "arguments": {...}}.
-
-    Raises:
-        ValueError: there is no such function.
-    """
-    module_name, _, name = recipe["function"].partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"no function {recipe['function']!r} ({error}). Give an importable "
-            "package.module:function that returns a jaxvae.VAE."
-        ) from error
-    arguments = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in recipe["arguments"].items()
-    }
-    return function(**arguments)
+def _checkpoints_folder(run: Path) -> str:
+    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no run at {run}: give the folder that training wrote.")
+    return str(folder)
 
 
 def _leaves(tree: Any) -> dict[str, str]:

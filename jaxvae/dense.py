@@ -1,13 +1,24 @@
-"""The fully connected layer of the shipped networks, with its two initialisations."""
+"""The fully connected layer of the shipped networks, its two initialisations, its activations."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxvae.row_product import row_product
 
 Initialization = Literal["lecun", "torch"]
+Activation = Literal["relu", "tanh"]
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "tanh": jnp.tanh,
+}
+"""After each hidden layer, by name; the networks of the IWAE paper (Burda 2016) have tanh."""
 
 
 def dense(
@@ -15,6 +26,7 @@ def dense(
     fan_in: int,
     initialization: Initialization,
     bias_init: nn.initializers.Initializer | None = None,
+    dtype: DTypeLike | None = None,
 ) -> nn.Dense:
     """A linen Dense layer from `fan_in` to `features`.
 
@@ -24,6 +36,7 @@ def dense(
         initialization: "lecun", kernels of variance 1/fan_in and zero biases (flax's default);
             "torch", kernels and biases uniform in +-1/sqrt(fan_in) (torch.nn.Linear's).
         bias_init: for the biases, instead of the initialization's own.
+        dtype: what to compute in; None: the type of input and parameters, which are float32.
 
     Raises:
         ValueError: another name.
@@ -31,7 +44,8 @@ def dense(
     Ref: LeCun et al., Efficient BackProp, 1998.
     """
     if initialization == "lecun":
-        return nn.Dense(features, bias_init=bias_init or nn.initializers.zeros)
+        start = bias_init or nn.initializers.zeros
+        return nn.Dense(features, dtype=dtype, bias_init=start, dot_general=_rows_by_matrix)
     if initialization != "torch":
         raise ValueError(f"initialization must be lecun or torch, got {initialization!r}.")
     limit = 1 / math.sqrt(fan_in)
@@ -41,4 +55,12 @@ def dense(
     ) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
-    return nn.Dense(features, kernel_init=uniform, bias_init=bias_init or uniform)
+    start = bias_init or uniform
+    return nn.Dense(
+        features, dtype=dtype, kernel_init=uniform, bias_init=start, dot_general=_rows_by_matrix
+    )
+
+
+def _rows_by_matrix(x: jax.Array, matrix: jax.Array, *_: object, **__: object) -> jax.Array:
+    """What linen calls in place of `jax.lax.dot_general`."""
+    return row_product(x, matrix)

@@ -2,8 +2,10 @@
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 
-from jaxvae.dense import Initialization, dense
+from jaxvae.convolution import Conv
+from jaxvae.dense import ACTIVATIONS, Activation, Initialization, dense
 
 
 class MLPEncoder(nn.Module):
@@ -11,21 +13,26 @@ class MLPEncoder(nn.Module):
 
     Attributes:
         num_outputs: what the posterior takes (`jaxvae.posteriors`).
-        hidden: widths of the hidden layers, first to last; ReLU after each.
+        hidden: widths of the hidden layers, first to last.
         initialization: see `jaxvae.dense`.
+        activation: "relu" or "tanh", after each hidden layer.
+        dtype: what to compute in; None: the type of x and the parameters.
     """
 
     num_outputs: int
     hidden: tuple[int, ...]
     initialization: Initialization = "lecun"
+    activation: Activation = "relu"
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Outputs [num_outputs] for one x of any shape."""
         h = x.reshape(-1)
         for width in self.hidden:
-            h = nn.relu(dense(width, h.size, self.initialization)(h))
-        return dense(self.num_outputs, h.size, self.initialization)(h)
+            layer = dense(width, h.size, self.initialization, dtype=self.dtype)
+            h = ACTIVATIONS[self.activation](layer(h))
+        return dense(self.num_outputs, h.size, self.initialization, dtype=self.dtype)(h)
 
 
 class ConvEncoder(nn.Module):
@@ -38,17 +45,18 @@ class ConvEncoder(nn.Module):
         num_outputs: what the posterior takes (`jaxvae.posteriors`).
         channels: channels of each level, first to last.
         width: of the fully connected layer.
+        dtype: what to compute in; None: the type of x and the parameters.
     """
 
     num_outputs: int
     channels: tuple[int, ...]
     width: int
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Outputs [num_outputs] for one image x [H, W, C]."""
         for channels in self.channels:
-            padding = [(1, 1 + x.shape[0] % 2), (1, 1 + x.shape[1] % 2)]
-            x = nn.relu(nn.Conv(channels, (4, 4), strides=(2, 2), padding=padding)(x))
-        h = nn.relu(nn.Dense(self.width)(x.reshape(-1)))
-        return dense(self.num_outputs, h.size, "lecun")(h)
+            x = nn.relu(Conv(channels, dtype=self.dtype)(x))
+        h = nn.relu(dense(self.width, x.size, "lecun", dtype=self.dtype)(x.reshape(-1)))
+        return dense(self.num_outputs, h.size, "lecun", dtype=self.dtype)(h)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxvae.bounds import Decode, Encode, Estimator, elbo
 from jaxvae.bounds.bound import observe
 from jaxvae.distributions import Gaussian, check_summed, mean_of, sample_and_log_prob
-from jaxvae.parallel import shard
+from jaxvae.parallel import local_positions, shard
 from jaxvae.training import ACTIVE_VARIANCE, Prepare
 from jaxvae.vae import VAE, Params
 
@@ -163,7 +163,8 @@ def over_dataset(
     """A mapped function's results for every example of a data set: numpy arrays [N, ...].
 
     Example i gets the key fold_in(key, i), and the last batch is padded and its padding dropped
-    again, so that neither batch size nor number of devices changes what is computed.
+    again, so that neither batch size nor number of devices changes what is computed. Of several
+    processes each computes the rows of its own devices, and returns the results of all.
 
     Args:
         mapped: from `jaxvae.parallel.make_map`.
@@ -181,12 +182,12 @@ def over_dataset(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     per_device = -(-min(batch_size, len(examples)) // mesh.size)
-    block = per_device * mesh.size
+    block, mine = per_device * mesh.size, local_positions(mesh)
     results = []
     for first in range(0, len(examples), block):
         indices = np.minimum(np.arange(first, first + block, dtype=np.int32), len(examples) - 1)
-        rows = examples[indices].reshape(mesh.size, per_device, *examples.shape[1:])
-        batch = shard((indices.reshape(mesh.size, per_device), rows), mesh)
+        local = indices.reshape(mesh.size, per_device)[mine]
+        batch = shard((local, examples[local]), mesh)
         results.append(jax.device_get(mapped(params, key, *batch)))
         progress(min(first + block, len(examples)))
     return jax.tree.map(

@@ -2,10 +2,12 @@
 
 The only file that says pmap. State goes in and comes out without a device axis, so that a
 checkpoint is that of one device; data come with one, [devices, ...]. With several processes each
-one passes, and gets, what is on its own devices; steps average over the devices of all.
+one passes the rows of its own devices (`local_positions`); steps average over the devices of all,
+and every process has all results.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxvae.training import Metrics, TrainState
+from jaxvae.state import TrainState
+from jaxvae.training import Metrics
 
 AXIS = "devices"
 
@@ -22,12 +25,24 @@ ChunkStep = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainS
 
 
 def make_mesh(devices: list[jax.Device]) -> Mesh:
-    """One axis, "devices", over these devices.
+    """One axis, "devices", over these devices: those of process 0, then those of process 1, ...
+
+    Row i of the global batch then has the same key on any layout (`row_keys`).
 
     >>> make_mesh(jax.devices()[:1]).axis_names
     ('devices',)
     """
-    return Mesh(np.array(devices), (AXIS,))
+    return Mesh(np.array(sorted(devices, key=lambda device: device.process_index)), (AXIS,))
+
+
+def local_positions(mesh: Mesh) -> list[int]:
+    """Where in the mesh the devices of this process are.
+
+    >>> local_positions(make_mesh(jax.devices()[:1]))
+    [0]
+    """
+    here = jax.process_index()
+    return [i for i, device in enumerate(mesh.devices.flat) if device.process_index == here]
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -110,20 +125,53 @@ def make_chunk_step(
     )
 
 
+def compile_in_background(chunk_step: Any, mesh: Mesh, *arguments: Any) -> "Future[ChunkStep]":
+    """Trace a chunk step now and compile it in a thread.
+
+    Args:
+        chunk_step: from `make_chunk_step`.
+        mesh: of devices.
+        arguments: what it will be called with, or shapes of it.
+    """
+    if mesh.is_multi_process:  # then pmap traces arrays only, and what it compiles takes others
+        arguments = jax.tree.map(_zeros, arguments)
+    lowered = chunk_step.lower(*arguments)
+
+    def compiled() -> ChunkStep:
+        program = lowered.compile()
+        return chunk_step if mesh.is_multi_process else program
+
+    background = ThreadPoolExecutor(max_workers=1)
+    future = background.submit(compiled)
+    background.shutdown(wait=False)
+    return future
+
+
+def _zeros(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else np.zeros(leaf.shape, leaf.dtype)
+
+
 def make_map(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """The pmapped form, over examples, of a function (params, key, example) of one example.
 
     It maps (params, key, indices [devices, B], examples [devices, B, ...]) to results
-    [devices, B, ...]; the example of index i gets the key fold_in(key, i).
+    [devices, B, ...]; the example of index i gets the key fold_in(key, i). With several processes
+    each passes the rows of its own devices, and has the results of all.
     """
+    several = mesh.is_multi_process
 
     def of_one(params: Any, key: jax.Array, index: jax.Array, example: jax.Array) -> Any:
         return function(params, jax.random.fold_in(key, index), example)
 
+    def of_device(params: Any, key: jax.Array, indices: jax.Array, examples: jax.Array) -> Any:
+        results = jax.vmap(of_one, in_axes=(None, None, 0, 0))(params, key, indices, examples)
+        return jax.lax.all_gather(results, AXIS) if several else results
+
     return jax.pmap(
-        jax.vmap(of_one, in_axes=(None, None, 0, 0)),
+        of_device,
         axis_name=AXIS,
         in_axes=(None, None, 0, 0),
+        out_axes=None if several else 0,
         devices=list(mesh.devices.flat),
     )
 

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxvae.decoders import ConvDecoder, MLPDecoder, OutputBias
-from jaxvae.dense import Initialization
+from jaxvae.dense import Activation, Initialization
 from jaxvae.distributions import Distribution, at_least_float32
 from jaxvae.encoders import ConvEncoder, MLPEncoder
 from jaxvae.likelihoods import Likelihood, Sigma, likelihood_named
@@ -19,6 +20,9 @@ from jaxvae.priors import Prior, Setting, prior_named
 
 Params = Any
 """The parameters of a VAE: any pytree of arrays."""
+Precision = Literal["float32", "bfloat16"]
+DTYPES: dict[Precision, DTypeLike | None] = {"float32": None, "bfloat16": jnp.bfloat16}
+"""What the networks compute in; None: the type of data and parameters, which are float32."""
 
 
 class VAE(NamedTuple):
@@ -62,6 +66,8 @@ def mlp_vae(
     num_categories: int = 10,
     num_components: int = 50,
     initialization: Initialization = "lecun",
+    activation: Activation = "relu",
+    precision: Precision = "float32",
     data_mean: jax.Array | None = None,
     data_scale: float = 1.0,
     pseudo_inputs: jax.Array | None = None,
@@ -79,6 +85,11 @@ def mlp_vae(
         num_categories: of each latent of a categorical or relaxed categorical posterior.
         num_components: of a "mixture" or "vamp" prior.
         initialization: "lecun" or "torch" (`jaxvae.dense`).
+        activation: "relu" or "tanh", after each hidden layer.
+        precision: "float32" or "bfloat16", what encoder and decoder compute in. Parameters,
+            distributions, bounds and gradients are float32 in both, and so are the networks of
+            flows, which must invert exactly. jax by itself multiplies float32 matrices in less
+            on a TPU or a recent GPU: jax.config.update("jax_default_matmul_precision", "highest").
         data_mean: [*data_shape] where the decoder's output starts; None: at its bias.
         data_scale: standard deviation of the data, where a learned scale starts.
         pseudo_inputs: [num_components, *data_shape] examples that a "vamp" prior starts at;
@@ -95,12 +106,15 @@ def mlp_vae(
     data_shape, hidden = tuple(data_shape), tuple(hidden)
     _check_sizes(data_shape=data_shape, latent_dim=(latent_dim,), hidden=hidden)
     _check_name("initialization", initialization, get_args(Initialization))
+    _check_name("activation", activation, get_args(Activation))
+    _check_name("precision", precision, get_args(Precision))
     start = Start(data_shape, data_mean, data_scale, pseudo_inputs)
     p = likelihood_named(likelihood, sigma, data_shape)
     q = posterior_named(posterior, latent_dim, num_categories)
-    encoder = MLPEncoder(q.num_outputs, hidden, initialization)
-    bias = _output_bias(p, start)
-    decoder = MLPDecoder(_output_shape(p, data_shape), hidden[::-1], initialization, bias)
+    dtype = DTYPES[precision]
+    encoder = MLPEncoder(q.num_outputs, hidden, initialization, activation, dtype)
+    outputs, bias = _output_shape(p, data_shape), _output_bias(p, start)
+    decoder = MLPDecoder(outputs, hidden[::-1], initialization, bias, activation, dtype)
     setting = Setting(q, num_components, partial(_pseudo_inputs, start, num_components))
     return _vae(Parts(encoder, decoder, q, prior_named(prior, setting), p), start)
 
@@ -117,6 +131,7 @@ def conv_vae(
     sigma: Sigma = "learned",
     num_categories: int = 10,
     num_components: int = 50,
+    precision: Precision = "float32",
     data_mean: jax.Array | None = None,
     data_scale: float = 1.0,
     pseudo_inputs: jax.Array | None = None,
@@ -129,8 +144,8 @@ def conv_vae(
         hidden: channels of the levels, each of which halves the image; None: 32, 64, 128, ...
             until the longer side is at most 8.
         width: of the fully connected layer between levels and latents.
-        posterior, prior, likelihood, sigma, num_categories, num_components, data_mean,
-            data_scale, pseudo_inputs: as in `mlp_vae`.
+        posterior, prior, likelihood, sigma, num_categories, num_components, precision,
+            data_mean, data_scale, pseudo_inputs: as in `mlp_vae`.
 
     Raises:
         ValueError: data that are no images of those sizes, or as in `mlp_vae`.
@@ -142,6 +157,7 @@ def conv_vae(
     """
     data_shape = tuple(data_shape)
     _check_image(data_shape)
+    _check_name("precision", precision, get_args(Precision))
     if hidden is None:
         hidden = tuple(32 * 2**i for i in range(math.ceil(math.log2(max(data_shape[:2]) / 8))))
     hidden = tuple(hidden) or (32,)
@@ -149,8 +165,10 @@ def conv_vae(
     start = Start(data_shape, data_mean, data_scale, pseudo_inputs)
     p = likelihood_named(likelihood, sigma, data_shape)
     q = posterior_named(posterior, latent_dim, num_categories)
-    encoder = ConvEncoder(q.num_outputs, hidden, width)
-    decoder = ConvDecoder(_output_shape(p, data_shape), hidden, width, _output_bias(p, start))
+    dtype = DTYPES[precision]
+    encoder = ConvEncoder(q.num_outputs, hidden, width, dtype)
+    outputs, bias = _output_shape(p, data_shape), _output_bias(p, start)
+    decoder = ConvDecoder(outputs, hidden, width, bias, dtype)
     setting = Setting(q, num_components, partial(_pseudo_inputs, start, num_components))
     return _vae(Parts(encoder, decoder, q, prior_named(prior, setting), p), start)
 

@@ -23,7 +23,8 @@ from jaxvae.parallel import (
     row_keys,
     shard,
 )
-from jaxvae.training import init_state, make_train_step
+from jaxvae.state import init_state
+from jaxvae.training import make_train_step
 from jaxvae.vae import conv_vae, mlp_vae
 
 ROOT = Path(__file__).parents[1]
@@ -188,7 +189,8 @@ if world > 1:
     jax.distributed.initialize(f"127.0.0.1:{sys.argv[4]}", world, rank, initialization_timeout=60)
 import numpy as np, optax
 from jaxvae.parallel import AXIS, make_chunk_step, make_mesh, replicate, shard
-from jaxvae.training import init_state, make_train_step
+from jaxvae.state import init_state
+from jaxvae.training import make_train_step
 from jaxvae.vae import mlp_vae
 vae, optimizer = mlp_vae(data_shape=(8,), hidden=(8,)), optax.sgd(1e-2)
 mesh = make_mesh(jax.devices())

@@ -116,22 +116,25 @@ def clamped(log_scale):
     return 7 * np.tanh(log_scale / 7)
 
 
-@pytest.mark.parametrize("model", ["mlp (6,)", "mlp (5, 4, 1)"])
-def test_vmapped_mlp_is_a_batched_forward_pass_in_numpy(model):
+@pytest.mark.parametrize(
+    ("model", "activation"), [("mlp (6,)", "tanh"), ("mlp (5, 4, 1)", "relu")]
+)
+def test_vmapped_mlp_is_a_batched_forward_pass_in_numpy(model, activation):
     """The batch costs nothing: vmap of one example is the matrix product of all."""
-    vae = MODELS[model]()
+    vae = MODELS[model](activation=activation)
+    activated = {"relu": relu, "tanh": np.tanh}[activation]
     params = randomized(vae)
     xs = np.random.default_rng(1).normal(size=(9, *data_shape(model))).astype(np.float32)
     h, layers = xs.reshape(9, -1).astype(np.float64), params["encoder"]["params"]
     for i in range(len(layers) - 1):
-        h = relu(affine(layers[f"Dense_{i}"], h))
+        h = activated(affine(layers[f"Dense_{i}"], h))
     loc, log_scale = np.split(affine(layers[f"Dense_{len(layers) - 1}"], h), 2, axis=1)
     q = jax.jit(jax.vmap(vae.encode, (None, 0)))(params, xs)
     close(q.loc, loc)
     close(q.log_scale, clamped(log_scale))
     h, layers = loc, params["decoder"]["params"]
     for i in range(len(layers) - 1):
-        h = relu(affine(layers[f"Dense_{i}"], h))
+        h = activated(affine(layers[f"Dense_{i}"], h))
     logits = affine(layers[f"Dense_{len(layers) - 1}"], h).reshape(xs.shape)
     p = jax.jit(jax.vmap(vae.decode, (None, 0)))(params, loc.astype(np.float32))
     close(p.logits, logits)
@@ -584,7 +587,14 @@ def test_an_empty_side_is_refused():
         mlp_vae(data_shape=(0, 3))
 
 
-def test_an_unknown_initialization_is_refused():
-    message = "initialization must be one of lecun, torch, got 'keras'"
-    with pytest.raises(ValueError, match=message):
-        MODELS["mlp (6,)"](initialization="keras")
+@pytest.mark.parametrize(
+    ("argument", "name", "known"),
+    [
+        ("initialization", "keras", "lecun, torch"),
+        ("activation", "gelu", "relu, tanh"),
+        ("precision", "float16", "float32, bfloat16"),
+    ],
+)
+def test_an_unknown_name_is_refused(argument, name, known):
+    with pytest.raises(ValueError, match=f"{argument} must be one of {known}, got '{name}'"):
+        MODELS["mlp (6,)"](**{argument: name})

@@ -1,0 +1,49 @@
+"""Compiled programs kept on disk, so that a command that ran before starts without compiling."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+AUTO = "auto"
+OFF = "none"
+
+
+def use(where: str) -> None:
+    """Let jax keep compiled programs in a folder; before jax compiles the first one.
+
+    A program is compiled for the very instructions of a CPU: each kind has a folder of its own.
+
+    Args:
+        where: a folder; "auto": jax's own setting where there is one, else `jaxvae` in the
+            user's cache folder (XDG_CACHE_HOME, or ~/.cache); "none": none.
+    """
+    import jax
+
+    if where == OFF:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if where == AUTO and jax.config.jax_compilation_cache_dir:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "jaxvae" if where == AUTO else Path(where)
+    folder = folder.absolute() / f"{jax.__version__}-{_cpu()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if where == AUTO:
+            return  # a home that cannot be written: compile each time
+        raise ValueError(
+            f"--compilation-cache={where}: {error}. Give another, or {OFF}."
+        ) from error
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _cpu() -> str:
+    """A name for the kind of CPU, by the instructions it knows where the system tells them."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else [platform.processor()]
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"

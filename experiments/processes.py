@@ -1,0 +1,278 @@
+"""Several processes as one run: how they find each other, agree, decide, and end.
+
+On a cluster that jax knows (Slurm, Open MPI, Kubernetes, TPU pods) `--distributed` is enough; on
+other machines each process says who it is. jax ends a process from within when another is lost;
+what here comes after that is a line that says so.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
+SHUTDOWN_SECONDS = 3600
+"""Longest that a process that is done waits for the others; a lost one is noticed before."""
+LOCAL = frozenset(
+    {"run", "processes", "manual_dir", "data_dir", "compilation_cache", "quiet", "tensorboard"}
+)
+"""Flags in which processes may differ: those of files and screen, which are process 0's."""
+LOST = re.compile(r"Gloo|NCCL|[Cc]onnection|heartbeat|UNAVAILABLE|DEADLINE|[Cc]oordination")
+"""In an error of jax: another process did not answer."""
+LOST_LINE = (
+    "another process has died or cannot be reached. Start all again: the run continues from its "
+    "newest checkpoint."
+)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of several processes this one is."""
+
+    distributed: bool = False
+    """Run as one of several processes, each started with the same command on its own devices. On
+    Slurm, Open MPI, Kubernetes and TPU pods they find each other; elsewhere add the next three."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, a free port there that all can reach."""
+    num_processes: int | None = None
+    """How many processes."""
+    process_id: int | None = None
+    """Which one this is, from 0. Process 0 alone writes the run's folder."""
+    start_timeout_seconds: int = 300
+    """How long to wait for the others at the start."""
+    lost_timeout_seconds: int = 20
+    """How long another process may be silent before all end."""
+
+    def check(self) -> None:
+        """Refuse flags that are incomplete or contradict each other.
+
+        Raises:
+            ValueError: one line, naming the flag.
+        """
+        address = {
+            "--coordinator": self.coordinator,
+            "--num-processes": self.num_processes,
+            "--process-id": self.process_id,
+        }
+        given = " and ".join(name for name, value in address.items() if value is not None)
+        absent = " and ".join(name for name, value in address.items() if value is None)
+        if given and not self.distributed:
+            raise ValueError(f"{given} goes with --distributed. Add it.")
+        if given and absent:
+            raise ValueError(
+                f"--distributed has {given} but no {absent}. Give all three, or none on a cluster "
+                "that tells them."
+            )
+        for name in ("num_processes", "start_timeout_seconds", "lost_timeout_seconds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+        if self.coordinator is None or self.num_processes is None or self.process_id is None:
+            return
+        _, _, port = self.coordinator.rpartition(":")
+        if not re.fullmatch(r"\S+:\d{1,5}", self.coordinator) or not 0 < int(port) < 2**16:
+            raise ValueError(
+                f"--coordinator must be HOST:PORT of process 0, got {self.coordinator}."
+            )
+        if not 0 <= self.process_id < self.num_processes:
+            raise ValueError(
+                f"--process-id must be from 0 to --num-processes - 1 = {self.num_processes - 1}, "
+                f"got {self.process_id}."
+            )
+
+    @property
+    def name(self) -> str:
+        """What an error calls this process."""
+        known = "" if self.process_id is None else f" {self.process_id} of {self.num_processes}"
+        return f"process{known}"
+
+
+ALONE = Processes()
+
+
+def join(processes: Processes) -> None:
+    """Make one program of all processes; before jax starts. It ends this one if any stays away.
+
+    Raises:
+        ValueError: no cluster and no flags, or no coordinator at its address.
+    """
+    import jax
+
+    # jax's own SIGTERM handler would take the place of ours.
+    jax.config.update("jax_enable_preemption_service", False)
+    _explain_aborts(processes)
+    joined = threading.Event()
+    threading.Thread(target=_give_up, args=(processes, joined), daemon=True).start()
+    explicit = processes.coordinator is not None
+    try:
+        jax.distributed.initialize(
+            processes.coordinator,
+            processes.num_processes,
+            processes.process_id,
+            cluster_detection_method="deactivate" if explicit else None,
+            # Later than `_give_up`: at its own time-out jax aborts, with a stack trace.
+            initialization_timeout=2 * processes.start_timeout_seconds + 60,
+            heartbeat_timeout_seconds=processes.lost_timeout_seconds,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        if explicit:
+            raise ValueError(
+                f"{processes.name} could not start at --coordinator={processes.coordinator}: "
+                f"{error}. Give another port, free on the host of process 0."
+            ) from error
+        raise ValueError(
+            f"--distributed finds no cluster ({error}). Give --coordinator=HOST:PORT, "
+            "--num-processes and --process-id, or start under Slurm, Open MPI, Kubernetes or on "
+            "a TPU pod."
+        ) from error
+    finally:
+        joined.set()
+
+
+def _give_up(processes: Processes, joined: threading.Event) -> None:
+    if not joined.wait(processes.start_timeout_seconds):
+        where = f" at {processes.coordinator}" if processes.coordinator else ""
+        _leave(
+            f"{processes.name} waited {processes.start_timeout_seconds} seconds for all others to "
+            f"come{where}. Start all of them with the same --coordinator and --num-processes, at "
+            "a port that all can reach, within --start-timeout-seconds.",
+            USER_ERROR,
+        )
+
+
+_on_abort: Any = None
+"""Kept, since C holds no reference to it."""
+
+
+def _explain_aborts(processes: Processes) -> None:
+    """End with a line where jax aborts, as it does some seconds after another process died.
+
+    A handler of Python's own would not run: C's `abort` ends the process when it returns.
+    """
+    global _on_abort
+
+    def explain(_: int) -> None:
+        _leave(f"{processes.name} was ended by jax: {LOST_LINE}", FAILED)
+
+    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)
+    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+
+@contextlib.contextmanager
+def one_of(processes: Processes) -> Iterator[None]:
+    """Around a command that may have peers: one that fails alone leaves at once.
+
+    Otherwise Python, on its way out, waits for the others, who wait for it. What all of them
+    have decided together ends as anywhere else.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if not processes.distributed or not _joined():
+            raise
+        from jaxvae.processes import Stopped
+
+        if isinstance(error.__cause__, Stopped):
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            _leave(f"{processes.name} was interrupted; the others end for it.", INTERRUPTED)
+        if isinstance(error.__cause__, (ValueError, TypeError, OSError)):
+            _leave(str(error), USER_ERROR)
+        if isinstance(error, (RuntimeError, ValueError)) and LOST.search(str(error)):
+            _leave(f"{processes.name} has stopped: {LOST_LINE}", FAILED)
+        traceback.print_exc()
+        _leave(f"{processes.name} has failed; the others end for it.", FAILED)
+
+
+def _joined() -> bool:
+    """Whether there are others that Python would wait for at its exit."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _leave(line: str, code: int) -> None:
+    """End this process now, without Python's exit, which waits for the others."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {line}\n".encode())
+    os._exit(code)
+
+
+def agree(what: str, facts: dict[str, Any]) -> None:
+    """Refuse to go on unless all processes have the same facts.
+
+    Raises:
+        ValueError: on every process, naming what differs and the first process where it does.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    from jaxvae.processes import Stopped, gather
+
+    first, *others = [json.loads(text) for text in gather(json.dumps(facts, default=str))]
+    differences: dict[str, str] = {}
+    for index, other in enumerate(others, 1):
+        for name in sorted(first.keys() | other.keys()):
+            here, there = first.get(name, "absent"), other.get(name, "absent")
+            if here != there:
+                line = f"{name} is {here} on process 0 and {there} on process {index}"
+                differences.setdefault(name, line)
+    if differences:
+        raise Stopped(
+            f"the processes differ: {'; '.join(differences.values())}. Start all of them with the "
+            f"same {what}."
+        )
+
+
+def decided(count: int, signal: int | None) -> tuple[int, int | None]:
+    """What process 0 counts, and the signal that any process has had: the same on all of them."""
+    from jaxvae.processes import gather_numbers
+
+    numbers = gather_numbers([count, signal or 0])
+    return int(numbers[0, 0]), int(numbers[:, 1].max()) or None
+
+
+def agree_on_flags(config: Any) -> None:
+    """Refuse to go on unless all processes have the same flags, packages and code.
+
+    Files may lie elsewhere on each host: flags that only say where (`LOCAL`) may differ.
+
+    Raises:
+        ValueError: on every process, naming what differs.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    from experiments.results import versions
+
+    flags = {
+        f"--{field.name.replace('_', '-')}": getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in LOCAL
+    }
+    count = {"--num-processes": config.processes.num_processes}
+    code = {"the digest of the code": _source_digest()}
+    agree("flags, packages and code", flags | count | versions() | code)
+
+
+def _source_digest() -> str:
+    """A digest of this project's own code, as it lies on this host."""
+    root, total = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted([*root.glob("jaxvae/**/*.py"), *root.glob("experiments/**/*.py")]):
+        total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return total.hexdigest()[:12]
