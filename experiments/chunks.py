@@ -23,14 +23,14 @@ class Chunk(NamedTuple):
 
     Attributes:
         rows: [devices, capacity, B / devices, ...], on the devices.
-        count: steps among them.
-        count_on_devices: the same, as the dispatch takes it.
+        num_steps: among them.
+        num_steps_on_devices: the same, as the dispatch takes it.
         signal: that any process was asked to stop with, when this was decided; or None.
     """
 
     rows: jax.Array
-    count: int
-    count_on_devices: jax.Array
+    num_steps: int
+    num_steps_on_devices: jax.Array
     signal: int | None
 
 

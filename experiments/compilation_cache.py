@@ -23,7 +23,7 @@ def use(where: str) -> None:
     if where == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if where == AUTO and jax.config.jax_compilation_cache_dir:
+    if where == AUTO and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = home / "jaxvae" if where == AUTO else Path(where)

@@ -149,7 +149,7 @@ class TrainConfig:
     """Steps in a row with a NaN or infinity, each skipped, after which the run stops."""
     rows_at_once: int | None = None
     """Rows (examples times samples) of which a device computes the gradient at once; more go one
-    block after another. Default: 1,000 on a CPU, for its cache, and all elsewhere."""
+    block after another. Default: on a CPU, for its cache, 1,000 (conv: 64); elsewhere all."""
     seed: int = 0
     """Of initialisation, data order and sampling."""
 

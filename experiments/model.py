@@ -26,8 +26,8 @@ PSEUDO_INPUTS = 2**30
 """Folded into the run's key for the noise of pseudo-inputs, which no other key of it is."""
 NO_KERNELS = {"output_bias", "pseudo_inputs", "loc", "log_scale", "log_dispersion"}
 """Parameters with several axes that weight decay leaves alone."""
-ROWS_IN_CACHE = 1000
-"""Rows of a network whose intermediate values a CPU's cache holds."""
+ROWS_IN_CACHE = {"conv": 64}
+"""Rows of which a CPU's cache holds the intermediate values, by model; of others 1,000."""
 CYCLES = 4
 """Of a cyclical beta."""
 SHIPPED = {"mlp": "jaxvae.vae:mlp_vae", "conv": "jaxvae.vae:conv_vae"}
@@ -84,9 +84,8 @@ def initial_vae(
 
 def rows_at_once(config: TrainConfig, platform: str) -> int | None:
     """Rows of which a device computes the gradient at once; None: all."""
-    return (
-        ROWS_IN_CACHE if config.rows_at_once is None and platform == "cpu" else config.rows_at_once
-    )
+    auto = ROWS_IN_CACHE.get(config.model, 1000) if platform == "cpu" else None
+    return auto if config.rows_at_once is None else config.rows_at_once
 
 
 def block_size(config: TrainConfig, vae: VAE, num_devices: int, rows: int | None) -> int | None:

@@ -47,7 +47,7 @@ class Unread(NamedTuple):
     """A dispatch whose metrics are still on the devices: the steps before it, its own, theirs."""
 
     first: int
-    count: int
+    num_steps: int
     metrics: Any
 
 
@@ -84,23 +84,21 @@ class TrainingRun:
         self._started = time.perf_counter() if started is None else started
         saved = read_config(config.folder)
         with together():
-            self._set_up(config, saved, devices)
+            if saved is not None:
+                if config.decay_steps is None:
+                    config = dataclasses.replace(config, decay_steps=saved.decay_steps)
+                refuse_other_run(config, saved)
+            check_divisible(config.batch_size, len(devices))
+            self.dataset, self.preprocessing = load_data(config)
         agree_on_data(self.dataset)
         with together():
+            self._set_up(config, devices)
             if is_first():
-                self.config.folder.mkdir(parents=True, exist_ok=True)
+                config.folder.mkdir(parents=True, exist_ok=True)
         self._open_folder()
 
-    def _set_up(
-        self, config: TrainConfig, saved: TrainConfig | None, devices: list[jax.Device]
-    ) -> None:
+    def _set_up(self, config: TrainConfig, devices: list[jax.Device]) -> None:
         """All that takes no file of the run, and refuses what cannot train."""
-        if saved is not None:
-            if config.decay_steps is None:
-                config = dataclasses.replace(config, decay_steps=saved.decay_steps)
-            refuse_other_run(config, saved)
-        check_divisible(config.batch_size, len(devices))
-        self.dataset, self.preprocessing = load_data(config)
         self.num_steps = config.steps(len(self.dataset.train))
         if config.schedule != "constant" and config.decay_steps is None:
             config = dataclasses.replace(config, decay_steps=self.num_steps)
@@ -255,10 +253,10 @@ class TrainingRun:
     def _dispatch(self, chunk_step: Any, chunk: Chunk) -> None:
         first = self.step
         self._state, metrics = chunk_step(
-            self._state, self._key_train, chunk.rows, chunk.count_on_devices
+            self._state, self._key_train, chunk.rows, chunk.num_steps_on_devices
         )
-        self.step += chunk.count
-        self._unread.append(Unread(first, chunk.count, metrics))
+        self.step += chunk.num_steps
+        self._unread.append(Unread(first, chunk.num_steps, metrics))
 
     def _read(self, display: run_log.Display, in_flight: int) -> None:
         """Wait for all dispatches but the last `in_flight`, and log their metrics."""

@@ -29,7 +29,8 @@ def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     typed = jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key)
     ours = typed and str(jax.random.key_impl(key)) == "threefry2x32"
     jaxs = lambda key: jax.random.bits(key, shape, jnp.uint32)
-    if not ours or not jax.config.jax_threefry_partitionable:
+    by_index = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    if not ours or not by_index:
         return jaxs(key)
     return jax.lax.platform_dependent(key, cpu=partial(_threefry_bits, shape), default=jaxs)
 

@@ -6,15 +6,18 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.config import Objective, TrainConfig
 from experiments.datasets.preprocessing import Preprocessing
 from experiments.model import (
+    block_size,
     initial_vae,
     make_objective,
     make_optimizer,
     make_schedules,
     recipe,
+    rows_at_once,
 )
 from jaxvae import mlp_vae
 from jaxvae.bounds import Bound
@@ -169,3 +172,37 @@ def test_weight_decay_moves_kernels_only():
         lambda path, leaf: bool((leaf != 0).any()) == (path[-1].key == "kernel"), updates
     )
     assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize(
+    ("flags", "platform", "num_devices", "expected"),
+    [
+        ({}, "cpu", 1, None),  # 128 rows
+        ({"objective": "iwae", "num_samples": 50}, "cpu", 1, 16),  # of 128, 20 at most
+        ({"objective": "iwae", "num_samples": 50, "batch_size": 100}, "cpu", 1, 20),
+        ({"objective": "iwae", "num_samples": 50}, "gpu", 1, None),
+        ({"objective": "iwae", "num_samples": 50, "rows_at_once": 100}, "gpu", 4, 2),
+        ({"objective": "iwae", "num_samples": 5000}, "cpu", 1, 1),
+        ({"objective": "iwae", "num_samples": 50, "batch_size": 127}, "cpu", 1, None),  # a prime
+        ({"rows_at_once": 50, "batch_size": 127}, "cpu", 1, 1),
+        ({"model": "conv"}, "cpu", 1, 64),
+        ({"model": "conv"}, "cpu", 2, None),
+        ({"model": "conv", "regularizer": "mmd"}, "cpu", 1, None),
+        ({"likelihood": "gaussian", "sigma": "optimal", "batch_size": 4000}, "cpu", 1, None),
+    ],
+)
+def test_blocks_hold_the_rows_that_a_cache_does(flags, platform, num_devices, expected):
+    config = TrainConfig(**flags)
+    config.check()
+    sigma = {"likelihood": config.likelihood, "sigma": config.sigma}
+    vae = mlp_vae(data_shape=(4,), hidden=(), **sigma)
+    rows = rows_at_once(config, platform)
+    assert block_size(config, vae, num_devices, rows) == expected
+
+
+def test_samples_beyond_the_rows_come_chunk_by_chunk():
+    config = TrainConfig(objective="iwae", num_samples=5000)
+    assert make_objective(config, 1000).keywords["chunk_size"] == 1000
+    assert make_objective(config).keywords["chunk_size"] is None
+    few = dataclasses.replace(config, num_samples=1000)
+    assert make_objective(few, 1000).keywords["chunk_size"] is None

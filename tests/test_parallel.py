@@ -1,10 +1,6 @@
 """Devices change where a step runs, not what it computes."""
 
-import socket
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +23,6 @@ from jaxvae.state import init_state
 from jaxvae.training import make_train_step
 from jaxvae.vae import conv_vae, mlp_vae
 
-ROOT = Path(__file__).parents[1]
 BATCH, CHUNK = 16, 10
 MLP = partial(mlp_vae, data_shape=(8, 8, 1), latent_dim=3, hidden=(24,))
 CONV = partial(conv_vae, data_shape=(9, 8, 1), latent_dim=3, hidden=(4,), width=8)
@@ -177,45 +172,3 @@ def test_a_batch_that_devices_cannot_share_is_refused():
         check_divisible(10, 4)
     with pytest.raises(ValueError, match=r"can: 4"):
         check_divisible(0, 4)
-
-
-TWO_PROCESSES = """
-import sys
-import jax
-rank, world, local = map(int, sys.argv[1:4])
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", local)
-if world > 1:
-    jax.distributed.initialize(f"127.0.0.1:{sys.argv[4]}", world, rank, initialization_timeout=60)
-import numpy as np, optax
-from jaxvae.parallel import AXIS, make_chunk_step, make_mesh, replicate, shard
-from jaxvae.state import init_state
-from jaxvae.training import make_train_step
-from jaxvae.vae import mlp_vae
-vae, optimizer = mlp_vae(data_shape=(8,), hidden=(8,)), optax.sgd(1e-2)
-mesh = make_mesh(jax.devices())
-step = make_chunk_step(make_train_step(vae, optimizer, axis_name=AXIS), mesh, 8, 20)
-state = replicate(init_state(vae, optimizer, jax.random.key(1)), mesh)
-rows = np.random.default_rng(0).integers(0, 2, (4, 20, 2, 8)).astype(np.float32)
-mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == rank]
-key, count = replicate((jax.random.key(2), np.int32(20)), mesh)
-_, metrics = step(state, key, shard(rows[mine], mesh), count)
-print(*jax.device_get(metrics)["elbo"].tolist())
-"""
-
-
-def test_two_processes_of_two_devices_are_one_of_four():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-
-    def start(rank, world, local):
-        arguments = [str(value) for value in (rank, world, local)]
-        command = [sys.executable, "-c", TWO_PROCESSES, *arguments, port]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-    processes = [start(0, 1, 4), start(0, 2, 2), start(1, 2, 2)]
-    outputs = [process.communicate(timeout=180)[0].split() for process in processes]
-    one, *two = [np.array(output[-20:], float) for output in outputs]
-    np.testing.assert_allclose(two[0], one, rtol=1e-6)
-    np.testing.assert_array_equal(two[0], two[1])

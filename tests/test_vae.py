@@ -116,9 +116,7 @@ def clamped(log_scale):
     return 7 * np.tanh(log_scale / 7)
 
 
-@pytest.mark.parametrize(
-    ("model", "activation"), [("mlp (6,)", "tanh"), ("mlp (5, 4, 1)", "relu")]
-)
+@pytest.mark.parametrize(("model", "activation"), [("mlp (6,)", "tanh"), ("mlp (5, 4, 1)", "relu")])
 def test_vmapped_mlp_is_a_batched_forward_pass_in_numpy(model, activation):
     """The batch costs nothing: vmap of one example is the matrix product of all."""
     vae = MODELS[model](activation=activation)

@@ -1,0 +1,36 @@
+"""`python -m experiments.benchmark`: the subcommand that the command line names."""
+
+from typing import Annotated, Any
+
+from tyro.conf import subcommand
+
+from experiments import command
+from experiments.benchmark.evaluate import EvaluateConfig, evaluate
+from experiments.benchmark.peers import PeersConfig, peers
+from experiments.benchmark.scaling import ScalingConfig, scaling
+from experiments.benchmark.startup import StartupConfig, startup
+from experiments.benchmark.step import StepConfig, step
+
+COMMANDS: dict[type, Any] = {
+    StepConfig: step,
+    PeersConfig: peers,
+    ScalingConfig: scaling,
+    EvaluateConfig: evaluate,
+    StartupConfig: startup,
+}
+Flags = (
+    Annotated[StepConfig, subcommand("step")]
+    | Annotated[PeersConfig, subcommand("peers")]
+    | Annotated[ScalingConfig, subcommand("scaling")]
+    | Annotated[EvaluateConfig, subcommand("evaluate")]
+    | Annotated[StartupConfig, subcommand("startup")]
+)
+
+
+def benchmark(config: Any) -> None:
+    """Run the subcommand whose flags these are."""
+    COMMANDS[type(config)](config)
+
+
+if __name__ == "__main__":
+    command.main(Flags, benchmark)  # type: ignore[arg-type]

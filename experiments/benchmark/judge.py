@@ -1,0 +1,45 @@
+"""One function that judges weights, wherever they were trained."""
+
+from typing import Any
+
+import jax
+
+from experiments.benchmark import weights
+from experiments.benchmark.setting import initial_weights, make_setting
+from jaxvae.evaluation import estimate, make_score, over_dataset
+from jaxvae.parallel import make_map, make_mesh, replicate
+
+BATCH_SIZE = 500
+
+
+class Judge:
+    """Gives a net's first weights, and the test ELBO of any others.
+
+    All weights meet the same binary images and the same draws of q, so that their difference is
+    that of the weights.
+    """
+
+    def __init__(self, net: str, **where: Any) -> None:
+        self._setting = make_setting(net, **where)
+        self._mesh = make_mesh(self._setting.devices[:1])
+        score = make_score(self._setting.vae, prepare=self._setting.preprocessing.prepare)
+        self._score = make_map(score, self._mesh)
+        self._like = self._setting.initial_params()
+        self.about: dict[str, Any] = {}
+
+    def write_initial(self, path: str) -> None:
+        """Write the weights that a training run starts from."""
+        weights.save(path, initial_weights(self._setting))
+
+    def elbo(self, path: str) -> dict[str, float]:
+        """Mean test ELBO of the weights in a file, and its standard error, in nats."""
+        params = weights.as_tree(weights.load(path), self._like)
+        scores = over_dataset(
+            self._score,
+            replicate(params, self._mesh),
+            replicate(jax.random.key(0), self._mesh),
+            self._setting.dataset.test,
+            mesh=self._mesh,
+            batch_size=BATCH_SIZE,
+        )
+        return estimate(scores.elbo)._asdict()

@@ -1,0 +1,142 @@
+"""The library's train step, dispatched in the way that was chosen and in others."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.batches import Batches
+from experiments.benchmark.setting import Setting, make_setting
+from experiments.benchmark.timed import Timed, Work
+from experiments.model import block_size, make_objective, make_optimizer, rows_at_once
+from jaxvae import TrainState, init_state, make_train_step
+from jaxvae.parallel import (
+    AXIS,
+    local_positions,
+    make_chunk_step,
+    make_mesh,
+    replicate,
+    shard,
+)
+from jaxvae.processes import from_first
+
+CHUNK_STEPS = 20
+"""Steps of one dispatch, but for the variant that dispatches each."""
+
+
+def chunked(setting: Setting) -> Work:
+    """Chosen: the pmapped call of up to so many steps, state donated, a key per example."""
+    mesh, batch_size = make_mesh(setting.devices), setting.config.batch_size
+    chunk_step = make_chunk_step(_train_step(setting, AXIS), mesh, batch_size, CHUNK_STEPS)
+    rows = _rows(setting, mesh.size, local_positions(mesh))
+    chunk, key = shard(rows, mesh), replicate(jax.random.key(1), mesh)
+    count = replicate(np.int32(CHUNK_STEPS), mesh)
+    call = lambda state: chunk_step(state, key, chunk, count)
+    return _work(setting, replicate(_state(setting), mesh), call, CHUNK_STEPS)
+
+
+def jitted(setting: Setting) -> Work:
+    """One dispatch a step."""
+    device, batch_size = setting.devices[0], setting.config.batch_size
+    train_step = _train_step(setting, None)
+
+    def step(state: TrainState, key: jax.Array, rows: jax.Array) -> tuple[TrainState, Any]:
+        keys = jax.random.split(jax.random.fold_in(key, state.step), batch_size)
+        return train_step(state, keys, rows)
+
+    compiled = jax.jit(step, donate_argnums=0)
+    rows, key = jax.device_put((_rows(setting, 1)[0, 0], jax.random.key(1)), device)
+    state = jax.device_put(_state(setting), device)
+    return _work(setting, state, lambda state: compiled(state, key, rows), 1)
+
+
+def scanned(setting: Setting, *, donated: bool = True) -> Work:
+    """A scan of fixed length under jit, on one device."""
+    device, batch_size = setting.devices[0], setting.config.batch_size
+    train_step = _train_step(setting, None)
+
+    def run(state: TrainState, key: jax.Array, chunk: jax.Array) -> tuple[TrainState, Any]:
+        def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, Any]:
+            keys = jax.random.split(jax.random.fold_in(key, state.step), batch_size)
+            return train_step(state, keys, rows)
+
+        return jax.lax.scan(step, state, chunk)
+
+    compiled = jax.jit(run, donate_argnums=(0,) if donated else ())
+    chunk, key = jax.device_put((_rows(setting, 1)[0], jax.random.key(1)), device)
+    state = jax.device_put(_state(setting), device)
+    return _work(setting, state, lambda state: compiled(state, key, chunk), CHUNK_STEPS)
+
+
+def scanned_keeping(setting: Setting) -> Work:
+    """The scan without donation of the state."""
+    return scanned(setting, donated=False)
+
+
+WAYS: dict[str, Callable[[Setting], Work]] = {
+    "chunked": chunked,
+    "jitted": jitted,
+    "scanned": scanned,
+    "scanned_keeping": scanned_keeping,
+}
+
+
+def prepare(net: str, segment_seconds: float, way: str, **where: Any) -> Timed:
+    """A way to dispatch as a variant.
+
+    Args:
+        net: a key of `NETS`.
+        segment_seconds: of `Timed`.
+        way: a key of `WAYS`.
+        where: of `make_setting`; flags of `experiments.train` may be among it.
+    """
+    return Timed(WAYS[way](make_setting(net, **where)), segment_seconds)
+
+
+def first_process_says(number: float) -> float:
+    """Process 0's number, on all processes."""
+    return float(from_first(lambda: number))
+
+
+def _train_step(setting: Setting, axis_name: str | None) -> Callable[..., Any]:
+    config, num_devices = setting.config, 1 if axis_name is None else len(setting.devices)
+    rows = rows_at_once(config, setting.devices[0].platform)
+    return make_train_step(
+        setting.vae,
+        make_optimizer(config, config.num_steps),
+        objective=make_objective(config, rows),
+        prepare=setting.preprocessing.prepare,
+        average_decay=config.average_decay,
+        axis_name=axis_name,
+        block_size=block_size(config, setting.vae, num_devices, rows),
+    )
+
+
+def _state(setting: Setting) -> TrainState:
+    optimizer = make_optimizer(setting.config, setting.config.num_steps)
+    key = jax.random.key(0)
+    return jax.jit(lambda: init_state(setting.vae, optimizer, key, averaging=True))()
+
+
+def _rows(setting: Setting, num_devices: int, positions: Sequence[int] | None = None) -> np.ndarray:
+    """A chunk's batches for this process' devices: [devices, CHUNK_STEPS, B / devices, ...]."""
+    batches = Batches(setting.dataset.train, setting.config.batch_size, 0, num_devices, positions)
+    return batches.chunk(0, CHUNK_STEPS, CHUNK_STEPS)
+
+
+def _work(setting: Setting, state: TrainState, call: Callable[..., Any], steps: int) -> Work:
+    """Calls that hand the state on; the first is timed as the compilation."""
+    started = time.perf_counter()
+    carried = [call(state)[0]]
+    jax.block_until_ready(carried)
+    seconds = time.perf_counter() - started
+
+    def advance(calls: int) -> None:
+        for _ in range(calls):
+            carried[0], metrics = call(carried[0])
+            jax.block_until_ready(metrics)  # as the command, which reads them
+
+    about = {"compile_seconds": seconds}
+    return Work(advance, steps, setting.config.batch_size, about, agree=first_process_says)

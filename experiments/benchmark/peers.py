@@ -1,0 +1,182 @@
+"""Is the training command faster than the same net in PyTorch, and in a plain flax script?"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import command
+from experiments.benchmark import plots, tables
+from experiments.benchmark.comparison import Comparison, compare, say
+from experiments.benchmark.flags import Measurement
+from experiments.benchmark.nets import NETS, NetName
+from experiments.benchmark.quality import TOLERANCE_NATS, verify
+from experiments.benchmark.rounds import column, ratios, summarize
+from experiments.benchmark.workers import Variant, WorkerFailed, Workers, ask_once
+from experiments.config import require
+
+QUESTION = "How fast is experiments.train, against the same net and work elsewhere?"
+COMMAND, BARE, FLAX = "jaxvae, the command", "bare scanned loop", "flax script"
+TUNED, EAGER = "PyTorch, tuned", "PyTorch, as usual"
+NATIVE = "jaxvae, native convolutions"
+MODULE = "experiments.benchmark"
+
+
+@dataclass(frozen=True)
+class PeersConfig(Measurement):
+    """How fast is experiments.train, against the same net and work elsewhere?
+
+    The whole training command (metrics, progress, checkpoints, validation, averages: all on)
+    against a bare scanned loop in jax, a plain flax script with a jitted step, PyTorch as it is
+    usually written, and PyTorch tuned (arrays, logits, fused Adam, torch.compile). A short race
+    finds the two best settings of PyTorch, and in every round the faster one counts. Then all
+    train from the same weights, and one function says what each has learned. PyTorch is the
+    optional extra "peers".
+    """
+
+    nets: tuple[NetName, ...] = ("a", "b", "b20", "c", "d")
+    """a: 784-400-20; b: 784-200-200-50 (b20: batch 20); c: b with 50-sample IWAE (c20: batch 20);
+    d: convolutional."""
+    verify_steps: int = 300
+    """Steps that each variant trains from the same weights, to compare what they learn. 0: none.
+    With more it takes longer: at 300, several minutes of nets c and d."""
+
+    def check(self) -> None:
+        """Refuse values that mean nothing.
+
+        Raises:
+            ValueError: one line, naming the flag.
+        """
+        super().check()
+        require(self.verify_steps >= 0, "verify_steps", self.verify_steps, "0 or more")
+
+
+def peers(config: PeersConfig) -> None:
+    """Measure, print the table, write numbers and plot."""
+    with command.refusing():
+        config.check()
+    where = {"accelerator": config.accelerator, "num_devices": 1}
+    machine = ask_once(Variant("jax", f"{MODULE}.setting:Machine", where))
+    found: dict[str, Comparison] = {}
+    learned: dict[str, dict[str, Any]] = {}
+    for name in config.nets:
+        arguments = {"net": name, **where, **config.data()}
+        with (
+            tempfile.TemporaryDirectory(prefix="jaxvae-benchmark-") as folder,
+            Workers(one_process=machine["platform"] == "tpu") as workers,
+        ):
+            variants = _variants(config, name, arguments, Path(folder))
+            found[name] = compare(workers, variants, config.rounds, f"net {name}")
+            learned[name] = _learned(config, workers, found[name], arguments)
+    _print(found, learned, machine)
+    results = {
+        name: compared.to_json() | {"net": NETS[name]._asdict(), "learned": learned[name],
+                                    "ratios": _ratios(compared)}
+        for name, compared in found.items()
+    }  # fmt: skip
+    json = tables.write(config, "peers", QUESTION, machine, results)
+    tables.say_where(json, _plot(config, found, machine))
+
+
+def _variants(
+    config: PeersConfig, name: str, arguments: dict[str, Any], folder: Path
+) -> list[Variant]:
+    """Those of a net.
+
+    Args:
+        config, name: which.
+        arguments: that all take.
+        folder: for the runs of the command.
+    """
+    arguments = arguments | {"segment_seconds": config.segment_seconds}
+    runs = lambda name: {"folder": str(folder / name)}
+    variants = [
+        Variant(COMMAND, f"{MODULE}.real_training:prepare", arguments | runs("own")),
+        Variant(BARE, f"{MODULE}.scanned_loop:prepare", arguments),
+        Variant(FLAX, f"{MODULE}.flax_script:prepare", arguments),
+        Variant(TUNED, f"{MODULE}.pytorch_training:prepare", arguments | {"style": "tuned"}),
+        Variant(EAGER, f"{MODULE}.pytorch_training:prepare", arguments | {"style": "eager"}),
+    ]
+    if NETS[name].model == "conv":
+        native = arguments | runs("native") | {"native_convolutions": True}
+        variants.append(Variant(NATIVE, f"{MODULE}.real_training:prepare", native))
+    return variants
+
+
+def _learned(
+    config: PeersConfig, workers: Workers, compared: Comparison, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """What the variants learn; the command with other convolutions is the command."""
+    if not config.verify_steps:
+        return {}
+    names = [name for name in compared.rounds if name != NATIVE]
+    title = f"net {arguments['net']}"
+    try:
+        return verify(workers, names, config.verify_steps, _judge_arguments(arguments), title)
+    except WorkerFailed as error:
+        say(f"{title}: what they learn is not compared: {error}")
+        return {}
+
+
+def _judge_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    return arguments
+
+
+def _ratios(compared: Comparison) -> dict[str, list[float]]:
+    """The command's speed over each variant's, round by round."""
+    ours = compared.rounds.get(COMMAND)
+    if ours is None:
+        return {}
+    return {
+        label: ratios(ours, measured, "images_per_second")
+        for label, measured in compared.rounds.items()
+        if label != COMMAND
+    }
+
+
+def _print(
+    found: dict[str, Comparison], learned: dict[str, dict[str, Any]], machine: dict[str, Any]
+) -> None:
+    header = ["net, variant", "images/s", "quartiles", "worst", "command is", "worst", "MB",
+              "test ELBO", "from median", "setting"]  # fmt: skip
+    rows = []
+    for name, compared in found.items():
+        for label, measured in compared.rounds.items():
+            speed = summarize(column(measured, "images_per_second"))
+            row = [f"{name}: {label}", *tables.cells(speed)]
+            over = _ratios(compared).get(label)
+            ratio = summarize(over) if over else None
+            row += [f"{ratio.median:.2f} x", f"{ratio.worst:.2f} x"] if ratio else ["", ""]
+            row += [tables.megabytes(measured[-1]["peak_bytes"]), *_elbo(learned[name].get(label))]
+            rows.append([*row, compared.setting(label)])
+    tables.print_table(f"{QUESTION} ({machine['devices']})", header, rows)
+    for name, compared in found.items():
+        for label, reason in compared.failed.items():
+            print(f"net {name}: {label} was left out: {reason}")
+        over = _ratios(compared).get(BARE)
+        if over:
+            overhead = 100 * (1 / summarize(over).median - 1)
+            print(f"net {name}: the command takes {overhead:+.0f} % time over the bare loop")
+
+
+def _elbo(result: dict[str, Any] | None) -> list[str]:
+    if result is None or "error" in result:
+        return ["-" if result is None else "failed", "-"]
+    agrees = "" if result["agrees"] else f" (beyond {TOLERANCE_NATS})"
+    return [f"{result['value']:.2f}", f"{result['difference']:+.2f}{agrees}"]
+
+
+def _plot(config: PeersConfig, found: dict[str, Comparison], machine: dict[str, Any]) -> Path:
+    panels = [
+        plots.Panel(
+            f"net {name}: {NETS[name].about}",
+            {
+                label: column(measured, "images_per_second")
+                for label, measured in compared.rounds.items()
+            },
+            "images per second",
+        )
+        for name, compared in found.items()
+    ]
+    title = f"Training, {machine['devices']}"
+    return plots.bars(config.output / "peers.png", title, panels, highlighted=COMMAND)

@@ -1,0 +1,160 @@
+"""What PyTorch is tried with, in a short race whose winner is measured."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+RACE_SECONDS = 0.5
+RACE_LAPS = 2
+WARM_UP_CALLS = 3
+
+
+class Choice(NamedTuple):
+    """One setting.
+
+    Attributes:
+        threads: of PyTorch's operators on the CPU; 0 on other devices.
+        softplus: the likelihood as x l - softplus(l), not binary_cross_entropy_with_logits.
+        channels_last: memory layout of images and convolutions.
+        rows: latents decoded at once, in evaluation; 0 in training.
+        compiled: whether torch.compile is used.
+    """
+
+    threads: int
+    softplus: bool = False
+    channels_last: bool = False
+    rows: int = 0
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        words = [f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.threads else []
+        words += ["softplus"] * self.softplus + ["channels last"] * self.channels_last
+        words += [f"chunks of {self.rows:,}"] if self.rows else []
+        words += ["compiled"] * self.compiled
+        return ", ".join(words) or "as it is"
+
+    def apply(self) -> None:
+        """Make it hold in this process."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, compiled for this many threads where this setting says so."""
+        if not self.compiled:
+            return function
+        options: Any = {"cpp.threads": self.threads} if self.threads else None
+        return torch.compile(function, options=options)
+
+
+class Race(NamedTuple):
+    """What came of a race.
+
+    Attributes:
+        finalists: the fastest setting, and the fastest with another number of threads, each with
+            what it made and its lap, which applies the setting first. With several programs on a
+            machine the number of threads that is best may change from minute to minute.
+        about: what to say of it, in JSON's types.
+    """
+
+    finalists: dict[Choice, tuple[Any, "Lap"]]
+    about: dict[str, Any]
+
+
+Lap = Callable[[int], None]
+"""Does a number of calls, and waits for the last."""
+
+
+def available_device(accelerator: str) -> torch.device:
+    """The GPU where there is one and it may be used, else the CPU."""
+    use_gpu = accelerator in ("auto", "gpu") and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def thread_counts(device: torch.device) -> list[int]:
+    """1, 2, 4, ... and all cores; 0 alone for what is no CPU."""
+    if device.type != "cpu":
+        return [0]
+    cores = torch.get_num_threads()
+    return sorted({2**i for i in range(cores.bit_length()) if 2**i <= cores} | {cores})
+
+
+def fastest(
+    choices: list[Choice], make: Callable[[Choice], tuple[Any, Lap]], *, compiles: bool = False
+) -> Race:
+    """The fastest two of some settings, and of these compiled where asked for.
+
+    Compiling takes long: it is tried on the settings that win without, at every number of
+    threads. A setting that raises, as without a compiler, is noted and out of the race.
+
+    Args:
+        choices: to be tried.
+        make: what a setting makes, and its lap.
+        compiles: whether to try torch.compile.
+    """
+    made: dict[Choice, tuple[Any, Lap]] = {}
+    times: dict[Choice, float] = {}
+    failed: dict[str, str] = {}
+    for entrants in _heats(choices, times, compiles):
+        for choice in entrants:
+            try:
+                choice.apply()
+                made[choice] = make(choice)
+                made[choice][1](WARM_UP_CALLS)
+            except Exception as error:
+                made.pop(choice, None)
+                failed[str(choice)] = (
+                    f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                )
+        for _ in range(RACE_LAPS):
+            for choice in [choice for choice in entrants if choice in made]:
+                choice.apply()
+                seconds = _seconds_per_call(made[choice][1])
+                times[choice] = min(seconds, times.get(choice, seconds))
+    if not times:
+        raise RuntimeError(f"no setting works: {failed}")
+    order = sorted(times, key=lambda choice: times[choice])
+    others = [choice for choice in order if choice.threads != order[0].threads]
+    finalists = {choice: _applied(choice, *made[choice]) for choice in [order[0], *others[:1]]}
+    about = {
+        "setting": str(order[0]),
+        "race_seconds_per_step": {str(choice): times[choice] for choice in order},
+        "failed_settings": failed,
+        "versions": {"torch": torch.__version__},
+    }
+    return Race(finalists, about)
+
+
+def _applied(choice: Choice, made: Any, lap: Lap) -> tuple[Any, Lap]:
+    """The lap with its setting made to hold before."""
+
+    def run(calls: int) -> None:
+        choice.apply()
+        lap(calls)
+
+    return made, run
+
+
+def _heats(
+    choices: list[Choice], times: dict[Choice, float], compiles: bool
+) -> Iterator[list[Choice]]:
+    yield choices
+    if compiles and times:
+        best = min(times, key=lambda choice: times[choice])
+        threads = sorted({choice.threads for choice in choices})
+        yield [best._replace(threads=count, compiled=True) for count in threads]
+
+
+def _seconds_per_call(lap: Lap) -> float:
+    calls, started = 0, time.perf_counter()
+    while (taken := time.perf_counter() - started) < RACE_SECONDS:
+        lap(1)
+        calls += 1
+    return taken / calls

@@ -1,0 +1,102 @@
+"""`experiments.train` itself as a variant: metrics, progress, checkpoints, validation, all on."""
+
+import dataclasses
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.benchmark import weights
+from experiments.benchmark.setting import Setting, make_setting
+from experiments.benchmark.timed import Timed, Work
+from experiments.run_log import read_metrics
+from experiments.training_run import TrainingRun
+
+DEFAULT_EVAL_EVERY = 500
+"""The command's own: never more rarely than this is it evaluated and saved here."""
+PACE_STEPS = 40
+NO_END = 10**9
+"""Steps of a run that is told anew each time where to stop."""
+PERIOD_SEGMENTS = 6
+"""Most segments that an evaluation period may last."""
+
+
+class ContinuedRun:
+    """A training run in a folder, continued by a number of evaluation periods at a time.
+
+    Every period ends as it does in the command, with an evaluation on the validation split and a
+    checkpoint, whose writing is waited for. Where 500 steps would last more than six segments,
+    the period is shorter, so that the run pays more for both than the command's default does.
+    """
+
+    def __init__(self, setting: Setting, segment_seconds: float, folder: Path) -> None:
+        self._setting = setting
+        self.folder = folder
+        self.about: dict[str, Any] = {}
+        self.eval_every = self._period(segment_seconds)
+        self._run = self._new("steady", eval_every=self.eval_every, num_steps=NO_END)
+        self._advance_to(self.eval_every)
+        self.about["setting"] = f"evaluated and saved every {self.eval_every} steps"
+
+    def close(self) -> None:
+        """Close the run's files."""
+        with self._run:
+            pass
+
+    def advance(self, calls: int) -> None:
+        """Train for so many periods."""
+        self._advance_to(self._run.step + calls * self.eval_every)
+
+    def train(self, initial: str, steps: int, final: str) -> None:
+        """A run of its own: the raw weights, not their average, after so many steps."""
+        started_from = weights.named(self._setting.initial_params())
+        given = weights.load(initial)
+        if any((given[name] != started_from[name]).any() for name in started_from):
+            raise ValueError("the command starts from its own seed's weights; give those.")
+        with self._new("quality", eval_every=DEFAULT_EVAL_EVERY, num_steps=steps) as run:
+            run.to_the_end()
+            run.checkpoints.wait()
+            target = jax.eval_shape(run.vae.init, jax.random.key(0))
+            params = run.checkpoints.restore(run.step, {"params": target})["params"]
+        weights.save(final, weights.named(params))
+
+    def _new(self, name: str, **flags: Any) -> TrainingRun:
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        config = dataclasses.replace(self._setting.config, run=folder, **flags)
+        return TrainingRun(config, self._setting.devices)
+
+    def _period(self, segment_seconds: float) -> int:
+        """Steps between evaluations: the command's 500, or what some segments have time for."""
+        started = time.perf_counter()
+        with self._new("pace", num_steps=PACE_STEPS, log_every=1) as run:
+            run.to_the_end()
+            set_up = run.seconds_to_first_step
+        self.about["compile_seconds"] = set_up or time.perf_counter() - started
+        rows = read_metrics(self.folder / "pace" / "metrics.jsonl")[PACE_STEPS // 2 :]
+        rate = statistics.median(row["timing"]["images_per_second"] for row in rows)
+        most = PERIOD_SEGMENTS * segment_seconds * rate / self._setting.net.batch_size
+        return max(1, min(DEFAULT_EVAL_EVERY, round(most)))
+
+    def _advance_to(self, step: int) -> None:
+        self._run.num_steps = step
+        self._run.to_the_end()
+        self._run.checkpoints.wait()
+
+
+def prepare(net: str, segment_seconds: float, folder: str, **where: Any) -> Timed:
+    """The command's training as a variant; `where` is that of `make_setting`.
+
+    Args:
+        net: a key of `NETS`.
+        segment_seconds: of `Timed`.
+        folder: for its runs; one of its own.
+        where: of `make_setting`.
+    """
+    setting = make_setting(net, **where)
+    run = ContinuedRun(setting, segment_seconds, Path(folder))
+    work = Work(run.advance, run.eval_every, setting.net.batch_size, run.about, run.train)
+    return Timed(work, segment_seconds)

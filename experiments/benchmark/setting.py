@@ -1,0 +1,115 @@
+"""What a variant of ours is made from: a net, its flags, devices, data and first weights."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import accelerators, results
+from experiments.benchmark import native_convolutions as exchanged
+from experiments.benchmark.images import check_images
+from experiments.benchmark.nets import NETS, Net
+from experiments.benchmark.weights import Weights, named
+from experiments.config import TrainConfig
+from experiments.datasets import Dataset
+from experiments.datasets.preprocessing import Preprocessing
+from experiments.model import initial_vae, recipe
+from experiments.processes import Processes
+from experiments.run_folder import load_data
+from jaxvae.vae import VAE
+
+
+class Setting(NamedTuple):
+    """A net as `experiments.train` would train it.
+
+    Attributes:
+        net: which.
+        config: the flags.
+        devices: to run on.
+        dataset, preprocessing: as the training has them.
+        vae: the model.
+    """
+
+    net: Net
+    config: TrainConfig
+    devices: list[jax.Device]
+    dataset: Dataset
+    preprocessing: Preprocessing
+    vae: VAE
+
+    def initial_params(self) -> Any:
+        """The parameters that a training run of these flags starts from."""
+        return jax.jit(self.vae.init)(jax.random.split(jax.random.key(self.config.seed), 4)[0])
+
+
+def make_setting(
+    net: str,
+    *,
+    accelerator: Any,
+    num_devices: int | None,
+    dataset: str,
+    manual_dir: str | None,
+    processes: dict[str, Any] | None = None,
+    native_convolutions: bool = False,
+    **flags: Any,
+) -> Setting:
+    """Start jax and load the data.
+
+    Args:
+        net: a key of `NETS`.
+        accelerator, num_devices, dataset, manual_dir: flags of the commands.
+        processes: as `start_devices` has them.
+        native_convolutions: XLA's own in place of the library's.
+        flags: more flags of `experiments.train`, instead of the net's.
+
+    Raises:
+        ValueError: no such device, or data that the nets are not for.
+    """
+    devices = start_devices(accelerator, num_devices, processes)
+    if native_convolutions:
+        exchanged.use()
+    config = NETS[net].config(dataset=dataset, manual_dir=manual_dir, **flags)
+    data, preprocessing = load_data(config)
+    check_images(data.train)
+    made = recipe(config, data.train.shape[1:])
+    vae = initial_vae(made, config, preprocessing, data.train)
+    return Setting(NETS[net], config, devices, data, preprocessing, vae)
+
+
+def start_devices(
+    accelerator: Any, num_devices: int | None, processes: dict[str, Any] | None = None
+) -> list[jax.Device]:
+    """Devices to run on; several processes are joined at the first call.
+
+    Args:
+        accelerator, num_devices: flags of the commands.
+        processes: fields of `Processes`, where this process is one of several; None: the devices
+            are this process' own.
+    """
+    joining = processes is not None and not jax.distributed.is_initialized()
+    others = Processes(**processes) if joining and processes is not None else None
+    devices = accelerators.start(accelerator, num_devices, others)
+    if processes is not None:
+        return devices
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
+class Machine:
+    """What jax finds, and the versions of what the numbers depend on."""
+
+    def __init__(
+        self, accelerator: Any, num_devices: int | None, processes: dict[str, Any] | None = None
+    ) -> None:
+        devices = start_devices(accelerator, num_devices, processes)
+        self.about = {
+            "devices": accelerators.describe(devices),
+            "platform": devices[0].platform,
+            "num_devices": len(devices),
+            "num_processes": jax.process_count() if processes else 1,
+            "process_index": jax.process_index(),
+            "versions": results.versions(),
+        }
+
+
+def initial_weights(setting: Setting) -> Weights:
+    """The parameters that a training run starts from, by name."""
+    return named(setting.initial_params())

@@ -1,0 +1,50 @@
+"""A net's weights as named arrays, which all variants of it can start from and be judged by."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Weights = dict[str, np.ndarray]
+"""Name -> array, as the library has it: "encoder/params/Dense_0/kernel" [in, out], ..."""
+
+
+def named(params: Any, path: str = "") -> Weights:
+    """Nested dicts of parameters by the paths of their leaves.
+
+    >>> named({"encoder": {"bias": np.zeros(2)}, "likelihood": {}})
+    {'encoder/bias': array([0., 0.])}
+    """
+    if not isinstance(params, dict):
+        return {path: np.asarray(params)}
+    found: Weights = {}
+    for name, value in params.items():
+        found |= named(value, f"{path}/{name}" if path else name)
+    return found
+
+
+def as_tree(weights: Weights, like: Any, path: str = "") -> Any:
+    """Named arrays in the structure of nested dicts of parameters.
+
+    Raises:
+        ValueError: other names than the tree's.
+    """
+    if not path and (other := named(like).keys() ^ weights.keys()):
+        raise ValueError(f"weights must be those of the net; {sorted(other)} are not in both.")
+    if not isinstance(like, dict):
+        return weights[path]
+    return {
+        name: as_tree(weights, value, f"{path}/{name}" if path else name)
+        for name, value in like.items()
+    }
+
+
+def save(path: str | Path, weights: Weights) -> None:
+    """Write named arrays to an .npz file."""
+    np.savez(path, **weights)  # type: ignore[arg-type]
+
+
+def load(path: str | Path) -> Weights:
+    """Read what `save` wrote."""
+    with np.load(path) as arrays:
+        return dict(arrays)

@@ -1,0 +1,62 @@
+"""Variants that need neither jax nor time, for the tests of the benchmark's workers."""
+
+import itertools
+import os
+import sys
+
+SEGMENT = {"steps": 4, "images": 40, "seconds": 0.5, "peak_bytes": 10**8, "rows_per_second": 800.0}
+
+
+class Trivial:
+    """Answers at once, with a rate that rises from round to round."""
+
+    def __init__(self, rate=100.0):
+        print("noise on standard output")
+        os.system("echo noise of a child")
+        self._rates = itertools.count(rate, 1.0)
+        self.about = {"setting": "none", "compile_seconds": 1.5}
+
+    def segment(self):
+        return SEGMENT | {"images_per_second": next(self._rates)}
+
+    def values(self, num_images):
+        return [float(i % 3) for i in range(num_images)]
+
+    def train(self, initial, steps, final):
+        return {"seconds": 1.0}
+
+    def write_initial(self, path):
+        return None
+
+    def elbo(self, path):
+        return {"value": -100.0, "standard_error": 0.5}
+
+    def refuse(self):
+        raise ValueError("a reason\nin two lines")
+
+    def die(self):
+        print("first line", file=sys.stderr)
+        print("last words", file=sys.stderr, flush=True)
+        os._exit(3)
+
+
+def without_torch(**arguments):
+    """What PyTorch's variant is on a machine that has no PyTorch."""
+    sys.modules["torch"] = None
+    from experiments.benchmark.pytorch_training import prepare
+
+    return prepare(**arguments)
+
+
+class OneOfTwo(Trivial):
+    """Of two processes, the one that fails or the one that would wait for it for ever."""
+
+    def __init__(self, process_id):
+        super().__init__()
+        self._process_id = process_id
+        self.about["process_id"] = process_id
+
+    def segment(self):
+        if self._process_id == 1:
+            raise RuntimeError("the second fails")
+        sys.stdin.read()
