@@ -13,6 +13,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -116,6 +117,7 @@ def join(processes: Processes) -> None:
     threading.Thread(target=_give_up, args=(processes, joined), daemon=True).start()
     explicit = processes.coordinator is not None
     try:
+        _require_free_port(processes)
         jax.distributed.initialize(
             processes.coordinator,
             processes.num_processes,
@@ -126,7 +128,7 @@ def join(processes: Processes) -> None:
             heartbeat_timeout_seconds=processes.lost_timeout_seconds,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         if explicit:
             raise ValueError(
                 f"{processes.name} could not start at --coordinator={processes.coordinator}: "
@@ -139,6 +141,13 @@ def join(processes: Processes) -> None:
         ) from error
     finally:
         joined.set()
+
+
+def _require_free_port(processes: Processes) -> None:
+    """Where process 0 cannot have its port, jax may end in a segmentation fault: so try before."""
+    if processes.coordinator is not None and processes.process_id == 0:
+        with socket.create_server(("", int(processes.coordinator.rpartition(":")[2]))):
+            pass
 
 
 def _give_up(processes: Processes, joined: threading.Event) -> None:

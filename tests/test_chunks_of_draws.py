@@ -46,8 +46,9 @@ def value_and_gradient(bound, params, **options):
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_chunk_size_changes_nothing_but_memory(name):
     bound, options = BOUNDS[name]
-    whole = value_and_gradient(bound, params(), num_samples=10, **options)
-    chunked = value_and_gradient(bound, params(), num_samples=10, chunk_size=4, **options)
+    run = partial(value_and_gradient, bound, num_samples=10, **options)
+    both = jax.jit(lambda params: (run(params), run(params, chunk_size=4)))
+    whole, chunked = both(params())
     compare = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(lambda a, b: compare(a, b), chunked, whole)
 
@@ -96,7 +97,7 @@ def after_two_steps(block_size, axis_name=None):
     return jax.device_get((state.params, state.average, metrics))
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("block_size", [1, 4, 8])
 def test_blocks_take_the_step_of_the_whole_batch(block_size):
     compare = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(compare, after_two_steps(block_size), after_two_steps(None))

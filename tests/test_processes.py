@@ -325,6 +325,20 @@ def test_no_cluster_and_no_flags_is_refused(tmp_path):
     assert errors[0].count("\n") == 1
 
 
+def test_a_port_that_is_taken_is_refused(tmp_path):
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        flags = ["--distributed", f"--coordinator={address}", "--num-processes=2"]
+        flags += ["--process-id=0", f"--run={tmp_path / 'run'}"]
+        codes, _, errors = _ends([_start("train", flags, {})])
+    assert codes == [2]
+    assert errors[0].startswith(
+        f"error: process 0 of 2 could not start at --coordinator={address}: "
+    )
+    assert "Give another port" in errors[0]
+    assert errors[0].count("\n") == 1
+
+
 def test_every_difference_is_named_once(monkeypatch):
     theirs = [{"--seed": 0, "jax": "1"}, {"--seed": 1, "jax": "1"}, {"--seed": 2, "numpy": "3"}]
     monkeypatch.setattr(jax, "process_count", lambda: 3)
