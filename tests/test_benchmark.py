@@ -269,18 +269,17 @@ def test_the_estimate_in_pytorch_is_the_library_s_to_its_noise(tiny):
 
 
 def test_a_run_starts_from_the_weights_that_the_others_are_given(tiny, tmp_path):
-    """At a learning rate of almost nothing the final raw weights are the first ones."""
+    """And gives its raw ones: Adam's first step is the learning rate, their average's is less."""
     setting = tiny("relu")
-    config = dataclasses.replace(setting.config, learning_rate=1e-30)
-    setting = setting._replace(config=config)
     run = ContinuedRun(setting, 0.01, tmp_path)
     initial, final = str(tmp_path / "initial.npz"), str(tmp_path / "final.npz")
     first = weights.named(setting.initial_params())
     weights.save(initial, first)
     run.advance(2)
-    run.train(initial, 3, final)
+    run.train(initial, 1, final)
     for name, value in weights.load(final).items():
-        np.testing.assert_allclose(value, first[name], rtol=0, atol=1e-25, err_msg=name)
+        step = np.abs(value - first[name]).max()
+        assert step == pytest.approx(setting.config.learning_rate, rel=0.01), name
     assert run.about["compile_seconds"] > 0
     weights.save(initial, first | {name: value + 1 for name, value in first.items()})
     with pytest.raises(ValueError, match="starts from its own seed"):
