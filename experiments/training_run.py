@@ -320,8 +320,9 @@ class TrainingRun:
 
     def _save(self, metric: float | None) -> bool:
         """Save the state; False, and nothing is saved, where an update has made it infinite."""
-        items = jax.device_get(to_items(self._state))
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items["params"])):
+        items = to_items(self._state)
+        params = jax.device_get(items["params"])
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
             return False
         about = {
             "step": self.step,

@@ -10,6 +10,7 @@ methods in the same order.
 
 import hashlib
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,17 +37,19 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path) -> None:
+        self._background = ThreadPoolExecutor(max_workers=1)
+        self._saving: Future[None] | None = None
         with together():
             if is_first():
                 self._manager = _manager(Path(directory).resolve())
 
     def latest_step(self) -> int | None:
         """The newest step that was saved whole, or None."""
-        return from_first(lambda: self._manager.latest_step())
+        return from_first(lambda: self._settled().latest_step())
 
     def best_step(self) -> int | None:
         """The step of the highest metric; the latest where none has a metric; None if empty."""
-        return from_first(lambda: self._manager.best_step())
+        return from_first(lambda: self._settled().best_step())
 
     def save(
         self, step: int, items: dict[str, Any], about: dict[str, Any], metric: float | None
@@ -62,16 +65,32 @@ class Checkpoints:
         Raises:
             ValueError: the step is older than the latest.
         """
-        if not is_first() or step == self._manager.latest_step():
+        if not is_first():
             return
-        items = {name: jax.device_get(tree) for name, tree in items.items()}
+        latest = self._settled().latest_step()
+        if latest is not None and step < latest:
+            raise ValueError(f"step {step} is not newer than the latest, {latest}.")
+        if step != latest:
+            items = jax.tree.map(np.array, jax.device_get(items))
+            self._saving = self._background.submit(self._write, step, items, about, metric)
+
+    def _settled(self) -> ocp.CheckpointManager:
+        """orbax's manager, once it has taken over what is being saved; raises what went wrong."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+        return self._manager
+
+    def _write(
+        self, step: int, items: dict[str, Any], about: dict[str, Any], metric: float | None
+    ) -> None:
         about = about | {
             "format": FORMAT,
             "digests": {name: digest(tree) for name, tree in items.items()},
             "leaves": {name: _leaves(tree) for name, tree in items.items()},
         }
         rank = -math.inf if metric is None or math.isnan(metric) else float(metric)
-        saved = self._manager.save(
+        self._manager.save(
             step,
             args=ocp.args.Composite(
                 about=ocp.args.JsonSave(about),
@@ -79,9 +98,6 @@ class Checkpoints:
             ),
             metrics={"metric": rank},
         )
-        if not saved:
-            latest = self._manager.latest_step()
-            raise ValueError(f"step {step} is not newer than the latest, {latest}.")
 
     def about(self, step: int) -> dict[str, Any]:
         """What the checkpoint of this step says of itself."""
@@ -104,16 +120,17 @@ class Checkpoints:
         """Wait for the saves under way, and raise what went wrong in them."""
         with together():
             if is_first():
-                self._manager.wait_until_finished()
+                self._settled().wait_until_finished()
 
     def close(self) -> None:
         """Wait for the saves under way and end the background threads."""
         if is_first():
-            self._manager.close()
+            self._settled().close()
+        self._background.shutdown()
 
     def _about(self, step: int) -> dict[str, Any]:
         arguments = ocp.args.Composite(about=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=arguments)["about"]
+        return self._settled().restore(step, args=arguments)["about"]
 
     def _restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
         about = self._about(step)
@@ -123,7 +140,7 @@ class Checkpoints:
             name: ocp.args.StandardRestore(jax.tree.map(_empty, tree))
             for name, tree in targets.items()
         }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        restored = self._settled().restore(step, args=ocp.args.Composite(**args))
         for name in targets:
             if digest(restored[name]) != about["digests"][name]:
                 raise ValueError(
