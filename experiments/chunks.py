@@ -1,6 +1,6 @@
 """The training data in dispatches: how many steps each one is, and its rows on the devices."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +32,14 @@ class Chunk(NamedTuple):
     num_steps: int
     num_steps_on_devices: jax.Array
     signal: int | None
+
+
+class Unread(NamedTuple):
+    """A dispatch whose metrics are still on the devices: the steps before it, its own, theirs."""
+
+    first: int
+    num_steps: int
+    metrics: Any
 
 
 class Chunks:

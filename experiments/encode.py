@@ -38,6 +38,8 @@ class EncodeConfig:
     """Of the samples."""
     accelerator: Accelerator = "auto"
     """Where to run. auto: what jax finds. Anything else is verified."""
+    compilation_cache: str = "auto"
+    """Folder of compiled programs, as for training; none: compile each time."""
     num_devices: int | None = None
     """Devices to use. Default: all; on the CPU 1, more are simulated."""
 
@@ -47,8 +49,9 @@ def encode(config: EncodeConfig) -> None:
     with command.refusing():
         require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
         require(config.seed >= 0, "seed", config.seed, "0 or more")
-        from experiments import accelerators
+        from experiments import accelerators, compilation_cache
 
+        compilation_cache.use(config.compilation_cache)
         devices = accelerators.start(config.accelerator, config.num_devices)
         import jax
         import numpy as np

@@ -38,6 +38,8 @@ class EvaluateConfig:
     """Of the samples."""
     accelerator: Accelerator = "auto"
     """Where to run. auto: what jax finds. Anything else is verified."""
+    compilation_cache: str = "auto"
+    """Folder of compiled programs, as for training; none: compile each time."""
     num_devices: int | None = None
     """Devices to use, of each process. Default: all; on the CPU 1, more are simulated."""
     processes: Processes = ALONE
@@ -64,8 +66,9 @@ def evaluate(config: EvaluateConfig) -> None:
 def _evaluate(config: EvaluateConfig) -> None:
     with command.refusing():
         config.check()
-        from experiments import accelerators
+        from experiments import accelerators, compilation_cache
 
+        compilation_cache.use(config.compilation_cache)
         devices = accelerators.start(config.accelerator, config.num_devices, config.processes)
         agree_on_flags(config)
         import jax

@@ -33,6 +33,8 @@ class SampleConfig:
     """Folder for the results. Default: RUN/samples."""
     accelerator: Accelerator = "auto"
     """Where to run. auto: what jax finds. Anything else is verified."""
+    compilation_cache: str = "auto"
+    """Folder of compiled programs, as for training; none: compile each time."""
 
     def check(self) -> None:
         """Refuse sizes that mean nothing.
@@ -50,8 +52,9 @@ def sample(config: SampleConfig) -> None:
     """Draw from a run's model and write pictures and arrays."""
     with command.refusing():
         config.check()
-        from experiments import accelerators
+        from experiments import accelerators, compilation_cache
 
+        compilation_cache.use(config.compilation_cache)
         accelerators.start(config.accelerator, None)
         import jax
         import numpy as np

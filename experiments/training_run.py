@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections import deque
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from experiments import run_log
 from experiments.accelerators import describe
 from experiments.batches import Batches
-from experiments.chunks import Chunk, Chunks
+from experiments.chunks import Chunk, Chunks, Unread
+from experiments.compilation_cache import give_back_memory
 from experiments.config import TrainConfig, refuse_other_run, to_json
 from experiments.journal import Journal
 from experiments.model import (
@@ -41,14 +42,6 @@ from jaxvae.parallel import (
 from jaxvae.processes import is_first, together
 from jaxvae.state import TrainState, from_items, init_state, to_items
 from jaxvae.training import make_train_step
-
-
-class Unread(NamedTuple):
-    """A dispatch whose metrics are still on the devices: the steps before it, its own, theirs."""
-
-    first: int
-    num_steps: int
-    metrics: Any
 
 
 class TrainingRun:
@@ -144,6 +137,7 @@ class TrainingRun:
         with StopRequest() as stop, display, jax.transfer_guard(guard):
             self._introduce(display)
             chunk_step = self._compiled.result()
+            give_back_memory()
             chunk = self._chunks.after(self.step, None)
             self._read_at = time.perf_counter()
             while self.step < self.num_steps:

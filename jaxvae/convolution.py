@@ -6,6 +6,7 @@ image into 2 x 2 blocks and one matrix product; on a GPU or TPU they are XLA's o
 give the same numbers, to rounding, and the same gradients, forward and reverse.
 """
 
+import math
 from collections.abc import Callable
 from itertools import product
 
@@ -107,13 +108,18 @@ def _applied(
 ) -> jax.Array:
     """What a layer makes of an image, with the parameters, names and starts of flax's layers."""
     shape = (KERNEL, KERNEL, jnp.shape(x)[-1], layer.features)
-    kernel = layer.param("kernel", nn.initializers.lecun_normal(), shape)
+    kernel = layer.param("kernel", _lecun_normal, shape)
     dtype = layer.dtype or jnp.result_type(x, kernel)
     y = function(jnp.asarray(x, dtype), jnp.asarray(kernel, dtype))
     if not layer.use_bias:
         return y
     bias = layer.param("bias", nn.initializers.zeros, (layer.features,))
     return y + jnp.asarray(bias, dtype)[None, None]
+
+
+def _lecun_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """flax's start, drawn as a matrix: XLA compiles random numbers with four axes for seconds."""
+    return nn.initializers.lecun_normal()(key, (math.prod(shape[:-1]), shape[-1])).reshape(shape)
 
 
 def _native_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -273,17 +273,17 @@ def test_a_run_starts_from_the_weights_that_the_others_are_given(tiny, tmp_path)
     setting = tiny("relu")
     run = ContinuedRun(setting, 0.01, tmp_path)
     initial, final = str(tmp_path / "initial.npz"), str(tmp_path / "final.npz")
-    first = weights.named(setting.initial_params())
+    first = weights.named(setting.initial_params(seed=3))
     weights.save(initial, first)
     run.advance(2)
-    run.train(initial, 1, final)
+    run.train(initial, 1, final, 3)
     for name, value in weights.load(final).items():
         step = np.abs(value - first[name]).max()
         assert step == pytest.approx(setting.config.learning_rate, rel=0.01), name
     assert run.about["compile_seconds"] > 0
     weights.save(initial, first | {name: value + 1 for name, value in first.items()})
     with pytest.raises(ValueError, match="starts from its own seed"):
-        run.train(initial, 3, final)
+        run.train(initial, 1, final, 3)
     run.close()
 
 
@@ -305,7 +305,7 @@ def test_bare_loop_and_flax_script_learn_from_given_weights(tiny, tmp_path):
     weights.save(initial, first)
     for loop in loops:
         loop.advance(1)
-        loop.train(initial, 20, final)
+        loop.train(initial, 20, final, 1)
         moved = [np.abs(value - first[name]) for name, value in weights.load(final).items()]
         assert all(0 < change.max() <= 20 * 1.5e-3 for change in moved)  # 20 steps of Adam
 
@@ -332,9 +332,9 @@ def test_weights_go_to_a_tree_and_back(tmp_path):
 def test_variants_agree_when_they_are_near_the_median_of_all():
     found = with_differences(
         {
-            "x": {"value": -100.0},
-            "y": {"value": -100.4},
-            "z": {"value": -101.0},
+            "x": {"elbos": [-100.0, -99.0]},
+            "y": {"elbos": [-100.4, -99.4]},
+            "z": {"elbos": [-102.0, -99.4]},
             "w": {"error": "e"},
         }
     )
@@ -597,6 +597,7 @@ def test_other_images_are_refused():
         (step.step, step.StepConfig(rounds=0), "--rounds must be at least 1, got 0"),
         (step.step, step.StepConfig(segment_seconds=0.0), "--segment-seconds must be positive"),
         (peers.peers, peers.PeersConfig(verify_steps=-1), "--verify-steps must be 0 or more"),
+        (peers.peers, peers.PeersConfig(verify_runs=0), "--verify-runs must be at least 1"),
         (evaluate.evaluate, evaluate.EvaluateConfig(num_samples=()), "--num-samples must be"),
         (scaling.scaling, scaling.ScalingConfig(batch_size=0), "--batch-size must be at least 1"),
     ],

@@ -22,10 +22,10 @@ class Trivial:
     def values(self, num_images):
         return [float(i % 3) for i in range(num_images)]
 
-    def train(self, initial, steps, final):
+    def train(self, initial, steps, final, seed):
         return {"seconds": 1.0}
 
-    def write_initial(self, path):
+    def write_initial(self, path, seed):
         return None
 
     def elbo(self, path):

@@ -1,5 +1,7 @@
 """`python -m experiments.benchmark`: the subcommand that the command line names."""
 
+import signal
+import sys
 from typing import Annotated, Any
 
 from tyro.conf import subcommand
@@ -28,7 +30,8 @@ Flags = (
 
 
 def benchmark(config: Any) -> None:
-    """Run the subcommand whose flags these are."""
+    """Run the subcommand whose flags these are; SIGTERM ends its workers too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     COMMANDS[type(config)](config)
 
 

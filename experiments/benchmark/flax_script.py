@@ -96,7 +96,6 @@ class Script:
         net, self._setting = setting.net, setting
         self._optimizer = optax.adam(setting.config.learning_rate)
         self._images = setting.dataset.train
-        self._rng, self._order = np.random.default_rng(0), np.zeros(0, np.int64)
 
         @partial(jax.jit, donate_argnums=(0, 1))
         def train_step(
@@ -109,7 +108,7 @@ class Script:
 
         self._train_step = train_step
         self._initial = setting.initial_params()
-        self._restart(self._initial)
+        self._restart(self._initial, 0)
 
     def advance(self, steps: int) -> None:
         """Do a number of steps, and wait for the last."""
@@ -120,14 +119,15 @@ class Script:
             )
         jax.block_until_ready(self._params)
 
-    def train(self, initial: str, steps: int, final: str) -> None:
+    def train(self, initial: str, steps: int, final: str, seed: int) -> None:
         """From given weights, for a number of steps."""
-        self._restart(weights.as_tree(weights.load(initial), self._initial))
+        self._restart(weights.as_tree(weights.load(initial), self._initial), seed)
         self.advance(steps)
         weights.save(final, weights.named(self._params))
 
-    def _restart(self, params: Any) -> None:
-        self._key = jax.random.key(0)
+    def _restart(self, params: Any, seed: int) -> None:
+        self._key = jax.random.key(seed)
+        self._rng, self._order = np.random.default_rng(seed), np.zeros(0, np.int64)
         # A copy: the step donates them, and the script starts from these again.
         params = jax.tree.map(jnp.copy, jax.device_put(params, self._setting.devices[0]))
         self._params = params

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from experiments.benchmark import weights
-from experiments.benchmark.setting import initial_weights, make_setting
+from experiments.benchmark.setting import make_setting
 from jaxvae.evaluation import estimate, make_score, over_dataset
 from jaxvae.parallel import make_map, make_mesh, replicate
 
@@ -27,9 +27,9 @@ class Judge:
         self._like = self._setting.initial_params()
         self.about: dict[str, Any] = {}
 
-    def write_initial(self, path: str) -> None:
-        """Write the weights that a training run starts from."""
-        weights.save(path, initial_weights(self._setting))
+    def write_initial(self, path: str, seed: int = 0) -> None:
+        """Write the weights that a training run of a seed starts from."""
+        weights.save(path, weights.named(self._setting.initial_params(seed)))
 
     def elbo(self, path: str) -> dict[str, float]:
         """Mean test ELBO of the weights in a file, and its standard error, in nats."""

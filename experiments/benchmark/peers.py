@@ -10,7 +10,7 @@ from experiments.benchmark import plots, tables
 from experiments.benchmark.comparison import Comparison, compare, say
 from experiments.benchmark.flags import Measurement
 from experiments.benchmark.nets import NETS, NetName
-from experiments.benchmark.quality import TOLERANCE_NATS, verify
+from experiments.benchmark.quality import TOLERANCE_NATS, Training, verify
 from experiments.benchmark.rounds import column, ratios, summarize
 from experiments.benchmark.workers import Variant, WorkerFailed, Workers, ask_once
 from experiments.config import require
@@ -37,9 +37,11 @@ class PeersConfig(Measurement):
     nets: tuple[NetName, ...] = ("a", "b", "b20", "c", "d")
     """a: 784-400-20; b: 784-200-200-50 (b20: batch 20); c: b with 50-sample IWAE (c20: batch 20);
     d: convolutional."""
-    verify_steps: int = 300
+    verify_steps: int | None = None
     """Steps that each variant trains from the same weights, to compare what they learn. 0: none.
-    With more it takes longer: at 300, several minutes of nets c and d."""
+    Default: 1,000 steps three times; of nets c and d, which take longer, 300 steps twice."""
+    verify_runs: int | None = None
+    """How often they do, each time from other weights."""
 
     def check(self) -> None:
         """Refuse values that mean nothing.
@@ -48,7 +50,16 @@ class PeersConfig(Measurement):
             ValueError: one line, naming the flag.
         """
         super().check()
-        require(self.verify_steps >= 0, "verify_steps", self.verify_steps, "0 or more")
+        steps, runs = self.verify_steps, self.verify_runs
+        require(steps is None or steps >= 0, "verify_steps", steps, "0 or more")
+        require(runs is None or runs >= 1, "verify_runs", runs, "at least 1")
+
+    def training(self, name: str) -> Training:
+        """Of a net, to see what its variants learn."""
+        takes_long = NETS[name].num_samples > 1 or NETS[name].model == "conv"
+        usual = Training(300, 2) if takes_long else Training(1000, 3)
+        steps = usual.steps if self.verify_steps is None else self.verify_steps
+        return Training(steps, self.verify_runs or usual.runs)
 
 
 def peers(config: PeersConfig) -> None:
@@ -107,12 +118,13 @@ def _learned(
     config: PeersConfig, workers: Workers, compared: Comparison, arguments: dict[str, Any]
 ) -> dict[str, Any]:
     """What the variants learn; the command with other convolutions is the command."""
-    if not config.verify_steps:
+    training = config.training(arguments["net"])
+    if not training.steps:
         return {}
     names = [name for name in compared.rounds if name != NATIVE]
     title = f"net {arguments['net']}"
     try:
-        return verify(workers, names, config.verify_steps, _judge_arguments(arguments), title)
+        return verify(workers, names, training, _judge_arguments(arguments), title)
     except WorkerFailed as error:
         say(f"{title}: what they learn is not compared: {error}")
         return {}
@@ -163,7 +175,7 @@ def _elbo(result: dict[str, Any] | None) -> list[str]:
     if result is None or "error" in result:
         return ["-" if result is None else "failed", "-"]
     agrees = "" if result["agrees"] else f" (beyond {TOLERANCE_NATS})"
-    return [f"{result['value']:.2f}", f"{result['difference']:+.2f}{agrees}"]
+    return [f"{result['elbo']:.2f}", f"{result['difference']:+.2f}{agrees}"]
 
 
 def _plot(config: PeersConfig, found: dict[str, Comparison], machine: dict[str, Any]) -> Path:

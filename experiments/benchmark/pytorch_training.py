@@ -173,7 +173,8 @@ def prepare(
     about = race.about | {"compile_seconds": time.perf_counter() - started}
 
     def timed(trainer: Trainer, advance: Callable[[int], None]) -> Timed:
-        def train(initial: str, steps: int, final: str) -> None:
+        def train(initial: str, steps: int, final: str, seed: int) -> None:
+            torch.manual_seed(seed)
             trainer.restart(weights.load(initial))
             advance(steps)
             weights.save(final, pytorch_weights.dump(trainer.model))

@@ -50,13 +50,13 @@ class ContinuedRun:
         """Train for so many periods."""
         self._advance_to(self._run.step + calls * self.eval_every)
 
-    def train(self, initial: str, steps: int, final: str) -> None:
+    def train(self, initial: str, steps: int, final: str, seed: int) -> None:
         """A run of its own: the raw weights, not their average, after so many steps."""
-        started_from = weights.named(self._setting.initial_params())
+        started_from = weights.named(self._setting.initial_params(seed))
         given = weights.load(initial)
         if any((given[name] != started_from[name]).any() for name in started_from):
             raise ValueError("the command starts from its own seed's weights; give those.")
-        with self._new("quality", eval_every=DEFAULT_EVAL_EVERY, num_steps=steps) as run:
+        with self._new("quality", num_steps=steps, seed=seed) as run:
             run.to_the_end()
             run.checkpoints.wait()
             target = jax.eval_shape(run.vae.init, jax.random.key(0))

@@ -115,10 +115,8 @@ class Loop:
         self._scan = make_scan(setting.net, self._optimizer, draws)
         device = setting.devices[0]
         self._pixels = jax.device_put(setting.dataset.train, device)
-        self._key = jax.device_put(jax.random.key(1), device)
-        self._batches = Batches(setting.dataset.train, setting.net.batch_size, 1, 1)
         self._initial = setting.initial_params()
-        self._restart(self._initial)
+        self._restart(self._initial, 0)
 
     def advance(self, calls: int) -> None:
         """Do chunks of steps, and wait for the last."""
@@ -126,18 +124,20 @@ class Loop:
             self._steps(CHUNK_STEPS)
         jax.block_until_ready(self._state)
 
-    def train(self, initial: str, steps: int, final: str) -> None:
+    def train(self, initial: str, steps: int, final: str, seed: int) -> None:
         """From given weights, for a number of steps."""
-        self._restart(weights.as_tree(weights.load(initial), self._initial))
+        self._restart(weights.as_tree(weights.load(initial), self._initial), seed)
         for done in range(0, steps, CHUNK_STEPS):
             self._steps(min(CHUNK_STEPS, steps - done))
         weights.save(final, weights.named(self._state.params))
 
-    def _restart(self, params: Any) -> None:
+    def _restart(self, params: Any, seed: int) -> None:
         # A copy: the loop donates its state, and starts from these again.
         params = jax.tree.map(jnp.copy, jax.device_put(params, self._setting.devices[0]))
         state = State(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
         self._state = jax.device_put(state, self._setting.devices[0])
+        self._key = jax.device_put(jax.random.key(seed), self._setting.devices[0])
+        self._batches = Batches(self._setting.dataset.train, self._setting.net.batch_size, seed, 1)
         self._done = 0
 
     def _steps(self, count: int) -> None:

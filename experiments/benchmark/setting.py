@@ -8,7 +8,6 @@ from experiments import accelerators, results
 from experiments.benchmark import native_convolutions as exchanged
 from experiments.benchmark.images import check_images
 from experiments.benchmark.nets import NETS, Net
-from experiments.benchmark.weights import Weights, named
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset
 from experiments.datasets.preprocessing import Preprocessing
@@ -36,9 +35,9 @@ class Setting(NamedTuple):
     preprocessing: Preprocessing
     vae: VAE
 
-    def initial_params(self) -> Any:
-        """The parameters that a training run of these flags starts from."""
-        return jax.jit(self.vae.init)(jax.random.split(jax.random.key(self.config.seed), 4)[0])
+    def initial_params(self, seed: int = 0) -> Any:
+        """The parameters that a training run of these flags and this seed starts from."""
+        return jax.jit(self.vae.init)(jax.random.split(jax.random.key(seed), 4)[0])
 
 
 def make_setting(
@@ -108,8 +107,3 @@ class Machine:
             "process_index": jax.process_index(),
             "versions": results.versions(),
         }
-
-
-def initial_weights(setting: Setting) -> Weights:
-    """The parameters that a training run starts from, by name."""
-    return named(setting.initial_params())

@@ -19,7 +19,7 @@ class Work(NamedTuple):
         steps_per_call: training steps, or whatever is counted, in one call.
         images_per_step: examples in one of these.
         about: what is worth saying of it, in JSON's types; "compile_seconds", "setting", ...
-        train: (file of initial weights, steps, file for the final ones), from scratch; or None.
+        train: (file of initial weights, steps, file for the final ones, seed of all else); or None.
         agree: makes one number of those that several processes have, so that all do as many calls.
     """
 
@@ -27,7 +27,7 @@ class Work(NamedTuple):
     steps_per_call: int
     images_per_step: int
     about: dict[str, Any]
-    train: Callable[[str, int, str], None] | None = None
+    train: Callable[[str, int, str, int], None] | None = None
     agree: Callable[[float], float] = float
 
 
@@ -59,12 +59,12 @@ class Timed:
             "peak_bytes": peak_bytes(),
         }
 
-    def train(self, initial: str, steps: int, final: str) -> dict[str, float]:
+    def train(self, initial: str, steps: int, final: str, seed: int = 0) -> dict[str, float]:
         """Train from initial weights for a number of steps, and write the final weights."""
         if self._work.train is None:
             raise ValueError("this variant cannot start from given weights.")
         started = time.perf_counter()
-        self._work.train(initial, steps, final)
+        self._work.train(initial, steps, final, seed)
         return {"seconds": time.perf_counter() - started}
 
 
@@ -89,16 +89,14 @@ class Fastest:
         ]
         return max(measured, key=lambda segment: segment["images_per_second"])
 
-    def train(self, initial: str, steps: int, final: str) -> dict[str, float]:
+    def train(self, initial: str, steps: int, final: str, seed: int = 0) -> dict[str, float]:
         """As `Timed.train`."""
-        return self._first.train(initial, steps, final)
+        return self._first.train(initial, steps, final, seed)
 
 
 def calls_that_take(
     seconds: float,
     advance: Callable[[int], None],
-    *,
-    sure_after: float = CALIBRATION_SECONDS,
     agree: Callable[[float], float] = float,
 ) -> int:
     """How many calls last about so long, at least 1; by doubling until the clock is sure."""
@@ -107,7 +105,7 @@ def calls_that_take(
         started = time.perf_counter()
         advance(calls)
         taken = agree(time.perf_counter() - started)
-        if taken >= min(seconds, sure_after):
+        if taken >= min(seconds, CALIBRATION_SECONDS):
             return max(1, round(calls * seconds / taken))
         calls *= 2
 
