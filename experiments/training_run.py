@@ -153,7 +153,8 @@ class TrainingRun:
                         return self._give_up(display)
                     self._read_at = time.perf_counter()
                 if chunk.signal and self.step < self.num_steps:
-                    self._save(None)
+                    if not self._save(None):
+                        return self._give_up(display)
                     display.message(f"Stopped at step {self.step:,} and saved. "
                                     "The same command continues.")  # fmt: skip
                     return 128 + chunk.signal
@@ -314,9 +315,8 @@ class TrainingRun:
 
     def _save(self, metric: float | None) -> bool:
         """Save the state; False, and nothing is saved, where an update has made it infinite."""
-        items = to_items(self._state)
-        params = jax.device_get(items["params"])
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        items = jax.device_get(to_items(self._state))
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items["params"])):
             return False
         about = {
             "step": self.step,

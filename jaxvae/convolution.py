@@ -7,7 +7,6 @@ give the same numbers, to rounding, and the same gradients, forward and reverse.
 """
 
 import math
-from collections.abc import Callable
 from itertools import product
 
 import flax.linen as nn
@@ -81,40 +80,26 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Image [ceil(H / 2), ceil(W / 2), features] of an image [H, W, C]."""
-        return _applied(convolution, self, x)
+        shape = (KERNEL, KERNEL, jnp.shape(x)[-1], self.features)
+        kernel = self.param("kernel", _lecun_normal, shape)
+        dtype = self.dtype or jnp.result_type(x, kernel)
+        y = self.image(jnp.asarray(x, dtype), jnp.asarray(kernel, dtype))
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return y + jnp.asarray(bias, dtype)[None, None]
+
+    def image(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The layer without its bias."""
+        return convolution(x, kernel)
 
 
-class ConvTranspose(nn.Module):
-    """`transposed_convolution` with a bias: of the parameters of `nn.ConvTranspose`.
+class ConvTranspose(Conv):
+    """The same of `transposed_convolution`, with an image [2H, 2W, features]."""
 
-    Attributes:
-        features: channels of the output.
-        use_bias: one number per channel.
-        dtype: what to compute in; None: the type of the image and the parameters.
-    """
-
-    features: int
-    use_bias: bool = True
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Image [2H, 2W, features] of an image [H, W, C]."""
-        return _applied(transposed_convolution, self, x)
-
-
-def _applied(
-    function: Callable[[jax.Array, jax.Array], jax.Array], layer: Conv | ConvTranspose, x: jax.Array
-) -> jax.Array:
-    """What a layer makes of an image, with the parameters, names and starts of flax's layers."""
-    shape = (KERNEL, KERNEL, jnp.shape(x)[-1], layer.features)
-    kernel = layer.param("kernel", _lecun_normal, shape)
-    dtype = layer.dtype or jnp.result_type(x, kernel)
-    y = function(jnp.asarray(x, dtype), jnp.asarray(kernel, dtype))
-    if not layer.use_bias:
-        return y
-    bias = layer.param("bias", nn.initializers.zeros, (layer.features,))
-    return y + jnp.asarray(bias, dtype)[None, None]
+    def image(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The layer without its bias."""
+        return transposed_convolution(x, kernel)
 
 
 def _lecun_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -43,10 +43,7 @@ def dense(
 
     Ref: LeCun et al., Efficient BackProp, 1998.
     """
-    if initialization == "lecun":
-        start = bias_init or nn.initializers.zeros
-        return nn.Dense(features, dtype=dtype, bias_init=start, dot_general=_rows_by_matrix)
-    if initialization != "torch":
+    if initialization not in get_args(Initialization):
         raise ValueError(f"initialization must be lecun or torch, got {initialization!r}.")
     limit = 1 / math.sqrt(fan_in)
 
@@ -55,9 +52,16 @@ def dense(
     ) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
-    start = bias_init or uniform
+    kernels, biases = {
+        "lecun": (nn.initializers.lecun_normal(), nn.initializers.zeros),
+        "torch": (uniform, uniform),
+    }[initialization]
     return nn.Dense(
-        features, dtype=dtype, kernel_init=uniform, bias_init=start, dot_general=_rows_by_matrix
+        features,
+        dtype=dtype,
+        kernel_init=kernels,
+        bias_init=bias_init or biases,
+        dot_general=_rows_by_matrix,
     )
 
 

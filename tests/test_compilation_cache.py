@@ -56,9 +56,7 @@ def test_a_home_that_cannot_be_written_compiles_each_time(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(
-        ValueError, match=r"--compilation-cache=.*file.* Give another, or none"
-    ):
+    with pytest.raises(ValueError, match=r"--compilation-cache=.*file.* Give another, or none"):
         use(str(tmp_path / "file"))
 
 

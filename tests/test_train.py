@@ -114,7 +114,7 @@ def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, mon
         before = len(reads)
         assert run._chunks.capacity >= 50
         assert run.to_the_end() == 0
-        saves = 2  # the parameters, to look at them, and all that is saved
+        saves = 2  # the state, and what is on the host already
         assert len(reads) - before - saves == len(dispatches) > 1
         assert run.images_per_second > 0
     assert max(dispatches) == 2  # one is read while the next one runs

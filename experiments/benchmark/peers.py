@@ -124,14 +124,10 @@ def _learned(
     names = [name for name in compared.rounds if name != NATIVE]
     title = f"net {arguments['net']}"
     try:
-        return verify(workers, names, training, _judge_arguments(arguments), title)
+        return verify(workers, names, training, arguments, title)
     except WorkerFailed as error:
         say(f"{title}: what they learn is not compared: {error}")
         return {}
-
-
-def _judge_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    return arguments
 
 
 def _ratios(compared: Comparison) -> dict[str, list[float]]:

@@ -6,9 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.benchmark.tables import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's blue, grey and vermilion: apart for every eye.
 _CHOSEN, _OTHER, _DOT = "#0072B2", "#A9B2BC", "#D55E00"
@@ -110,7 +113,7 @@ def lines(path: Path, title: str, drawn: Sequence[Line], x_unit: str, y_unit: st
     return _saved(figure, path)
 
 
-def _saved(figure: object, path: Path) -> Path:
+def _saved(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)  # type: ignore[attr-defined]
+    figure.savefig(path, dpi=120)
     return path
