@@ -111,9 +111,8 @@ def test_step_prints_and_writes(trivially, tmp_path, capsys):
 
 def test_peers_prints_and_writes(trivially, monkeypatch, tmp_path, capsys):
     trivially(peers, peers._variants)
-    judge = Variant("judge", f"{TRIVIAL}:Trivial", {})
+    judge = Variant("judge", f"{TRIVIAL}:Judge", {})
     monkeypatch.setattr("experiments.benchmark.quality.JUDGE", judge)
-    monkeypatch.setattr(peers, "_judge_arguments", lambda arguments: {})
     peers.peers(peers.PeersConfig(nets=("a",), rounds=3, output=tmp_path))
     found = _json(tmp_path, "peers")
     _check_common(found, "peers", 3)

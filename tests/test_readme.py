@@ -26,7 +26,8 @@ def test_the_example_prints_what_stands_below_it():
 def test_every_command_and_file_it_names_exists():
     root = Path(__file__).parents[1]
     for module in set(re.findall(r"python -m (experiments\.\w+)", README)):
-        assert (root / module.replace(".", "/")).with_suffix(".py").exists(), module
+        path = root / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (root / target).exists(), target
 
