@@ -18,6 +18,7 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
 
+@partial(jax.jit, static_argnames="shape", inline=True)
 def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`jax.random.bits` of 32: [*shape] uint32.
 
@@ -56,6 +57,7 @@ def bernoulli(key: jax.Array, p: jax.Array) -> jax.Array:
     return (uniform(key, (p.size,)) < p.ravel()).reshape(p.shape)
 
 
+@partial(jax.jit, static_argnames=("shape", "dtype"), inline=True)
 def normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """`jax.random.normal`: [*shape] from N(0, 1); the quicker way for float32.
 

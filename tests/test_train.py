@@ -19,6 +19,7 @@ from experiments.command import Refused
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.run_log import read_metrics
 from experiments.train import train
+from experiments.training_run import TrainingRun
 from jaxvae.checkpoints import Checkpoints, load
 from jaxvae.training import make_train_step
 
@@ -32,9 +33,17 @@ def _rows(run):
     ]
 
 
+def _advance(config, num_steps, num_devices=1):
+    """Train up to a step and stop there, without the final numbers and pictures."""
+    config = dataclasses.replace(config, num_steps=num_steps, num_devices=num_devices)
+    with TrainingRun(config, jax.devices()[:num_devices]) as run:
+        assert run.to_the_end() == 0
+
+
 def _trained_and_continued(config):
     """Its results, after 30 steps and a continuation."""
-    assert train(config) == 0
+    with TrainingRun(config, jax.devices()[:1]) as run:
+        assert run.to_the_end() == 0
     longer = {"num_epochs": 3.0} if config.num_epochs else {"num_steps": 40}
     assert train(dataclasses.replace(config, **longer)) == 0
     results = json.loads((config.run / "results.json").read_text())
@@ -71,7 +80,7 @@ def test_training_raises_the_bound(whole_run):
 def test_stopped_at_any_step_and_continued_is_never_stopped(whole_run, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run")
     for num_steps in (1, 23, 25, 48, 60):
-        assert train(dataclasses.replace(config, num_steps=num_steps)) == 0
+        _advance(config, num_steps)
     assert _rows(config.run) == _rows(whole_run.run)
     _same_parameters(config.run, whole_run.run)
 
@@ -79,17 +88,17 @@ def test_stopped_at_any_step_and_continued_is_never_stopped(whole_run, small, tm
 def test_rows_after_the_last_checkpoint_are_written_once(whole_run, small, tmp_path):
     """A killed process leaves rows, and a torn one, that its checkpoint knows nothing of."""
     config = dataclasses.replace(small, run=tmp_path / "run")
-    train(dataclasses.replace(config, num_steps=25))
+    _advance(config, 25)
     with (config.run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 30, "split": "train", "elbo": 1.0, "timing": {}}\n{"step": 3')
-    train(config)
+    _advance(config, 60)
     assert _rows(config.run) == _rows(whole_run.run)
 
 
 def test_other_device_counts_continue_the_run(whole_run, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run")
     for num_steps, num_devices in ((20, 4), (40, 2), (60, 1)):
-        train(dataclasses.replace(config, num_steps=num_steps, num_devices=num_devices))
+        _advance(config, num_steps, num_devices)
     ours, theirs = load(config.run, "latest")[1], load(whole_run.run, "latest")[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
@@ -101,7 +110,7 @@ def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, mon
         step = make_train_step(*arguments, **options)
         return lambda *inputs: traces.append(1) or step(*inputs)
 
-    class Counted(experiments.training_run.TrainingRun):
+    class Counted(TrainingRun):
         def _dispatch(self, *arguments):
             super()._dispatch(*arguments)
             dispatches.append(len(self._unread))
@@ -124,7 +133,7 @@ def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, mon
 def test_simulated_devices_have_one_dispatch_at_a_time(small, tmp_path):
     waiting = []
 
-    class Counted(experiments.training_run.TrainingRun):
+    class Counted(TrainingRun):
         def _dispatch(self, *arguments):
             super()._dispatch(*arguments)
             waiting.append(len(self._unread))
@@ -140,7 +149,7 @@ def test_parameters_that_an_update_made_infinite_are_never_saved(small, tmp_path
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=25)
     assert train(config) == 0
 
-    class Overflown(experiments.training_run.TrainingRun):
+    class Overflown(TrainingRun):
         def _open_folder(self):
             super()._open_folder()
             infinite = jax.tree.map(lambda leaf: leaf + np.inf, self._state.params)

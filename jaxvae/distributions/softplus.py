@@ -1,5 +1,7 @@
 """softplus, the cost of every Bernoulli likelihood, without the slow log1p of CPUs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ QUOTIENT = Chebyshev.interpolate(
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def softplus(x: jax.Array) -> jax.Array:
     """log(1 + exp(x)) for floats of any shape, with slope sigmoid(x).
 
