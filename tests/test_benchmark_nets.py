@@ -174,10 +174,11 @@ def test_the_estimate_in_pytorch_is_the_library_s_to_its_noise(tiny):
         assert abs(found["difference"]) < 5 * found["standard_error"] < 1.0
 
 
-def test_a_run_starts_from_the_weights_that_the_others_are_given(tiny, tmp_path):
+def test_a_run_starts_from_the_weights_that_the_others_are_given(tiny, tmp_path, monkeypatch):
     """And gives its raw ones: Adam's first step is the learning rate, their average's is less."""
     setting = tiny("relu")
-    run = ContinuedRun(setting, 0.01, tmp_path)
+    monkeypatch.setattr("experiments.benchmark.real_training.PERIOD_SECONDS", 0.1)
+    run = ContinuedRun(setting, tmp_path)
     initial, final = str(tmp_path / "initial.npz"), str(tmp_path / "final.npz")
     first = weights.named(setting.initial_params(seed=3))
     weights.save(initial, first)

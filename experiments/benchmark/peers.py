@@ -37,6 +37,8 @@ class PeersConfig(Measurement):
     nets: tuple[NetName, ...] = ("a", "b", "b20", "c", "d")
     """a: 784-400-20; b: 784-200-200-50 (b20: batch 20); c: b with 50-sample IWAE (c20: batch 20);
     d: convolutional."""
+    segment_seconds: float = 5.0
+    """Length of a segment, about; the command writes its last checkpoint within it."""
     verify_steps: int | None = None
     """Steps that each variant trains from the same weights, to compare what they learn. 0: none.
     Default: 1,000 steps three times; of nets c and d, which take longer, 300 steps twice."""

@@ -20,23 +20,23 @@ DEFAULT_EVAL_EVERY = 500
 PACE_STEPS = 40
 NO_END = 10**9
 """Steps of a run that is told anew each time where to stop."""
-PERIOD_SEGMENTS = 6
-"""Most segments that an evaluation period may last."""
+PERIOD_SECONDS = 10.0
+"""Longest evaluation period."""
 
 
 class ContinuedRun:
     """A training run in a folder, continued by a number of evaluation periods at a time.
 
     Every period ends as it does in the command, with an evaluation on the validation split and a
-    checkpoint, whose writing is waited for. Where 500 steps would last more than six segments,
-    the period is shorter, so that the run pays more for both than the command's default does.
+    checkpoint; the last one's writing is waited for. Where 500 steps would last more than ten
+    seconds, the period is shorter, so that the run pays more for both than the command does.
     """
 
-    def __init__(self, setting: Setting, segment_seconds: float, folder: Path) -> None:
+    def __init__(self, setting: Setting, folder: Path) -> None:
         self._setting = setting
         self.folder = folder
         self.about: dict[str, Any] = {}
-        self.eval_every = self._period(segment_seconds)
+        self.eval_every = self._period()
         self._run = self._new("steady", eval_every=self.eval_every, num_steps=NO_END)
         self._advance_to(self.eval_every)
         self.about["setting"] = f"evaluated and saved every {self.eval_every} steps"
@@ -69,8 +69,8 @@ class ContinuedRun:
         config = dataclasses.replace(self._setting.config, run=folder, **flags)
         return TrainingRun(config, self._setting.devices)
 
-    def _period(self, segment_seconds: float) -> int:
-        """Steps between evaluations: the command's 500, or what some segments have time for."""
+    def _period(self) -> int:
+        """Steps between evaluations: the command's 500, or what there is time for."""
         started = time.perf_counter()
         with self._new("pace", num_steps=PACE_STEPS, log_every=1) as run:
             run.to_the_end()
@@ -78,7 +78,7 @@ class ContinuedRun:
         self.about["compile_seconds"] = set_up or time.perf_counter() - started
         rows = read_metrics(self.folder / "pace" / "metrics.jsonl")[PACE_STEPS // 2 :]
         rate = statistics.median(row["timing"]["images_per_second"] for row in rows)
-        most = PERIOD_SEGMENTS * segment_seconds * rate / self._setting.net.batch_size
+        most = PERIOD_SECONDS * rate / self._setting.net.batch_size
         return max(1, min(DEFAULT_EVAL_EVERY, round(most)))
 
     def _advance_to(self, step: int) -> None:
@@ -97,6 +97,6 @@ def prepare(net: str, segment_seconds: float, folder: str, **where: Any) -> Time
         where: of `make_setting`.
     """
     setting = make_setting(net, **where)
-    run = ContinuedRun(setting, segment_seconds, Path(folder))
+    run = ContinuedRun(setting, Path(folder))
     work = Work(run.advance, run.eval_every, setting.net.batch_size, run.about, run.train)
     return Timed(work, segment_seconds)
