@@ -33,7 +33,8 @@ def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     by_index = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
     if not ours or not by_index:
         return jaxs(key)
-    return jax.lax.platform_dependent(key, cpu=partial(_threefry_bits, shape), default=jaxs)
+    with jax.named_scope("draws"):
+        return jax.lax.platform_dependent(key, cpu=partial(_threefry_bits, shape), default=jaxs)
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -67,8 +68,9 @@ def normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Arra
     if dtype != jnp.float32:
         return jax.random.normal(key, shape, dtype)
     low = np.nextafter(np.float32(-1), np.float32(0))
-    u = jnp.maximum(low, uniform(key, shape) * (1 - low) + low)
-    return np.float32(math.sqrt(2)) * jax.lax.erf_inv(u)
+    with jax.named_scope("draws"):
+        u = jnp.maximum(low, uniform(key, shape) * (1 - low) + low)
+        return np.float32(math.sqrt(2)) * jax.lax.erf_inv(u)
 
 
 def _threefry_bits(shape: tuple[int, ...], key: jax.Array) -> jax.Array:

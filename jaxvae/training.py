@@ -128,7 +128,8 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         check_state(state, average_decay, regularizer)
         _check_block_size(block_size, len(examples))
-        keys, xs, keys_batch = jax.vmap(prepared)(keys, examples)
+        with jax.named_scope("prepare"):
+            keys, xs, keys_batch = jax.vmap(prepared)(keys, examples)
         if len(examples) == 0:
             raise ValueError("a batch must have at least one example, got none.")
         scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
@@ -164,10 +165,12 @@ def make_train_step(
 
         def moved(state: TrainState) -> TrainState:
             params = with_sigma(state.params, error)
-            updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-            params = optax.apply_updates(params, updates)
+            with jax.named_scope("update"):
+                updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+                params = optax.apply_updates(params, updates)
             new = state._replace(params=params, opt_state=opt_state, regularizer=carried)
-            return _with_running_values(vae, new, error, average_decay)
+            with jax.named_scope("average"):
+                return _with_running_values(vae, new, error, average_decay)
 
         sound = jnp.isfinite(metrics["objective"] + metrics["gradient_norm"])
         return _if_sound(sound & _all_finite(carried), moved, state, metrics)

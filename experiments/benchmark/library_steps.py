@@ -26,15 +26,20 @@ CHUNK_STEPS = 20
 """Steps of one dispatch, but for the variant that dispatches each."""
 
 
-def chunked(setting: Setting) -> Work:
-    """Chosen: the pmapped call of up to so many steps, state donated, a key per example."""
+def chunk_step_and_arguments(setting: Setting) -> tuple[Any, tuple[Any, ...]]:
+    """The function of the training command, and its state, key, chunk and count."""
     mesh, batch_size = make_mesh(setting.devices), setting.config.batch_size
     chunk_step = make_chunk_step(_train_step(setting, AXIS), mesh, batch_size, CHUNK_STEPS)
     rows = _rows(setting, mesh.size, local_positions(mesh))
-    chunk, key = shard(rows, mesh), replicate(jax.random.key(1), mesh)
-    count = replicate(np.int32(CHUNK_STEPS), mesh)
-    call = lambda state: chunk_step(state, key, chunk, count)
-    return _work(setting, replicate(_state(setting), mesh), call, CHUNK_STEPS)
+    others = jax.random.key(1), np.int32(CHUNK_STEPS)
+    state, key, count = (replicate(tree, mesh) for tree in (_state(setting), *others))
+    return chunk_step, (state, key, shard(rows, mesh), count)
+
+
+def chunked(setting: Setting) -> Work:
+    """Chosen: the pmapped call of up to so many steps, state donated, a key per example."""
+    chunk_step, (state, *others) = chunk_step_and_arguments(setting)
+    return _work(setting, state, lambda state: chunk_step(state, *others), CHUNK_STEPS)
 
 
 def jitted(setting: Setting) -> Work:

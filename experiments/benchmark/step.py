@@ -42,6 +42,8 @@ class StepConfig(Measurement):
     d: convolutional."""
     num_devices: int = 1
     """Devices of the chosen variant; the others run on one. CPU devices are simulated."""
+    profile: bool = False
+    """Trace the chosen step, too, and say where its time goes."""
 
 
 def step(config: StepConfig) -> None:
@@ -62,7 +64,11 @@ def step(config: StepConfig) -> None:
     header = ["net, variant", "images/s", "quartiles", "worst", "ms/step", "% of peak",
               "first call, s", "MB"]  # fmt: skip
     tables.print_table(f"{QUESTION} ({machine['devices']})", header, rows)
-    json = tables.write(config, "step", QUESTION, machine, _results(found))
+    results = _results(found)
+    if config.profile:
+        for name in config.nets:
+            results[name]["profile"] = _profile(config, name, where)
+    json = tables.write(config, "step", QUESTION, machine, results)
     tables.say_where(json, _plot(config, found, machine))
 
 
@@ -85,6 +91,20 @@ def _variants(config: StepConfig, name: str, where: dict[str, Any]) -> list[Vari
         native = steps | {"way": "chunked", "native_convolutions": True}
         variants.append(Variant(NATIVE, f"{module}.library_steps:prepare", native))
     return [*variants, Variant(PEAK, f"{module}.matrix_product:prepare", pace | where)]
+
+
+def _profile(config: StepConfig, name: str, where: dict[str, Any]) -> dict[str, float]:
+    """Print where a net's step spends its time; milliseconds by part."""
+    arguments = {"net": name, **where, **config.data()}
+    about = ask_once(Variant("profile", "experiments.benchmark.profile:Profile", arguments))
+    parts, total = about["parts"], sum(about["parts"].values())
+    rows = [
+        [part, tables.number(milliseconds), tables.number(100 * milliseconds / total)]
+        for part, milliseconds in parts.items()
+    ]
+    title = f"net {name}: what the device is busy with, side by side as it may be"
+    tables.print_table(title, ["part", "ms/step", "%"], rows)
+    return parts
 
 
 def peak_flops(compared: Comparison) -> float | None:
