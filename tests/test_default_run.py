@@ -21,7 +21,8 @@ FLOOR = -103.5
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("default") / "run"
     command = [sys.executable, "-m", "experiments.train", f"--run={folder}"]
-    environment = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
+    ours = ("PJRT_NPROC", "XLA_FLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
