@@ -14,6 +14,7 @@ from experiments.benchmark import (
     flax_script,
     layers,
     nets,
+    profile,
     scanned_loop,
     startup,
     weights,
@@ -199,6 +200,14 @@ def test_the_chosen_step_says_what_it_counts(tiny):
     work.advance(2)
     assert (work.images_per_step, work.steps_per_call) == (10, 20)
     assert work.about["compile_seconds"] > 0
+
+
+def test_a_profile_knows_every_part_of_a_step(tiny):
+    tiny("relu")
+    parts = profile.Profile("relu", **WHERE).about["parts"]
+    assert parts.keys() == {*profile.PARTS, profile.REST}
+    assert all(milliseconds > 0 for milliseconds in parts.values())
+    assert list(parts.values()) == sorted(parts.values(), reverse=True)
 
 
 def test_bare_loop_and_flax_script_learn_from_given_weights(tiny, tmp_path):

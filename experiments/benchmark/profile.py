@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,13 @@ class Profile:
             (path,) = Path(folder).rglob("*.xplane.pb")
             events = list(_events(path))
         known = sources(program.as_text())
-        total: Counter[str] = Counter()
+        total: dict[str, float] = defaultdict(float)
         for name, nanoseconds in events:
             if name in known:
                 total[part_of(known[name])] += nanoseconds
         steps = CALLS * CHUNK_STEPS
-        self.about = {"parts": {part: value / 1e6 / steps for part, value in total.most_common()}}
+        longest_first = sorted(total.items(), key=lambda item: -item[1])
+        self.about = {"parts": {part: value / 1e6 / steps for part, value in longest_first}}
 
 
 def _events(path: Path) -> Iterator[tuple[str, float]]:
