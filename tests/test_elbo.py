@@ -85,8 +85,8 @@ def test_elbo_of_a_decoder_that_ignores_its_latent_is_exact(precision):
 
 def test_the_objective_is_the_elbo_at_the_defaults():
     closed_form, sampled = (drawn(LARGE)[0][name] for name in ("elbo", "elbo, sampled KL"))
-    np.testing.assert_array_equal(closed_form.objective, closed_form.elbo)
-    np.testing.assert_allclose(sampled.objective, sampled.elbo, rtol=4 * EPS)
+    for bound in (closed_form, sampled):
+        np.testing.assert_allclose(bound.objective, bound.elbo, rtol=8 * EPS)
 
 
 def test_more_draws_leave_the_mean_and_take_the_noise():
