@@ -39,10 +39,9 @@ class PeersConfig(Measurement):
     d: convolutional."""
     segment_seconds: float = 5.0
     """Length of a segment, about; the command writes its last checkpoint within it."""
-    verify_steps: int | None = None
-    """Steps that each variant trains from the same weights, to compare what they learn. 0: none.
-    Default: 1,000 steps three times; of nets c and d, which take longer, 300 steps twice."""
-    verify_runs: int | None = None
+    verify_steps: int = 1000
+    """Steps that each variant trains from the same weights, to compare what they learn. 0: none."""
+    verify_runs: int = 3
     """How often they do, each time from other weights."""
 
     def check(self) -> None:
@@ -52,16 +51,8 @@ class PeersConfig(Measurement):
             ValueError: one line, naming the flag.
         """
         super().check()
-        steps, runs = self.verify_steps, self.verify_runs
-        require(steps is None or steps >= 0, "verify_steps", steps, "0 or more")
-        require(runs is None or runs >= 1, "verify_runs", runs, "at least 1")
-
-    def training(self, name: str) -> Training:
-        """Of a net, to see what its variants learn."""
-        takes_long = NETS[name].num_samples > 1 or NETS[name].model == "conv"
-        usual = Training(300, 2) if takes_long else Training(1000, 3)
-        steps = usual.steps if self.verify_steps is None else self.verify_steps
-        return Training(steps, self.verify_runs or usual.runs)
+        require(self.verify_steps >= 0, "verify_steps", self.verify_steps, "0 or more")
+        require(self.verify_runs >= 1, "verify_runs", self.verify_runs, "at least 1")
 
 
 def peers(config: PeersConfig) -> None:
@@ -120,7 +111,7 @@ def _learned(
     config: PeersConfig, workers: Workers, compared: Comparison, arguments: dict[str, Any]
 ) -> dict[str, Any]:
     """What the variants learn; the command with other convolutions is the command."""
-    training = config.training(arguments["net"])
+    training = Training(config.verify_steps, config.verify_runs)
     if not training.steps:
         return {}
     names = [name for name in compared.rounds if name != NATIVE]
