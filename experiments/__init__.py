@@ -1,4 +1,6 @@
 """Everything with side effects: commands, files, data, clocks and pictures.
 
-python -m experiments.train | evaluate | sample | encode | benchmark    (each with --help)
+python -m experiments.train | evaluate | sample | encode | replay | torture | benchmark
+
+Each has --help.
 """

@@ -48,25 +48,24 @@ class Chunks:
     Args:
         batches: the data's order.
         mesh: of devices.
-        eval_every: a chunk ends where an evaluation is due, at the latest,
-        num_steps: and where the run ends.
+        eval_every: a chunk ends where an evaluation is due, at the latest.
     """
 
-    def __init__(self, batches: Batches, mesh: Mesh, eval_every: int, num_steps: int) -> None:
+    def __init__(self, batches: Batches, mesh: Mesh, eval_every: int) -> None:
         batch_bytes = batches.examples[:1].nbytes * batches.batch_size
         self.capacity = max(1, min(CHUNK_STEPS, CHUNK_BYTES // batch_bytes))
         self._batches, self._mesh = batches, mesh
-        self._eval_every, self._num_steps = eval_every, num_steps
+        self._eval_every = eval_every
         self._seconds_per_step = CHUNK_SECONDS
 
-    def after(self, step: int, signal: int | None) -> Chunk:
-        """The data of the dispatch after `step`: one step until the pace is known.
+    def after(self, step: int, end: int, signal: int | None) -> Chunk:
+        """The data of the dispatch after `step`, up to `end`: one step until the pace is known.
 
         With several processes its length is what process 0 says, and the signal what any had.
         """
         to_evaluation = self._eval_every - step % self._eval_every
         wanted = int(CHUNK_SECONDS / self._seconds_per_step)
-        limits = (self.capacity, to_evaluation, max(1, self._num_steps - step))
+        limits = (self.capacity, to_evaluation, max(1, end - step))
         wanted = max(1, min(wanted, *limits))
         rows = self._on_devices(step, wanted)  # while the devices compute: `decided` waits for them
         count, signal = decided(wanted, signal)

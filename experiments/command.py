@@ -24,14 +24,24 @@ def refusing() -> Iterator[None]:
         raise Refused(" ".join(str(error).split())) from error
 
 
+def _unless_of_a_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
 def main(flags: type[Flags], command: Callable[[Flags], int | None]) -> None:
     """Parse the command line into `flags`, run `command` on it, and exit.
 
     Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 130 and 143 for a run
     stopped by Ctrl-C or SIGTERM.
     """
+    import logging
+
     import tyro
 
+    # What orbax logs comes as an error, too, and so does what it leaves behind of a failed save.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unless_of_a_closed_loop
     parsed = tyro.cli(
         flags,
         prog=f"python -m experiments.{command.__name__}",

@@ -150,6 +150,11 @@ class TrainConfig:
     rows_at_once: int | None = None
     """Rows (examples times samples) of which a device computes the gradient at once; more go one
     block after another. Default: on a CPU, for its cache, 1,000 (conv: 64); elsewhere all."""
+    deterministic_reduction: bool = False
+    """Add up gradients in a fixed order, so that a run is the same bit for bit on every number of
+    devices that divides --virtual-shards, on one kind of hardware and one release of jax."""
+    virtual_shards: int = 8
+    """Parts of the batch whose gradients are added up so; each device holds that many gradients."""
     seed: int = 0
     """Of initialisation, data order and sampling."""
 
@@ -201,7 +206,8 @@ class TrainConfig:
         self.processes.check()
         at_least_one = (
             "latent_dim num_samples batch_size num_steps accumulate_steps max_skipped eval_every "
-            "log_every eval_samples eval_batch_size num_groups num_intervals num_components"
+            "log_every eval_samples eval_batch_size num_groups num_intervals num_components "
+            "virtual_shards"
         )
         for name in at_least_one.split():
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
@@ -245,6 +251,25 @@ class TrainConfig:
             raise ValueError("--beta-schedule goes with --beta-warmup-steps.")
         if self.regularizer_weight != 1 and self.regularizer == "none":
             raise ValueError("--regularizer-weight goes with --regularizer.")
+        if self.deterministic_reduction:
+            self._check_deterministic_reduction()
+        elif self.virtual_shards != defaults["virtual_shards"]:
+            raise ValueError("--virtual-shards goes with --deterministic-reduction.")
+
+    def _check_deterministic_reduction(self) -> None:
+        if self.regularizer != "none":
+            raise ValueError(
+                "--deterministic-reduction takes the batch in parts, and "
+                f"--regularizer={self.regularizer} needs it whole. Leave out one of them."
+            )
+        if self.rows_at_once is not None:
+            raise ValueError("--rows-at-once goes without --deterministic-reduction.")
+        require(
+            self.batch_size % self.virtual_shards == 0,
+            "batch_size",
+            self.batch_size,
+            f"a multiple of --virtual-shards={self.virtual_shards}",
+        )
 
 
 GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -1,6 +1,8 @@
 """What a run writes down as it goes: metrics.jsonl and TensorBoard, by process 0 alone."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ class Journal:
 
     Attributes:
         best_elbo: of the validations so far; minus infinity before any.
+        problem: why the last write failed, a full disk say; None: it did not.
     """
 
     def __init__(self, folder: Path, keep_until_step: int, *, tensorboard: bool) -> None:
         self.best_elbo = -math.inf
+        self.problem: OSError | None = None
         self._logs: list[Any] = []
         if not is_first():
             return
@@ -35,9 +39,37 @@ class Journal:
     def write(
         self, step: int, split: str, values: dict[str, float], timing: dict[str, float]
     ) -> None:
-        """One row in each log."""
-        for log in self._logs:
-            log.write(step, split, values, timing)
+        """One row in each log. What cannot be written now is, with the next row or `flush`."""
+        with self._noting():
+            for log in self._logs:
+                log.write(step, split, values, timing)
+
+    def skipped(self, step: int, examples: list[int], key: list[int]) -> None:
+        """A step that changed nothing, since its loss or gradient was not finite, in metrics.jsonl.
+
+        Args:
+            step: which.
+            examples: rows of the training split.
+            key: of the step; row i of the batch had key i of its split.
+        """
+        with self._noting():
+            for log in self._logs[:1]:
+                log.write(step, "skipped", {"examples": examples, "key": key}, {})
+
+    def flush(self) -> bool:
+        """Whether all rows of metrics.jsonl are written."""
+        with self._noting():
+            for log in self._logs[:1]:
+                log.flush()
+        return self.problem is None
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        self.problem = None
+        try:
+            yield
+        except OSError as error:
+            self.problem = error
 
     def close(self) -> None:
         """Close the files."""

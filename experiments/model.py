@@ -102,6 +102,15 @@ def block_size(config: TrainConfig, vae: VAE, num_devices: int, rows: int | None
     return size if config.rows_at_once is not None or 4 * size >= most else None
 
 
+def parts_of_batch(
+    config: TrainConfig, vae: VAE, num_devices: int, rows: int | None
+) -> dict[str, Any]:
+    """What `make_train_step` takes of the parts in which a step takes its batch."""
+    if config.deterministic_reduction:
+        return {"virtual_shards": config.virtual_shards}
+    return {"block_size": block_size(config, vae, num_devices, rows)}
+
+
 def make_objective(config: TrainConfig, rows: int | None = None) -> Objective:
     """The bound that the flags name; of samples beyond `rows`, chunk by chunk."""
     bound: Any = {

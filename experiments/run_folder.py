@@ -118,7 +118,7 @@ def open_run(run: Path, which: Which, dataset: str | None = None) -> OpenRun:
                 f"no run at {run}: give the folder that `python -m experiments.train` wrote."
             )
     vae, params = load(run, which)
-    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
     about = checkpoints.about(step or 0)
     checkpoints.close()

@@ -93,12 +93,17 @@ class MetricsFile:
         kept = [row for row in rows if row["step"] <= keep_until_step]
         write_text(path, "".join(map(self._line, kept)))
         self._last_steps = {row["split"]: row["step"] for row in kept}
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
 
     def write(
         self, step: int, split: str, values: Mapping[str, float], timing: Mapping[str, float]
     ) -> None:
-        """Appends one row and hands it to the operating system."""
+        """Appends one row and hands it to the operating system.
+
+        Raises:
+            OSError: a full disk, say. The row is kept and goes before the next one.
+        """
         last_step = self._last_steps.get(split, -1)
         if step <= last_step:
             raise ValueError(
@@ -111,12 +116,24 @@ class MetricsFile:
                 f"MetricsFile.write: values must not be named step, split or timing, {taken} came. "
                 "Rename them, or pass them as the arguments of these names."
             )
-        self._file.write(self._line({"step": step, "split": split, **values, "timing": timing}))
-        self._file.flush()
+        row = self._line({"step": step, "split": split, **values, "timing": timing})
+        self._unwritten += row.encode()
         self._last_steps[split] = step
+        self.flush()
+
+    def flush(self) -> None:
+        """Hands all rows to the operating system; what it does not take is kept.
+
+        Raises:
+            OSError: it does not take all.
+        """
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file, after a last try to write what is left."""
+        with contextlib.suppress(OSError):
+            self.flush()
         self._file.close()
 
     @staticmethod

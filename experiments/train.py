@@ -4,6 +4,7 @@ python -m experiments.train
 python -m experiments.train --dataset=mnist --model=conv --run=runs/conv
 """
 
+import sys
 import time
 
 from experiments import command
@@ -33,7 +34,15 @@ def _train(config: TrainConfig) -> int:
     with run:
         code = run.to_the_end()
         if code == 0:
-            finish(run)
+            try:
+                finish(run)
+            except OSError as error:
+                print(
+                    f"error: the trained model is saved, its results are not: {error}. Make room; "
+                    "the same command writes them.",
+                    file=sys.stderr,
+                )
+                code = 1
     return code
 
 

@@ -1,8 +1,10 @@
 """One training run: set up or continued, then trained chunk by chunk, checkpoint by checkpoint."""
 
 import dataclasses
+import sys
 import time
 from collections import deque
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -15,22 +17,15 @@ from experiments.chunks import Chunk, Chunks, Unread
 from experiments.compilation_cache import give_back_memory
 from experiments.config import TrainConfig, refuse_other_run, to_json
 from experiments.journal import Journal
-from experiments.model import (
-    block_size,
-    initial_vae,
-    make_objective,
-    make_optimizer,
-    make_regularizer,
-    make_schedules,
-    recipe,
-    rows_at_once,
-)
+from experiments.learning import Learning
+from experiments.model import initial_vae, recipe
 from experiments.results import validation_row
 from experiments.run_folder import agree_on_data, load_data, read_config
+from experiments.run_lock import RunLock
+from experiments.saving import Saving
 from experiments.stopping import StopRequest
 from jaxvae.evaluation import make_score, over_dataset
 from jaxvae.parallel import (
-    AXIS,
     check_divisible,
     compile_in_background,
     local_positions,
@@ -40,8 +35,10 @@ from jaxvae.parallel import (
     replicate,
 )
 from jaxvae.processes import is_first, together
-from jaxvae.state import TrainState, from_items, init_state, to_items
-from jaxvae.training import make_train_step
+from jaxvae.state import TrainState, from_items, to_items
+
+LOST = 1
+"""Exit code of a run whose last steps could not be saved."""
 
 
 class TrainingRun:
@@ -88,7 +85,13 @@ class TrainingRun:
             self._set_up(config, devices)
             if is_first():
                 config.folder.mkdir(parents=True, exist_ok=True)
-        self._open_folder()
+                self._lock = RunLock(config.folder)
+        try:
+            self._open_folder()
+        except BaseException:
+            if is_first():
+                self._lock.close()
+            raise
 
     def _set_up(self, config: TrainConfig, devices: list[jax.Device]) -> None:
         """All that takes no file of the run, and refuses what cannot train."""
@@ -100,8 +103,9 @@ class TrainingRun:
         data_shape = self.dataset.train.shape[1:]
         self.recipe = recipe(config, data_shape)
         self.vae = initial_vae(self.recipe, config, self.preprocessing, self.dataset.train)
-        self._optimizer = make_optimizer(config, self.num_steps)
-        self._regularizer = make_regularizer(config, len(self.dataset.train))
+        self._learning = Learning(
+            config, self.vae, self.preprocessing, self.mesh, len(self.dataset.train)
+        )
         self._batches = Batches(
             self.dataset.train,
             config.batch_size,
@@ -109,9 +113,10 @@ class TrainingRun:
             self.mesh.size,
             local_positions(self.mesh),
         )
-        self._chunks = Chunks(self._batches, self.mesh, config.eval_every, self.num_steps)
+        self._chunks = Chunks(self._batches, self.mesh, config.eval_every)
         keys = jax.random.split(jax.random.key(config.seed), 4)
         self._key_init, key_train, self.key_evaluation, self.key_pictures = keys
+        self._key_of_training = key_train
         self._key_train = replicate(key_train, self.mesh)
         self._key_validation = replicate(self.key_evaluation, self.mesh)
         self._make_functions()
@@ -126,6 +131,8 @@ class TrainingRun:
     def __exit__(self, *_: object) -> None:
         self._journal.close()
         self.checkpoints.close()
+        if is_first():
+            self._lock.close()
 
     def to_the_end(self) -> int:
         """Train until `num_steps`; returns 0, or the exit code of what stopped it before."""
@@ -136,31 +143,34 @@ class TrainingRun:
         guard = "allow" if self.mesh.is_multi_process else "disallow"
         with StopRequest() as stop, display, jax.transfer_guard(guard):
             self._introduce(display)
+            saving = Saving(self.checkpoints, self._journal, partial(self._say, display))
             chunk_step = self._compiled.result()
             give_back_memory()
-            chunk = self._chunks.after(self.step, None)
+            chunk = self._chunks.after(self.step, self.num_steps, None)
             self._read_at = time.perf_counter()
             while self.step < self.num_steps:
                 self._dispatch(chunk_step, chunk)
-                chunk = self._chunks.after(self.step, stop.signal)
+                chunk = self._chunks.after(self.step, self.num_steps, stop.signal)
                 evaluates = self.step % config.eval_every == 0
                 to_be_read = evaluates or chunk.signal or self.step == self.num_steps
                 self._read(display, in_flight=0 if to_be_read else self._most_in_flight)
                 if self._skipped_in_row >= config.max_skipped:
                     return self._give_up(display)
                 if evaluates:
-                    if not self._save(self._validate(display)):
+                    if not self._save(saving, self._validate(display)):
                         return self._give_up(display)
                     self._read_at = time.perf_counter()
                 if chunk.signal and self.step < self.num_steps:
-                    if not self._save(None):
+                    if not self._save(saving, None):
                         return self._give_up(display)
+                    if not saving.finish(self.step):
+                        return LOST
                     display.message(f"Stopped at step {self.step:,} and saved. "
-                                    "The same command continues.")  # fmt: skip
+                                        "The same command continues.")  # fmt: skip
                     return 128 + chunk.signal
-            if not self._save(None):
+            if not self._save(saving, None):
                 return self._give_up(display)
-        return 0
+            return 0 if saving.finish(self.step) else LOST
 
     @property
     def images_per_second(self) -> float | None:
@@ -172,17 +182,14 @@ class TrainingRun:
 
     def _make_functions(self) -> None:
         """Trace the step, which refuses what cannot train, and compile it in the background."""
-        config, capacity = self.config, self._chunks.capacity
-        train_step = make_train_step(
-            self.vae, self._optimizer, axis_name=AXIS, **self._step_options()
-        )
-        chunk_step = make_chunk_step(train_step, self.mesh, config.batch_size, capacity)
-        rows, per_device = self.dataset.train, config.batch_size // self.mesh.size
+        capacity, batch_size = self._chunks.capacity, self.config.batch_size
+        chunk_step = make_chunk_step(self._learning.train_step, self.mesh, batch_size, capacity)
+        rows, per_device = self.dataset.train, batch_size // self.mesh.size
         shape = (len(local_positions(self.mesh)), capacity, per_device, *rows.shape[1:])
         self._compiled = compile_in_background(
             chunk_step,
             self.mesh,
-            jax.eval_shape(self._init_state, self._key_init),
+            jax.eval_shape(self._learning.init_state, self._key_init),
             self._key_train,
             jax.ShapeDtypeStruct(shape, rows.dtype),
             jax.ShapeDtypeStruct((), np.int32),
@@ -192,46 +199,24 @@ class TrainingRun:
         device = self.mesh.devices.flat[0]
         self._most_in_flight = 0 if device.platform == "cpu" and self.mesh.size > 1 else 1
 
-    def _step_options(self) -> dict[str, Any]:
-        """What `make_train_step` takes, but for the axis of the devices."""
-        rows = rows_at_once(self.config, self.mesh.devices.flat[0].platform)
-        return {
-            "objective": make_objective(self.config, rows),
-            "schedules": make_schedules(self.config),
-            "regularizer": self._regularizer,
-            "prepare": self.preprocessing.prepare,
-            "average_decay": self.config.average_decay,
-            "block_size": block_size(self.config, self.vae, self.mesh.size, rows),
-        }
-
-    def _init_state(self, key: jax.Array) -> TrainState:
-        return init_state(
-            self.vae,
-            self._optimizer,
-            key,
-            averaging=self.config.average_decay is not None,
-            regularizer=self._regularizer,
-        )
-
     def _open_folder(self) -> None:
         """Restore the newest checkpoint, if any, and open what is written while training."""
         from jaxvae.checkpoints import Checkpoints  # orbax, while the step compiles
 
         folder = self.config.folder
         self.checkpoints = Checkpoints(folder / "checkpoints")
-        init = jax.jit(self._init_state)
-        latest = self.checkpoints.latest_step()
-        if latest is None:
-            state = init(self._key_init)
-        else:
-            target = jax.eval_shape(init, self._key_init)
-            state = from_items(self.checkpoints.restore(latest, to_items(target)))
-        self.step = latest or 0
+        init = jax.jit(self._learning.init_state)
+        target = jax.eval_shape(init, self._key_init)
+        newest = self.checkpoints.restore_newest(to_items(target))
+        state = init(self._key_init) if newest is None else from_items(newest.items)
+        self.step = 0 if newest is None else newest.step
+        self._skipped = int(state.skipped)
+        self._set_aside = [] if newest is None else newest.set_aside
         self._state = replicate(state, self.mesh)
         with together():
             if is_first():
                 run_log.write_json(folder / "config.json", to_json(self.config))
-            keep = -1 if latest is None else latest
+            keep = -1 if newest is None else newest.step
             self._journal = Journal(folder, keep, tensorboard=self.config.tensorboard)
 
     def _introduce(self, display: run_log.Display) -> None:
@@ -242,6 +227,8 @@ class TrainingRun:
             f"{config.model}, {size:,} parameters, {config.objective}, "
             f"{self.preprocessing.name}; {describe(list(self.mesh.devices.flat))}; {config.folder}"
         )
+        for line in self._set_aside:
+            display.message(line)
         if self.step:
             display.message(f"Continuing from step {self.step:,}.")
 
@@ -280,6 +267,9 @@ class TrainingRun:
         images_per_second = count * self.config.batch_size / seconds
         timing = {"images_per_second": images_per_second, "seconds": self._elapsed()}
         for i in range(count):
+            if metrics["skipped"][i] > self._skipped:
+                self._record_skipped(first + i + 1)
+            self._skipped = int(metrics["skipped"][i])
             if (first + i + 1) % self.config.log_every == 0:
                 row = {name: values[i].item() for name, values in metrics.items()}
                 self._journal.write(first + i + 1, "train", row, timing)
@@ -290,6 +280,13 @@ class TrainingRun:
             kl=metrics["kl"][count - 1],
             images_per_second=images_per_second,
         )
+
+    def _record_skipped(self, step: int) -> None:
+        """Write down all that a step was computed from, but for the parameters."""
+        with jax.transfer_guard("allow"):
+            key = jax.random.key_data(jax.random.fold_in(self._key_of_training, step - 1))
+            numbers = np.asarray(key).tolist()
+        self._journal.skipped(step, self._batches.indices(step - 1, 1).tolist(), numbers)
 
     def _validate(self, display: run_log.Display) -> float | None:
         """Evaluate on the validation split; its ELBO, or None where there is no such split."""
@@ -313,7 +310,7 @@ class TrainingRun:
         )
         return elbo
 
-    def _save(self, metric: float | None) -> bool:
+    def _save(self, saving: Saving, metric: float | None) -> bool:
         """Save the state; False, and nothing is saved, where an update has made it infinite."""
         items = jax.device_get(to_items(self._state))
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items["params"])):
@@ -325,8 +322,14 @@ class TrainingRun:
             "vae": self.recipe,
             "config": to_json(self.config),
         }
-        self.checkpoints.save(self.step, items, about, metric)
+        saving.save(self.step, items, about, metric)
         return True
+
+    def _say(self, display: run_log.Display, line: str) -> None:
+        """What is said even where the run is to be quiet."""
+        if self.config.quiet and is_first():
+            print(line, file=sys.stderr)
+        display.message(line)
 
     def _elapsed(self) -> float:
         return round(time.perf_counter() - self._started, 3)
@@ -336,9 +339,10 @@ class TrainingRun:
         what = f"the loss or gradient of {self._skipped_in_row} steps in a row was not finite"
         if not self._skipped_in_row:
             what = "the parameters are not finite"
-        display.message(
+        self._say(
+            display,
             f"error: up to step {self.step:,} {what}. The last checkpoint is step "
             f"{self.checkpoints.latest_step() or 0:,}. Lower --learning-rate (now "
-            f"{self.config.learning_rate}), set --gradient-clip, and start with a new --run."
+            f"{self.config.learning_rate}), set --gradient-clip, and start with a new --run.",
         )
         return 1

@@ -8,17 +8,21 @@ it has read to the others, so that they need no folder in common. All of them mu
 methods in the same order.
 """
 
-import hashlib
+import contextlib
+import itertools
 import math
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jaxvae.manifest import Damaged, SaveFailed, check_leaves, digest, leaves, reason_of
 from jaxvae.processes import arrays_from_first, from_first, is_first, together
 from jaxvae.recipes import build
 from jaxvae.vae import VAE, Params
@@ -27,21 +31,43 @@ FORMAT = 1
 """Version of what a checkpoint holds; raised when an older reader could not read it."""
 
 
+class Restored(NamedTuple):
+    """The newest checkpoint that is whole.
+
+    Attributes:
+        step: of it.
+        items: as `Checkpoints.restore` returns them.
+        set_aside: a line for each newer one, which was damaged and is in another folder now.
+    """
+
+    step: int
+    items: dict[str, Any]
+    set_aside: list[str]
+
+
 class Checkpoints:
     """The checkpoints of one run: the two latest and the best by a metric.
 
     Args:
-        directory: made when it is not there.
+        directory: made when it is not there; of no other process that saves. What a save that was
+            cut short has left there is removed.
+        read_only: leave all in it as it is, what another process is saving there above all.
 
-    Saves run in the background; `close` waits for them.
+    Saves run in the background; `close` waits for them. One that fails, on a full disk say, leaves
+    the checkpoints before it as they were.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+        self._directory = Path(directory).resolve()
         self._background = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
         with together():
             if is_first():
-                self._manager = _manager(Path(directory).resolve())
+                self._manager = _manager(self._directory, read_only)
+
+    def steps(self) -> list[int]:
+        """All that are saved, rising."""
+        return from_first(lambda: sorted(self._settled().all_steps()))
 
     def latest_step(self) -> int | None:
         """The newest step that was saved whole, or None."""
@@ -53,7 +79,7 @@ class Checkpoints:
 
     def save(
         self, step: int, items: dict[str, Any], about: dict[str, Any], metric: float | None
-    ) -> None:
+    ) -> SaveFailed | None:
         """Save a step in the background; the arrays are copied before this returns.
 
         Args:
@@ -62,23 +88,44 @@ class Checkpoints:
             about: JSON values; `format`, `digests` and `leaves` are added here.
             metric: what "best" compares, higher is better; None or NaN: not among the best.
 
+        Returns:
+            What went wrong with the save before this one, which is under way in any case.
+
         Raises:
             ValueError: the step is older than the latest.
         """
         if not is_first():
-            return
-        latest = self._settled().latest_step()
+            return None
+        problem = None
+        try:
+            self._settled()
+        except SaveFailed as error:
+            problem = error
+        latest = self._manager.latest_step()
         if latest is not None and step < latest:
             raise ValueError(f"step {step} is not newer than the latest, {latest}.")
         if step != latest:
             items = jax.tree.map(np.array, jax.device_get(items))
             self._saving = self._background.submit(self._write, step, items, about, metric)
+        return problem
 
     def _settled(self) -> ocp.CheckpointManager:
-        """orbax's manager, once it has taken over what is being saved; raises what went wrong."""
+        """orbax's manager, once nothing is being saved.
+
+        Raises:
+            SaveFailed: the last save; the manager knows nothing of it any more.
+        """
         saving, self._saving = self._saving, None
         if saving is not None:
-            saving.result()
+            try:
+                saving.result()
+            except Exception as error:
+                with contextlib.suppress(Exception):
+                    self._manager.close()
+                self._manager = _manager(self._directory, read_only=False)  # without its files
+                raise SaveFailed(
+                    f"a checkpoint could not be saved in {self._directory}: {reason_of(error)}."
+                ) from error
         return self._manager
 
     def _write(
@@ -87,7 +134,7 @@ class Checkpoints:
         about = about | {
             "format": FORMAT,
             "digests": {name: digest(tree) for name, tree in items.items()},
-            "leaves": {name: _leaves(tree) for name, tree in items.items()},
+            "leaves": {name: leaves(tree) for name, tree in items.items()},
         }
         rank = -math.inf if metric is None or math.isnan(metric) else float(metric)
         self._manager.save(
@@ -98,6 +145,7 @@ class Checkpoints:
             ),
             metrics={"metric": rank},
         )
+        self._manager.wait_until_finished()
 
     def about(self, step: int) -> dict[str, Any]:
         """What the checkpoint of this step says of itself."""
@@ -111,61 +159,119 @@ class Checkpoints:
             targets: name -> pytree of arrays or `jax.ShapeDtypeStruct`s.
 
         Raises:
-            ValueError: an item has other leaves than its target, or its content does not have
-                the digest it was saved with.
+            ValueError: an item has other leaves than its target.
+            Damaged: a file is missing or cannot be read, or an item's content does not have the
+                digest it was saved with. With several processes a ValueError.
         """
         return arrays_from_first(lambda: self._restore(step, targets), targets)
 
+    def restore_newest(self, targets: dict[str, Any]) -> Restored | None:
+        """The newest checkpoint that is whole, or None where there is none at all.
+
+        Newer ones, damaged, are moved to a folder beside this one, and never deleted.
+
+        Args:
+            targets: as `restore` takes them.
+
+        Raises:
+            ValueError: an item has other leaves than its target; or all checkpoints are damaged,
+                and lie where they lay.
+        """
+        held: dict[str, Any] = {}
+
+        def find() -> tuple[int | None, list[str]]:
+            damaged: dict[int, Damaged] = {}
+            for step in sorted(self._settled().all_steps(), reverse=True):
+                try:
+                    held.update(self._restore(step, targets))
+                except Damaged as error:
+                    damaged[step] = error
+                    continue
+                return step, [self._set_aside(*pair) for pair in damaged.items()]
+            if damaged:
+                lines = " ".join(str(error) for error in damaged.values())
+                raise ValueError(
+                    f"no checkpoint in {self._directory} is whole: {lines} Bring one back from a "
+                    "copy, or start a new run in another folder."
+                )
+            return None, []
+
+        step, lines = from_first(find)
+        if step is None:
+            return None
+        return Restored(step, arrays_from_first(lambda: held, targets), lines)
+
+    def _set_aside(self, step: int, error: Damaged) -> str:
+        """Move a damaged checkpoint out of orbax's sight; says so in a line."""
+        folder = self._directory.with_name(f"{self._directory.name}-damaged")
+        folder.mkdir(exist_ok=True)
+        taken = {path.name for path in folder.iterdir()}
+        names = (f"{step}" if i == 0 else f"{step}-{i}" for i in itertools.count())
+        new = folder / next(name for name in names if name not in taken)
+        (self._directory / str(step)).rename(new)
+        self._manager.reload()
+        return f"Checkpoint {step} is damaged: {error.reason}. It is in {new} now."
+
     def wait(self) -> None:
-        """Wait for the saves under way, and raise what went wrong in them."""
+        """Wait for the save under way.
+
+        Raises:
+            SaveFailed: it. With several processes a ValueError.
+        """
         with together():
             if is_first():
-                self._settled().wait_until_finished()
+                self._settled()
 
     def close(self) -> None:
-        """Wait for the saves under way and end the background threads."""
+        """Wait for the save under way, whether it fails or not, and end the background thread."""
         if is_first():
-            self._settled().close()
+            with contextlib.suppress(SaveFailed):
+                self._settled()
+            self._manager.close()
         self._background.shutdown()
 
     def _about(self, step: int) -> dict[str, Any]:
         arguments = ocp.args.Composite(about=ocp.args.JsonRestore())
-        return self._settled().restore(step, args=arguments)["about"]
+        with self._reading(step):
+            about: dict[str, Any] = self._settled().restore(step, args=arguments)["about"]
+            if not {"format", "digests", "leaves"} <= about.keys():
+                raise ValueError("what it says of itself is not whole")
+            return about
 
     def _restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
         about = self._about(step)
         for name, target in targets.items():
-            self._check_leaves(step, name, about["leaves"].get(name, {}), _leaves(target))
+            check_leaves(step, name, about["leaves"].get(name, {}), leaves(target))
         args = {
             name: ocp.args.StandardRestore(jax.tree.map(_empty, tree))
             for name, tree in targets.items()
         }
-        restored = self._settled().restore(step, args=ocp.args.Composite(**args))
-        for name in targets:
-            if digest(restored[name]) != about["digests"][name]:
-                raise ValueError(
-                    f"checkpoint {step} is damaged: {name!r} does not have the digest it was "
-                    f"saved with. Remove the folder {self._manager.directory / str(step)} to go "
-                    "on from the checkpoint before it."
-                )
+        with self._reading(step):
+            restored = self._settled().restore(step, args=ocp.args.Composite(**args))
+            for name in targets:
+                if digest(restored[name]) != about["digests"][name]:
+                    raise ValueError(f"{name!r} does not have the digest it was saved with")
         return {name: restored[name] for name in targets}
 
-    @staticmethod
-    def _check_leaves(step: int, name: str, saved: dict[str, str], asked: dict[str, str]) -> None:
-        for path in sorted(saved.keys() | asked.keys()):
-            there, here = saved.get(path, "absent"), asked.get(path, "absent")
-            if there != here:
-                raise ValueError(
-                    f"checkpoint {step} holds another model or optimizer: {name}{path} is {there} "
-                    f"there and {here} here. Build both as they were when it was saved."
-                )
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Around reading a step's files: whatever is found wrong with them is damage."""
+        try:
+            yield
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:
+            raise Damaged(self._directory / str(step), reason_of(error)) from error
 
 
-def _manager(directory: Path) -> ocp.CheckpointManager:
+def _manager(directory: Path, read_only: bool) -> ocp.CheckpointManager:
     """orbax's manager, of process 0 alone."""
     best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["metric"], n=1)
     policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
-    directory.mkdir(parents=True, exist_ok=True)
+    if not read_only:
+        directory.mkdir(parents=True, exist_ok=True)
+        for unfinished in directory.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(unfinished, ignore_errors=True)
     return ocp.CheckpointManager(
         directory,
         options=ocp.CheckpointManagerOptions(
@@ -173,26 +279,12 @@ def _manager(directory: Path) -> ocp.CheckpointManager:
             best_fn=lambda metrics: metrics["metric"],
             best_mode="max",
             create=False,
+            read_only=read_only,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 active_processes={0}, barrier_sync_key_prefix="process_0"
             ),
         ),
     )
-
-
-def digest(tree: Any) -> str:
-    """SHA-256 over a tree's paths, types, shapes and bytes.
-
-    >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(3)})
-    False
-    """
-    total = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        name = jax.tree_util.keystr(path)
-        total.update(f"{name} {array.dtype} {np.shape(leaf)} ".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
-    return total.hexdigest()
 
 
 def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VAE, Params]:
@@ -213,7 +305,7 @@ def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VA
         ValueError: the checkpoint is damaged or newer than this release.
     """
     folder = Path(from_first(lambda: _checkpoints_folder(Path(run))))
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, read_only=True)
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
         with together():
@@ -239,14 +331,6 @@ def _checkpoints_folder(run: Path) -> str:
     if not folder.is_dir():
         raise FileNotFoundError(f"no run at {run}: give the folder that training wrote.")
     return str(folder)
-
-
-def _leaves(tree: Any) -> dict[str, str]:
-    """The type and shape of every leaf, by its path."""
-    return {
-        jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 def _empty(leaf: Any) -> np.ndarray:

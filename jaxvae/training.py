@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxvae.batch_parts import check_block_size, mean_over_blocks, mean_over_shards
 from jaxvae.bounds import Bound, elbo, posterior_samples
 from jaxvae.distributions import NoClosedForm
 from jaxvae.regularizers import Regularizer, gathered
@@ -36,6 +37,7 @@ def make_train_step(
     prepare: Prepare = lambda key, x: x,
     average_decay: float | None = None,
     block_size: int | None = None,
+    virtual_shards: int | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """A pure function (state, keys [B], examples [B, ...]) -> (state, metrics).
@@ -60,6 +62,10 @@ def make_train_step(
         block_size: examples whose gradient is computed at once, one block after another; it
             divides the batch. For batches whose intermediate values outgrow a cache or a memory.
             None: the whole batch. A regularizer needs it whole.
+        virtual_shards: parts of the global batch whose gradients are added up in a fixed order,
+            whichever device computes them: then the step is the same bit for bit on every number
+            of devices that divides it, of one backend and one release of jax. Every device holds
+            that many gradients. In place of `block_size`; not with a regularizer.
         axis_name: of the mapped axis to average over; None: this batch is the whole one.
 
     The metrics are scalars, means over the global batch in nats: objective, elbo,
@@ -69,9 +75,10 @@ def make_train_step(
     `elbo` stays the ELBO.
 
     Raises:
-        ValueError: block_size with a regularizer; and when first called, if the state has an
+        ValueError: block_size or virtual_shards with a regularizer, or with each other; and when
+            first called, if the state has an
             average or a regularizer's state and the step none, or the other way round, if the
-            batch is empty, or if block_size does not divide it.
+            batch is empty, or if block_size or virtual_shards does not divide it.
 
     >>> from jaxvae import init_state, mlp_vae
     >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.adam(1e-3)
@@ -82,10 +89,14 @@ def make_train_step(
     (1, 0)
     """
 
-    if block_size is not None and regularizer is not None:
+    parts = {"block_size": block_size, "virtual_shards": virtual_shards}
+    given = [f"{name}={value}" for name, value in parts.items() if value is not None]
+    if given and regularizer is not None:
         raise ValueError(
-            f"a regularizer needs the whole batch at once, got block_size={block_size}. Use None."
+            f"a regularizer needs the whole batch at once, got {' and '.join(given)}. Use None."
         )
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other. Give one of them.")
 
     def over_devices(tree: Any) -> Any:
         alone = axis_name is None or jax.lax.axis_size(axis_name) == 1
@@ -99,6 +110,14 @@ def make_train_step(
     def prepared(key: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         key_data, key_bound, key_batch = jax.random.split(key, 3)
         return key_bound, prepare(key_data, stored), key_batch
+
+    def over_shards(function: Callable[..., Any], stored: tuple[jax.Array, jax.Array]) -> Any:
+        def of_shard(keys: jax.Array, examples: jax.Array) -> Any:
+            keys, xs, _ = jax.vmap(prepared)(keys, examples)
+            return function(keys, xs)
+
+        assert virtual_shards is not None
+        return mean_over_shards(of_shard, virtual_shards, axis_name, *stored)
 
     def loss(
         params: Params,
@@ -127,15 +146,18 @@ def make_train_step(
         state: TrainState, keys: jax.Array, examples: jax.Array
     ) -> tuple[TrainState, Metrics]:
         check_state(state, average_decay, regularizer)
-        _check_block_size(block_size, len(examples))
+        check_block_size(block_size, len(examples))
+        stored = keys, examples
         with jax.named_scope("prepare"):
             keys, xs, keys_batch = jax.vmap(prepared)(keys, examples)
         if len(examples) == 0:
             raise ValueError("a batch must have at least one example, got none.")
         scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
         error = jnp.zeros(())
-        if vae.with_log_scale is not None:
+        if vae.with_log_scale is not None and virtual_shards is None:
             error = over_devices(_squared_error(vae, state.params, keys, xs))
+        elif vae.with_log_scale is not None:
+            error = over_shards(lambda *rows: _squared_error(vae, state.params, *rows), stored)
         params = with_sigma(state.params, error)
         key_penalty: Any = None
         if regularizer is not None:
@@ -148,11 +170,15 @@ def make_train_step(
             moments = () if means is None else (means.mean(0), jnp.square(means).mean(0))
             return (gradients, _batch_means(bounds), moments), batch, penalty
 
-        if block_size is None or block_size == len(xs):
+        if virtual_shards is not None:
+            averages = over_shards(lambda *rows: gradient(*rows)[0], stored)
+        elif block_size is None or block_size == len(xs):
             averages, batch, penalty = gradient(keys, xs)
+            averages = over_devices(averages)
         else:
-            averages = _mean_over_blocks(lambda *block: gradient(*block)[0], block_size, keys, xs)
-        gradients, metrics, moments = over_devices(averages)
+            averages = mean_over_blocks(lambda *block: gradient(*block)[0], block_size, keys, xs)
+            averages = over_devices(averages)
+        gradients, metrics, moments = averages
         metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
         if moments:
             metrics["active_units"] = active_units(*moments)
@@ -176,24 +202,6 @@ def make_train_step(
         return _if_sound(sound & _all_finite(carried), moved, state, metrics)
 
     return train_step
-
-
-def _mean_over_blocks(function: Callable[..., Any], block_size: int, *arrays: jax.Array) -> Any:
-    """The mean of a function of block_size examples over all blocks of arrays [B, ...]."""
-    blocks = [all.reshape(-1, block_size, *all.shape[1:]) for all in arrays]
-    shapes = jax.eval_shape(function, *(all[0] for all in blocks))
-    zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
-    add = lambda total, block: (jax.tree.map(jnp.add, total, function(*block)), None)
-    total, _ = jax.lax.scan(add, zeros, blocks)
-    return jax.tree.map(lambda leaf: leaf / len(blocks[0]), total)
-
-
-def _check_block_size(block_size: int | None, num_examples: int) -> None:
-    if block_size is not None and (block_size < 1 or num_examples % block_size):
-        raise ValueError(
-            f"block_size must divide the batch of {num_examples} examples of a device, got "
-            f"{block_size}. Use None, or a divisor."
-        )
 
 
 def _check_draws(q: Any) -> None:

@@ -34,12 +34,14 @@ MAY_IMPORT = {
     },
     "regularizers": {"distributions", "divergences"},
     "state": {"regularizers", "vae"},
-    "training": {"bounds", "distributions", "regularizers", "state", "vae"},
+    "batch_parts": {"regularizers"},
+    "training": {"batch_parts", "bounds", "distributions", "regularizers", "state", "vae"},
     "parallel": {"state", "training"},
     "evaluation": {"bounds", "distributions", "parallel", "training", "vae"},
     "processes": set(),
     "recipes": {"vae"},
-    "checkpoints": {"processes", "recipes", "vae"},
+    "manifest": set(),
+    "checkpoints": {"manifest", "processes", "recipes", "vae"},
     "testing": {"distributions", "divergences"},
 }
 """Layer by layer: what each file, or folder, of jaxvae takes from the others."""

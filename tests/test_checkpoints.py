@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from jaxvae import checkpoints as checkpoints_module
-from jaxvae.checkpoints import Checkpoints, build, digest, load
+from jaxvae.checkpoints import Checkpoints, Damaged, build, digest, load
 from jaxvae.parallel import make_mesh, replicate
 from jaxvae.state import TrainState
 from jaxvae.vae import mlp_vae
@@ -269,7 +269,7 @@ def test_a_changed_byte_never_gives_wrong_weights(checkpoints, tmp_path):
             outcomes.append(str(error))
     by_digest = [text for text in outcomes if "does not have the digest" in text]
     assert len(by_digest) > 6
-    remedy = f"Remove the folder {folder(tmp_path) / '1'} to go on from the checkpoint before"
+    remedy = f"Move the folder {folder(tmp_path) / '1'} away to go on from the checkpoint before"
     assert all("checkpoint 1 is damaged: 'params'" in text for text in by_digest)
     assert all(remedy in text for text in by_digest)
     path.write_bytes(intact)
@@ -295,8 +295,61 @@ def test_a_truncated_file_is_an_error(checkpoints, tmp_path, share):
     save(checkpoints, 1, params=params)
     path = data_file(tmp_path, 1)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(Exception, match=r"Error|error|damaged"):
+    with pytest.raises(Damaged, match="checkpoint 1 is damaged"):
         checkpoints.restore(1, {"params": params})
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def half_deleted(path):
+    for other in list(path.parents[2].rglob("*"))[::2]:
+        if other.is_file():
+            other.unlink()
+
+
+@pytest.mark.parametrize("damage", [emptied, flipped, truncated, half_deleted, Path.unlink])
+def test_a_damaged_newest_is_set_aside_and_the_one_before_it_used(checkpoints, tmp_path, damage):
+    for step in (1, 2, 3):
+        save(checkpoints, step, params=weights(step, (64, 64)))
+    damage(data_file(tmp_path, 3))
+    files = {path.name for path in (folder(tmp_path) / "3").rglob("*")}
+    found = checkpoints.restore_newest({"params": weights(0, (64, 64))})
+    assert found.step == checkpoints.latest_step() == 2
+    assert_same_bits(found.items, {"params": weights(2, (64, 64))})
+    aside = tmp_path / "run" / "checkpoints-damaged" / "3"
+    assert {path.name for path in aside.rglob("*")} == files
+    (line,) = found.set_aside
+    assert line.startswith("Checkpoint 3 is damaged: ")
+    assert str(aside) in line
+    save(checkpoints, 3, params=weights(4, (64, 64)))  # and again, as the run goes on
+    damage(data_file(tmp_path, 3))
+    assert checkpoints.restore_newest({"params": weights(0, (64, 64))}).step == 2
+    assert (tmp_path / "run" / "checkpoints-damaged" / "3-1").is_dir()
+
+
+def test_where_all_are_damaged_nothing_is_moved(checkpoints, tmp_path):
+    for step in (1, 2):
+        save(checkpoints, step, params=weights(step, (64, 64)))
+        flipped(data_file(tmp_path, step))
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: .* 2 .* 1 .*from a copy"):
+        checkpoints.restore_newest({"params": weights(0, (64, 64))})
+    assert kept(tmp_path) == {1, 2}
+
+
+def test_no_checkpoint_at_all_is_none(checkpoints):
+    assert checkpoints.restore_newest({"params": weights(0)}) is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-import experiments.training_run
+import experiments.learning
 from experiments.command import Refused
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.run_log import read_metrics
@@ -116,7 +116,7 @@ def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, mon
             dispatches.append(len(self._unread))
 
     device_get = jax.device_get
-    monkeypatch.setattr(experiments.training_run, "make_train_step", counted_step)
+    monkeypatch.setattr(experiments.learning, "make_train_step", counted_step)
     monkeypatch.setattr(jax, "device_get", lambda tree: reads.append(1) or device_get(tree))
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=73, eval_every=100)
     with Counted(config, jax.devices()[:1]) as run:

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.batches import Batches
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Timed, Work
-from experiments.model import block_size, make_objective, make_optimizer, rows_at_once
+from experiments.model import make_objective, make_optimizer, parts_of_batch, rows_at_once
 from jaxvae import TrainState, init_state, make_train_step
 from jaxvae.parallel import (
     AXIS,
@@ -115,7 +115,7 @@ def _train_step(setting: Setting, axis_name: str | None) -> Callable[..., Any]:
         prepare=setting.preprocessing.prepare,
         average_decay=config.average_decay,
         axis_name=axis_name,
-        block_size=block_size(config, setting.vae, num_devices, rows),
+        **parts_of_batch(config, setting.vae, num_devices, rows),
     )
 
 

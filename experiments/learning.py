@@ -1,0 +1,68 @@
+"""What the flags make of a model: its train step and the state that it starts from."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from experiments.config import TrainConfig
+from experiments.datasets.preprocessing import Preprocessing
+from experiments.model import (
+    make_objective,
+    make_optimizer,
+    make_regularizer,
+    make_schedules,
+    parts_of_batch,
+    rows_at_once,
+)
+from jaxvae.parallel import AXIS
+from jaxvae.state import TrainState, init_state
+from jaxvae.training import make_train_step
+from jaxvae.vae import VAE
+
+
+class Learning:
+    """How a model is trained on a mesh of devices.
+
+    Args:
+        config: the flags.
+        vae: the model.
+        preprocessing: of the data.
+        mesh: of devices.
+        num_train: examples in the training split.
+
+    Attributes:
+        options: of `make_train_step`, but for the axis of the devices.
+        train_step: the step, for the devices of the mesh.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        vae: VAE,
+        preprocessing: Preprocessing,
+        mesh: Mesh,
+        num_train: int,
+    ) -> None:
+        rows = rows_at_once(config, mesh.devices.flat[0].platform)
+        self._vae = vae
+        self._optimizer = make_optimizer(config, config.steps(num_train))
+        self.options: dict[str, Any] = {
+            "objective": make_objective(config, rows),
+            "schedules": make_schedules(config),
+            "regularizer": make_regularizer(config, num_train),
+            "prepare": preprocessing.prepare,
+            "average_decay": config.average_decay,
+            **parts_of_batch(config, vae, mesh.size, rows),
+        }
+        self.train_step = make_train_step(vae, self._optimizer, axis_name=AXIS, **self.options)
+
+    def init_state(self, key: jax.Array) -> TrainState:
+        """The state before the first step."""
+        return init_state(
+            self._vae,
+            self._optimizer,
+            key,
+            averaging=self.options["average_decay"] is not None,
+            regularizer=self.options["regularizer"],
+        )

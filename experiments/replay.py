@@ -1,0 +1,104 @@
+"""A training step computed again, bit for bit, and what went wrong in it.
+
+python -m experiments.replay runs/mnist_small-mlp 1234
+"""
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments import command
+from experiments.config import require
+
+NO_END = 10**9
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Compute a step of a run again, from the checkpoint before it, and say what went wrong.
+
+    Nothing in the run's folder changes. On the same devices and packages the numbers are those of
+    the run, bit for bit; where the run wrote the step down they are compared. Then: which example,
+    which term, which operation and which layer's gradient first were not finite.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    step: Annotated[int, tyro.conf.Positional]
+    """Which step, from 1; metrics.jsonl has the skipped ones."""
+    compilation_cache: str = "auto"
+    """Folder of compiled programs, as for training; none: compile each time."""
+
+
+def replay(config: ReplayConfig) -> None:
+    """Compute the step again and print what it gave."""
+    with command.refusing(), tempfile.TemporaryDirectory(prefix="jaxvae-replay-") as folder:
+        require(config.step >= 1, "step", config.step, "at least 1")
+        from experiments import accelerators, compilation_cache
+        from experiments.run_folder import read_config
+        from experiments.run_log import read_metrics
+
+        compilation_cache.use(config.compilation_cache)
+        flags = read_config(config.run)
+        if flags is None:
+            raise FileNotFoundError(
+                f"no run at {config.run}: give the folder that `python -m experiments.train` wrote."
+            )
+        rows = read_metrics(config.run / "metrics.jsonl")
+        last = max((row["step"] for row in rows), default=0)
+        require(config.step <= last, "step", config.step, f"one that the run has come to ({last})")
+        devices = accelerators.start(flags.accelerator, flags.num_devices)
+        from experiments.diagnosis import diagnose
+        from experiments.replayed_run import ReplayedRun
+
+        quiet = dataclasses.replace(
+            flags,
+            run=Path(folder) / "run",
+            quiet=True,
+            tensorboard=False,
+            eval_every=NO_END,
+            log_every=1,
+            max_skipped=NO_END,
+        )
+        with ReplayedRun(quiet, devices) as run:
+            started = run.start_before(config.run / "checkpoints", config.step)
+            run.num_steps = config.step - 1
+            run.to_the_end()
+            step = run.next_step()
+            run.num_steps = config.step
+            run.to_the_end()
+        again = _row(read_metrics(quiet.folder / "metrics.jsonl"), config.step)
+    written = _row(rows, config.step)
+    print(f"step {config.step:,}, computed again from step {started:,}:")
+    for name, value in again.items():
+        print(f"  {name} {'not finite' if value is None else value}")
+    print(f"  {_compared(again, written)}")
+    lines = diagnose(step)
+    print("\n".join(lines) or "all examples' terms and gradients are finite")
+
+
+def _row(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
+    """The numbers of a training step, but for times; empty where it is not written down."""
+    for row in rows:
+        if (row["step"], row["split"]) == (step, "train"):
+            return {k: v for k, v in row.items() if k not in ("step", "split", "timing")}
+    return {}
+
+
+def _compared(again: dict[str, Any], written: dict[str, Any]) -> str:
+    assert again, "the step was not computed"
+    if not written:
+        return "the run did not write this step's numbers down (--log-every)"
+    different = [name for name in again if again[name] != written.get(name)]
+    if not different:
+        return "bit for bit what the run wrote down"
+    pairs = "; ".join(f"{name} was {written.get(name)}" for name in different)
+    return f"not what the run wrote down, on other devices or packages perhaps: {pairs}"
+
+
+if __name__ == "__main__":
+    command.main(ReplayConfig, replay)

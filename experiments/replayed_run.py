@@ -1,0 +1,65 @@
+"""A run whose steps are computed again, from a checkpoint of another folder."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.training_run import TrainingRun
+from jaxvae.checkpoints import Checkpoints
+from jaxvae.parallel import replicate
+from jaxvae.state import from_items, to_items
+from jaxvae.vae import VAE
+
+
+class Step(NamedTuple):
+    """What a training step is computed from.
+
+    Attributes:
+        vae: the model.
+        options: of `make_train_step`.
+        params: before the step.
+        keys: [B] of the rows.
+        stored: [B, ...] examples as they are stored.
+        indices: [B] rows of the training split.
+        number: of steps done before it.
+    """
+
+    vae: VAE
+    options: dict[str, Any]
+    params: Any
+    keys: jax.Array
+    stored: np.ndarray
+    indices: np.ndarray
+    number: int
+
+
+class ReplayedRun(TrainingRun):
+    """In a folder of its own, with the flags of the run that it repeats."""
+
+    def start_before(self, checkpoints: Path, step: int) -> int:
+        """Go on from the newest of other checkpoints before a step, of the same run; from which."""
+        with contextlib.closing(Checkpoints(checkpoints, read_only=True)) as others:
+            before = max((known for known in others.steps() if known < step), default=0)
+            if before:
+                target = jax.eval_shape(self._learning.init_state, self._key_init)
+                items = others.restore(before, to_items(target))
+                self._state = replicate(from_items(items), self.mesh)
+                self.step = before
+        return before
+
+    def next_step(self) -> Step:
+        """What the next step is computed from."""
+        key = jax.random.fold_in(self._key_of_training, self.step)
+        indices = self._batches.indices(self.step, 1)
+        return Step(
+            self.vae,
+            self._learning.options,
+            jax.device_get(self._state.params),
+            jax.random.split(key, self.config.batch_size),
+            self._batches.examples[indices],
+            indices,
+            self.step,
+        )

@@ -1,0 +1,1 @@
+"""What a run must survive, done to real runs of the training command."""

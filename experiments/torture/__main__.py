@@ -1,0 +1,62 @@
+"""Everything that a run must survive, done to it on this machine.
+
+python -m experiments.torture
+"""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments import command
+from experiments.config import require
+
+
+@dataclass(frozen=True)
+class TortureConfig:
+    """Kill, stop and damage real runs of the training command, and see that nothing is lost.
+
+    Prints a table of case, tries and survived, and ends with exit code 1 at the first loss, whose
+    folders are kept.
+    """
+
+    kills: int = 50
+    """SIGKILLs of one run, a fifth of them inside a checkpoint's saving."""
+    tries: int = 4
+    """Of each other case."""
+    cases: tuple[str, ...] = ()
+    """Names of cases, or parts of them. Default: all."""
+
+
+def torture(config: TortureConfig) -> int:
+    """Go through the cases; returns the exit code."""
+    with command.refusing():
+        require(config.kills >= 1, "kills", config.kills, "at least 1")
+        require(config.tries >= 1, "tries", config.tries, "at least 1")
+        from experiments.torture import kills
+        from experiments.torture.victim import Outcome
+
+        cases: dict[str, tuple[Callable[[Path, int], Outcome], int]] = {
+            "killed anywhere": (kills.killed_anywhere, config.kills),
+            "SIGTERM and Ctrl-C": (kills.signalled, config.tries),
+            "Ctrl-C twice": (kills.interrupted_twice, config.tries),
+        }
+        chosen = {name: case for name, case in cases.items()
+                  if not config.cases or any(part in name for part in config.cases)}  # fmt: skip
+        require(bool(chosen), "cases", " ".join(config.cases), f"among {', '.join(cases)}")
+    print(f"{'case':24}{'tries':>7}{'survived':>10}")
+    for name, (case, tries) in chosen.items():
+        folder = Path(tempfile.mkdtemp(prefix="jaxvae-torture-"))
+        outcome = case(folder, tries)
+        print(f"{name:24}{outcome.tries:>7}{outcome.survived:>10}  {outcome.note}", flush=True)
+        if outcome.survived < outcome.tries:
+            print(f"error: {name}: lost. What is left lies in {folder}.", file=sys.stderr)
+            return 1
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    command.main(TortureConfig, torture)

@@ -1,0 +1,90 @@
+"""What a checkpoint says of its items, and what is wrong where they are not that."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+SYSTEM_ERRORS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Input/output error",
+    "Read-only file system",
+)
+"""As systems word them."""
+
+
+class Damaged(ValueError):
+    """The files of a checkpoint are not what was saved.
+
+    Args:
+        folder: of the checkpoint.
+        reason: what is wrong with them.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(
+            f"checkpoint {folder.name} is damaged: {reason}. Move the folder {folder} away to go "
+            "on from the checkpoint before it."
+        )
+        self.reason = reason
+
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written; those before it are whole."""
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over a tree's paths, types, shapes and bytes.
+
+    >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(3)})
+    False
+    """
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        name = jax.tree_util.keystr(path)
+        total.update(f"{name} {array.dtype} {np.shape(leaf)} ".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def leaves(tree: Any) -> dict[str, str]:
+    """The type and shape of every leaf, by its path."""
+    return {
+        jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def check_leaves(step: int, name: str, saved: dict[str, str], asked: dict[str, str]) -> None:
+    """Refuse to restore a step's item into leaves that it does not have.
+
+    Args:
+        step, name: of the item.
+        saved, asked: what `leaves` said of it when it was saved, and says of the target.
+
+    Raises:
+        ValueError: naming the first leaf that differs.
+    """
+    for path in sorted(saved.keys() | asked.keys()):
+        there, here = saved.get(path, "absent"), asked.get(path, "absent")
+        if there != here:
+            raise ValueError(
+                f"checkpoint {step} holds another model or optimizer: {name}{path} is {there} "
+                f"there and {here} here. Build both as they were when it was saved."
+            )
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, as a part of a line; of a system's error only that.
+
+    >>> reason_of(ValueError("Failed to write a file: No space left on device [code 28]"))
+    'No space left on device'
+    """
+    text = " ".join(str(error).split())
+    known = [reason for reason in SYSTEM_ERRORS if reason in text]
+    return known[0] if known else text[:200].rstrip(".") or type(error).__name__

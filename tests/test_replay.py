@@ -1,0 +1,130 @@
+"""A step computed again is the step of the run, and injected faults are found and named."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import experiments.training_run
+from experiments.batches import Batches
+from experiments.command import Refused
+from experiments.replay import ReplayConfig, replay
+from experiments.run_log import read_metrics
+from experiments.train import train
+from experiments.training_run import TrainingRun
+from jaxvae.testing import first_not_finite
+
+
+def _files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("step", [5, 30, 55])
+def test_a_step_is_what_the_run_wrote_down_bit_for_bit(whole_run, step, capsys):
+    """From no checkpoint, from one, and from the best one; and nothing of the run is touched."""
+    before = _files(whole_run.run)
+    replay(ReplayConfig(whole_run.run, step))
+    text = capsys.readouterr().out
+    assert "bit for bit what the run wrote down" in text
+    assert "all examples' terms and gradients are finite" in text
+    assert _files(whole_run.run) == before
+
+
+def test_another_number_is_seen(whole_run, tmp_path, capsys):
+    """The comparison above can fail."""
+    copy = tmp_path / "copy"
+    shutil.copytree(whole_run.run, copy)
+    rows = read_metrics(copy / "metrics.jsonl")
+    changed = [row | {"kl": row["kl"] + 1e-5} if row["step"] == 30 else row for row in rows]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    replay(ReplayConfig(copy, 30))
+    assert "not what the run wrote down" in capsys.readouterr().out
+
+
+def _skipped(run):
+    return [row for row in read_metrics(run / "metrics.jsonl") if row["split"] == "skipped"]
+
+
+class WithNaN(Batches):
+    """A pixel that was let through."""
+
+    def __init__(self, examples, *rest):
+        examples = examples.copy()
+        examples[17, 3, 4] = np.nan
+        super().__init__(examples, *rest)
+
+
+def test_a_pixel_that_is_not_finite_is_named(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments.training_run, "Batches", WithNaN)
+    values = np.random.default_rng(0).uniform(size=(330, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "grey.npz", images=values)
+    options = {"likelihood": "gaussian", "num_steps": 12, "dataset": f"npz:{tmp_path}/grey.npz"}
+    config = dataclasses.replace(small, run=tmp_path / "run", **options)
+    with TrainingRun(config, jax.devices()[:1]) as run:
+        assert run.to_the_end() == 0
+    (event,) = _skipped(config.run)
+    assert 17 in event["examples"]
+    assert len(event["key"]) == 2
+    replay(ReplayConfig(config.run, event["step"]))
+    text = capsys.readouterr().out
+    row = event["examples"].index(17)
+    assert f"example 17 of the training split (row {row} of the batch) holds nan at [3, 4" in text
+
+
+def test_an_update_that_explodes_is_found_in_the_parameters(small, tmp_path, capsys):
+    config = dataclasses.replace(
+        small, run=tmp_path / "run", learning_rate=1e38, max_skipped=3, optimizer="sgd"
+    )
+    assert train(config) == 1
+    first = _skipped(config.run)[0]["step"]
+    replay(ReplayConfig(config.run, first))
+    text = capsys.readouterr().out
+    assert "not finite" in text
+    assert "coder/params/Dense" in text
+
+
+def test_a_scale_too_small_is_found_in_the_likelihood(small, tmp_path, capsys):
+    options = {"likelihood": "gaussian", "sigma": 1e-25, "max_skipped": 3}
+    config = dataclasses.replace(small, run=tmp_path / "run", **options)
+    assert train(config) == 1
+    replay(ReplayConfig(config.run, 1))
+    text = capsys.readouterr().out
+    assert "log_likelihood -inf" in text
+    assert "gave inf from" in text
+
+
+@pytest.mark.parametrize(
+    ("run", "step", "message"),
+    [(Path("nowhere"), 3, "no run at nowhere"), (None, 0, "--step must be at least 1, got 0"),
+     (None, 61, "--step must be one that the run has come to .60., got 61")],
+)  # fmt: skip
+def test_what_cannot_be_replayed_is_refused(whole_run, run, step, message):
+    with pytest.raises(Refused, match=message):
+        replay(ReplayConfig(run or whole_run.run, step))
+
+
+def _log(x):
+    return jnp.log(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "expected"),
+    [
+        (lambda x: jnp.sum(_log(x) * 2), [1.0, 0.0], ["log gave inf from [0, 1]"]),
+        (lambda x: jax.jit(_log)(x), -1.0, ["log gave nan from [-1, -1]"]),
+        (lambda x: jax.lax.cond(x > 0, jnp.sqrt, _log, x), -1.0, ["log gave nan from [-1, -1]"]),
+        (jax.grad(jnp.sqrt), 0.0, ["div gave inf"]),
+        (lambda x: jnp.where(x > 0, _log(x), 0.0), -1.0, []),
+        (lambda x: jax.nn.softplus(x), 1000.0, []),
+    ],
+)
+def test_the_first_operation_that_is_not_finite_is_found(function, argument, expected):
+    found = [str(one) for one in first_not_finite(function, jnp.asarray(argument))]
+    assert len(found) == len(expected)
+    for text, part in zip(found, expected, strict=True):
+        assert part in text

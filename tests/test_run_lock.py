@@ -1,0 +1,48 @@
+"""One training process a run folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.run_lock import RunLock
+
+HOLD = "import sys, time; from pathlib import Path; from experiments.run_lock import RunLock; "
+HOLD += "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
+
+
+def test_a_second_one_is_refused_with_the_first_ones_number(tmp_path):
+    lock = RunLock(tmp_path)
+    with pytest.raises(ValueError, match=rf"in use by process {os.getpid()} on \S+, which is"):
+        RunLock(tmp_path)
+    lock.close()
+    RunLock(tmp_path).close()
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError, match=f"in use by process {holder.pid} on"):
+        RunLock(tmp_path)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    for _ in range(50):  # the system lets go a moment after the process is gone
+        try:
+            RunLock(tmp_path).close()
+            return
+        except ValueError:
+            time.sleep(0.1)
+    pytest.fail("the lock of a killed process is still held")
+
+
+def test_a_refused_one_leaves_the_holders_name(tmp_path):
+    lock = RunLock(tmp_path)
+    before = (tmp_path / ".lock").read_text()
+    with pytest.raises(ValueError, match="in use"):
+        RunLock(tmp_path)
+    assert (tmp_path / ".lock").read_text() == before
+    lock.close()

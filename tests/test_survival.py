@@ -1,0 +1,109 @@
+"""A run goes on as the same run: after damage, on other devices, and one process at a time."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.command import Refused
+from experiments.run_log import read_metrics
+from experiments.train import train
+from experiments.training_run import TrainingRun
+from jaxvae.checkpoints import load
+
+
+def _advance(config, num_steps, num_devices=1):
+    config = dataclasses.replace(config, num_steps=num_steps, num_devices=num_devices)
+    with TrainingRun(config, jax.devices()[:num_devices]) as run:
+        assert run.to_the_end() == 0
+
+
+def _rows(run, split="train"):
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["split"] == split]
+    return [{name: value for name, value in row.items() if name != "timing"} for row in rows]
+
+
+def _same_parameters(one, other):
+    jax.tree.map(np.testing.assert_array_equal, load(one, "latest")[1], load(other, "latest")[1])
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(
+    whole_run, small, tmp_path, capsys
+):
+    config = dataclasses.replace(small, run=tmp_path / "run", quiet=False)
+    _advance(config, 50)
+    files = [path for path in (config.run / "checkpoints" / "50").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    capsys.readouterr()
+    _advance(config, 60)
+    text = capsys.readouterr().out
+    assert "Checkpoint 50 is damaged: " in text
+    assert "Continuing from step 25." in text
+    assert (config.run / "checkpoints-damaged" / "50").is_dir()
+    assert _rows(config.run) == _rows(whole_run.run)
+    _same_parameters(config.run, whole_run.run)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(small, tmp_path):
+    config = dataclasses.replace(small, run=tmp_path / "run")
+    _advance(config, 30)
+    for path in (config.run / "checkpoints").rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(b"")
+    before = {path: path.stat().st_mtime_ns for path in config.run.rglob("*") if path.is_file()}
+    with pytest.raises(Refused, match=r"no checkpoint in .* is whole"):
+        train(config)
+    after = {path: path.stat().st_mtime_ns for path in config.run.rglob("*") if path.is_file()}
+    before.pop(config.run / ".lock")
+    after.pop(config.run / ".lock")
+    assert after == before
+
+
+def test_a_second_training_in_the_folder_is_refused(small, tmp_path):
+    config = dataclasses.replace(small, run=tmp_path / "run", num_steps=5)
+    with TrainingRun(config, jax.devices()[:1]):
+        before = {path: path.stat().st_mtime_ns for path in config.run.rglob("*")}
+        with pytest.raises(Refused, match="is in use by process"):
+            train(config)
+        assert {path: path.stat().st_mtime_ns for path in config.run.rglob("*")} == before
+    _advance(config, 5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{}, pytest.param({"model": "conv", "hidden": (4,)}, marks=pytest.mark.long)],
+    ids=["mlp", "conv"],
+)
+def test_with_a_deterministic_reduction_devices_change_nothing(model, small, tmp_path):
+    """Started on 8, continued on 2, 1 and 4: bit for bit the run that had one all the time."""
+    options = {"deterministic_reduction": True, "batch_size": 24, "eval_every": 1000, **model}
+    config = dataclasses.replace(small, **options)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    _advance(dataclasses.replace(config, run=whole), 40)
+    for num_steps, num_devices in ((10, 8), (20, 2), (30, 1), (40, 4)):
+        _advance(dataclasses.replace(config, run=moved), num_steps, num_devices)
+    assert _rows(moved) == _rows(whole)
+    _same_parameters(moved, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"deterministic_reduction": True, "batch_size": 20}, "--batch-size must be a multiple of "
+         "--virtual-shards=8, got 20"),
+        ({"virtual_shards": 4}, "--virtual-shards goes with --deterministic-reduction"),
+        ({"deterministic_reduction": True, "regularizer": "mmd", "batch_size": 24},
+         "--regularizer=mmd needs it whole"),
+        ({"deterministic_reduction": True, "batch_size": 24, "num_devices": 3},
+         "virtual_shards must be a multiple of the 3 devices"),
+    ],
+)  # fmt: skip
+def test_a_reduction_that_cannot_be_deterministic_is_refused(changes, message, small, tmp_path):
+    config = dataclasses.replace(small, run=tmp_path / "run", **changes)
+    with pytest.raises(Refused, match=message):
+        train(config)
+    assert not config.run.exists()

@@ -1,0 +1,93 @@
+"""A step whose gradients are added in a fixed order is the same, bit for bit, on all devices."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxvae.parallel import AXIS, make_chunk_step, make_mesh, replicate, shard
+from jaxvae.regularizers import total_correlation
+from jaxvae.state import init_state
+from jaxvae.training import make_train_step
+from jaxvae.vae import conv_vae, mlp_vae
+
+BATCH, STEPS, SHARDS = 32, 10, 8
+SMALL = {"latent_dim": 3}
+MODELS = {
+    "mlp": (partial(mlp_vae, data_shape=(8, 8, 1), hidden=(24,), **SMALL), (8, 8, 1)),
+    "conv": (partial(conv_vae, data_shape=(9, 8, 1), hidden=(4,), width=8, **SMALL), (9, 8, 1)),
+    "optimal sigma": (
+        partial(
+            mlp_vae,
+            data_shape=(8, 8, 1),
+            hidden=(24,),
+            likelihood="gaussian",
+            sigma="optimal",
+            **SMALL,
+        ),
+        (8, 8, 1),
+    ),
+}
+
+
+def _prepare(key, stored):
+    return jax.random.bernoulli(key, stored.astype(np.float32) / 255).astype(np.float32)
+
+
+def _train(model, num_devices, **options):
+    """Parameters and metrics after ten steps of Adam."""
+    make, shape = MODELS[model]
+    vae, optimizer = make(), optax.adam(1e-2)
+    mesh = make_mesh(jax.devices()[:num_devices])
+    step = make_train_step(vae, optimizer, prepare=_prepare, axis_name=AXIS, **options)
+    chunk_step = make_chunk_step(step, mesh, BATCH, STEPS)
+    data = np.random.default_rng(0).integers(0, 256, (STEPS, BATCH, *shape), dtype=np.uint8)
+    by_device = data.reshape(STEPS, num_devices, -1, *shape).swapaxes(0, 1)
+    state = replicate(init_state(vae, optimizer, jax.random.key(1)), mesh)
+    key, count = replicate(jax.random.key(2), mesh), replicate(np.int32(STEPS), mesh)
+    state, metrics = chunk_step(state, key, shard(np.ascontiguousarray(by_device), mesh), count)
+    return jax.device_get((state.params, metrics))
+
+
+def _equal(one, other):
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), one, other)
+    return all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_device_count_takes_the_same_steps_bit_for_bit(model):
+    reference = _train(model, 1, virtual_shards=SHARDS)
+    for num_devices in (2, 8):
+        assert _equal(_train(model, num_devices, virtual_shards=SHARDS), reference)
+
+
+def test_they_are_the_steps_of_the_whole_batch_to_rounding():
+    params, metrics = _train("mlp", 1, virtual_shards=SHARDS)
+    whole, of_whole = _train("mlp", 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), params, whole)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], of_whole[name], rtol=1e-4, err_msg=name)
+    assert not _equal(whole, params)
+
+
+def test_without_them_the_device_count_is_in_the_last_bits():
+    """The law above can fail."""
+    assert not _equal(_train("mlp", 8), _train("mlp", 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "num_devices", "message"),
+    [
+        ({"virtual_shards": 5}, 1, "divide the batch of 32 examples, got 5"),
+        ({"virtual_shards": 0}, 1, "got 0"),
+        ({"virtual_shards": 4}, 8, "a multiple of the 8 devices"),
+        ({"virtual_shards": 4, "block_size": 4}, 1, "exclude each other"),
+        ({"virtual_shards": 4, "regularizer": total_correlation(weight=1.0, num_data=9)}, 1,
+         "a regularizer needs the whole batch at once, got virtual_shards=4"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(options, num_devices, message):
+    with pytest.raises(ValueError, match=message):
+        _train("mlp", num_devices, **options)
