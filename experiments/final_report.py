@@ -9,6 +9,7 @@ import jax
 
 from experiments import pictures, report, run_log
 from experiments.accelerators import describe
+from experiments.command import refusing
 from experiments.drawing import draw, prepared_head, write_pictures
 from experiments.results import make_scorer, print_numbers, summarize, versions
 from experiments.training_run import TrainingRun
@@ -50,7 +51,8 @@ def _best_params(run: TrainingRun) -> tuple[int, Params]:
         raise ValueError(f"{run.config.folder} has no checkpoint to report on.")
     target = jax.eval_shape(run.vae.init, jax.random.key(0))
     name = "params" if run.config.average_decay is None else "average"
-    return step, run.checkpoints.restore(step, {name: target})[name]
+    with refusing():  # a damaged one is the user's to move away
+        return step, run.checkpoints.restore(step, {name: target})[name]
 
 
 def _measure(run: TrainingRun) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run goes on as the same run: after damage, on other devices, and one process at a time."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -10,7 +11,7 @@ from experiments.command import Refused
 from experiments.run_log import read_metrics
 from experiments.train import train
 from experiments.training_run import TrainingRun
-from jaxvae.checkpoints import load
+from jaxvae.checkpoints import Checkpoints, load
 
 
 def _advance(config, num_steps, num_devices=1):
@@ -61,6 +62,18 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(small, tmp_pat
     before.pop(config.run / ".lock")
     after.pop(config.run / ".lock")
     assert after == before
+
+
+def test_a_damaged_best_checkpoint_is_named_before_the_report(small, tmp_path):
+    config = dataclasses.replace(small, run=tmp_path / "run")
+    _advance(config, 60)
+    with contextlib.closing(Checkpoints(config.run / "checkpoints", read_only=True)) as saved:
+        best = saved.best_step()
+    for path in (config.run / "checkpoints" / str(best) / "average").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(Refused, match=rf"checkpoint {best} is damaged: .* Move the folder"):
+        train(config)
 
 
 def test_a_second_training_in_the_folder_is_refused(small, tmp_path):

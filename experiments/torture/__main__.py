@@ -1,4 +1,4 @@
-"""Everything that a run must survive, done to it on this machine.
+"""Kills and signals that a run must survive, sent to real runs on this machine.
 
 python -m experiments.torture
 """
@@ -16,7 +16,7 @@ from experiments.config import require
 
 @dataclass(frozen=True)
 class TortureConfig:
-    """Kill, stop and damage real runs of the training command, and see that nothing is lost.
+    """Kill, stop and interrupt real runs of the training command, and see that nothing is lost.
 
     Prints a table of case, tries and survived, and ends with exit code 1 at the first loss, whose
     folders are kept.
