@@ -30,10 +30,11 @@ class Learning:
         preprocessing: of the data.
         mesh: of devices.
         num_train: examples in the training split.
+        axis_name: of the devices; None: the step is for one of them, without `pmap`.
 
     Attributes:
         options: of `make_train_step`, but for the axis of the devices.
-        train_step: the step, for the devices of the mesh.
+        train_step: the step.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Learning:
         preprocessing: Preprocessing,
         mesh: Mesh,
         num_train: int,
+        axis_name: str | None = AXIS,
     ) -> None:
         rows = rows_at_once(config, mesh.devices.flat[0].platform)
         self._vae = vae
@@ -55,7 +57,7 @@ class Learning:
             "average_decay": config.average_decay,
             **parts_of_batch(config, vae, mesh.size, rows),
         }
-        self.train_step = make_train_step(vae, self._optimizer, axis_name=AXIS, **self.options)
+        self.train_step = make_train_step(vae, self._optimizer, axis_name=axis_name, **self.options)
 
     def init_state(self, key: jax.Array) -> TrainState:
         """The state before the first step."""

@@ -76,9 +76,9 @@ def make_train_step(
 
     Raises:
         ValueError: block_size or virtual_shards with a regularizer, or with each other; and when
-            first called, if the state has an
-            average or a regularizer's state and the step none, or the other way round, if the
-            batch is empty, or if block_size or virtual_shards does not divide it.
+            first called, if the state has an average or a regularizer's state and the step none,
+            or the other way round, if the batch is empty, or if block_size or virtual_shards does
+            not divide it.
 
     >>> from jaxvae import init_state, mlp_vae
     >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.adam(1e-3)
@@ -173,11 +173,11 @@ def make_train_step(
         if virtual_shards is not None:
             averages = over_shards(lambda *rows: gradient(*rows)[0], stored)
         elif block_size is None or block_size == len(xs):
-            averages, batch, penalty = gradient(keys, xs)
-            averages = over_devices(averages)
+            local, batch, penalty = gradient(keys, xs)
+            averages = over_devices(local)
         else:
-            averages = mean_over_blocks(lambda *block: gradient(*block)[0], block_size, keys, xs)
-            averages = over_devices(averages)
+            local = mean_over_blocks(lambda *block: gradient(*block)[0], block_size, keys, xs)
+            averages = over_devices(local)
         gradients, metrics, moments = averages
         metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
         if moments:

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.batches import Batches
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Timed, Work
-from experiments.model import make_objective, make_optimizer, parts_of_batch, rows_at_once
-from jaxvae import TrainState, init_state, make_train_step
+from experiments.learning import Learning
+from jaxvae import TrainState
 from jaxvae.parallel import (
     AXIS,
     local_positions,
@@ -29,10 +30,11 @@ CHUNK_STEPS = 20
 def chunk_step_and_arguments(setting: Setting) -> tuple[Any, tuple[Any, ...]]:
     """The function of the training command, and its state, key, chunk and count."""
     mesh, batch_size = make_mesh(setting.devices), setting.config.batch_size
-    chunk_step = make_chunk_step(_train_step(setting, AXIS), mesh, batch_size, CHUNK_STEPS)
+    learning = _learning(setting, mesh)
+    chunk_step = make_chunk_step(learning.train_step, mesh, batch_size, CHUNK_STEPS)
     rows = _rows(setting, mesh.size, local_positions(mesh))
     others = jax.random.key(1), np.int32(CHUNK_STEPS)
-    state, key, count = (replicate(tree, mesh) for tree in (_state(setting), *others))
+    state, key, count = (replicate(tree, mesh) for tree in (_state(learning), *others))
     return chunk_step, (state, key, shard(rows, mesh), count)
 
 
@@ -45,33 +47,33 @@ def chunked(setting: Setting) -> Work:
 def jitted(setting: Setting) -> Work:
     """One dispatch a step."""
     device, batch_size = setting.devices[0], setting.config.batch_size
-    train_step = _train_step(setting, None)
+    learning = _learning(setting, make_mesh([device]), axis_name=None)
 
     def step(state: TrainState, key: jax.Array, rows: jax.Array) -> tuple[TrainState, Any]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), batch_size)
-        return train_step(state, keys, rows)
+        return learning.train_step(state, keys, rows)
 
     compiled = jax.jit(step, donate_argnums=0)
     rows, key = jax.device_put((_rows(setting, 1)[0, 0], jax.random.key(1)), device)
-    state = jax.device_put(_state(setting), device)
+    state = jax.device_put(_state(learning), device)
     return _work(setting, state, lambda state: compiled(state, key, rows), 1)
 
 
 def scanned(setting: Setting, *, donated: bool = True) -> Work:
     """A scan of fixed length under jit, on one device."""
     device, batch_size = setting.devices[0], setting.config.batch_size
-    train_step = _train_step(setting, None)
+    learning = _learning(setting, make_mesh([device]), axis_name=None)
 
     def run(state: TrainState, key: jax.Array, chunk: jax.Array) -> tuple[TrainState, Any]:
         def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, Any]:
             keys = jax.random.split(jax.random.fold_in(key, state.step), batch_size)
-            return train_step(state, keys, rows)
+            return learning.train_step(state, keys, rows)
 
         return jax.lax.scan(step, state, chunk)
 
     compiled = jax.jit(run, donate_argnums=(0,) if donated else ())
     chunk, key = jax.device_put((_rows(setting, 1)[0], jax.random.key(1)), device)
-    state = jax.device_put(_state(setting), device)
+    state = jax.device_put(_state(learning), device)
     return _work(setting, state, lambda state: compiled(state, key, chunk), CHUNK_STEPS)
 
 
@@ -105,24 +107,14 @@ def first_process_says(number: float) -> float:
     return float(from_first(lambda: number))
 
 
-def _train_step(setting: Setting, axis_name: str | None) -> Callable[..., Any]:
-    config, num_devices = setting.config, 1 if axis_name is None else len(setting.devices)
-    rows = rows_at_once(config, setting.devices[0].platform)
-    return make_train_step(
-        setting.vae,
-        make_optimizer(config, config.num_steps),
-        objective=make_objective(config, rows),
-        prepare=setting.preprocessing.prepare,
-        average_decay=config.average_decay,
-        axis_name=axis_name,
-        **parts_of_batch(config, setting.vae, num_devices, rows),
-    )
+def _learning(setting: Setting, mesh: Mesh, axis_name: str | None = AXIS) -> Learning:
+    """As the training command has it."""
+    num_train = len(setting.dataset.train)
+    return Learning(setting.config, setting.vae, setting.preprocessing, mesh, num_train, axis_name)
 
 
-def _state(setting: Setting) -> TrainState:
-    optimizer = make_optimizer(setting.config, setting.config.num_steps)
-    key = jax.random.key(0)
-    return jax.jit(lambda: init_state(setting.vae, optimizer, key, averaging=True))()
+def _state(learning: Learning) -> TrainState:
+    return jax.jit(learning.init_state)(jax.random.key(0))
 
 
 def _rows(setting: Setting, num_devices: int, positions: Sequence[int] | None = None) -> np.ndarray:
