@@ -25,9 +25,7 @@ def mean_over_shards(
     """The mean of a function of the rows of a shard over all shards of all devices.
 
     Bit for bit the same on every number of devices: a shard's rows are the same, so is the
-    program that takes them, and the sum goes from the first shard to the last. The number of
-    shards of a device is hidden from XLA, which would write out a loop of one pass and round it
-    otherwise.
+    program that takes them, and the sum goes from the first shard to the last.
     """
     num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     count, rest = divmod(num_shards, num_devices)
@@ -42,7 +40,7 @@ def mean_over_shards(
     shapes = jax.eval_shape(of_block, 0)
     results = jax.tree.map(lambda one: jnp.zeros((count, *one.shape), one.dtype), shapes)
     put = lambda i, all: jax.tree.map(lambda all, one: all.at[i].set(one), all, of_block(i))
-    results = jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(count)), put, results)
+    results = jax.lax.fori_loop(0, count, put, results)
     zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
     add = lambda total, one: (jax.tree.map(jnp.add, total, one), None)
     total, _ = jax.lax.scan(add, zeros, gathered(results, axis_name))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.run_log import MetricsFile, read_metrics
+from experiments.saving import Saving
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, SaveFailed, load
 
@@ -97,3 +98,24 @@ def test_results_that_do_not_fit_are_written_by_the_same_command(small, tmp_path
     results = json.loads((config.run / "results.json").read_text())
     assert results["steps"] == 10
     assert (config.run / "report.html").exists()
+
+
+def test_a_checkpoint_waits_for_the_rows_before_it():
+    """It vouches for them: a run that goes on from it does not write them again."""
+    saved, said = [], []
+
+    class Full:
+        problem = OSError("no room.")
+
+        def flush(self):
+            return False
+
+    class Recorder:
+        def save(self, *arguments):
+            saved.append(arguments)
+
+    saving = Saving(Recorder(), Full(), said.append)
+    saving.save(1, {}, {}, None)
+    saving.save(2, {}, {}, None)
+    assert saved == []
+    assert said == ["warning: no room. Training goes on and tries again at every evaluation."]
