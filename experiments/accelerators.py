@@ -12,8 +12,16 @@ if TYPE_CHECKING:
     import jax
 
 
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+"""Or a GPU's convolutions add in any order, and each start looks for the fastest anew."""
+
+
 def start(
-    accelerator: Accelerator, num_devices: int | None, processes: Processes | None = None
+    accelerator: Accelerator,
+    num_devices: int | None,
+    processes: Processes | None = None,
+    *,
+    deterministic: bool = False,
 ) -> list["jax.Device"]:
     """The devices to run on; starts jax's backend.
 
@@ -21,6 +29,7 @@ def start(
         accelerator: auto, cpu, gpu or tpu.
         num_devices: how many of each process; None: all there are. CPU devices are simulated.
         processes: the others to run with; None: none.
+        deterministic: whether a GPU is to compute the same bits each time.
 
     Returns:
         Those of all processes, process 0's first.
@@ -33,6 +42,9 @@ def start(
         # Simulated devices that wait for each other need threads to wait in (BUILD.md). One
         # device alone is slower with more threads than cores.
         os.environ.setdefault("PJRT_NPROC", "32")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if deterministic and accelerator in ("auto", "gpu") and DETERMINISTIC not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
     import jax
 
     # Or a TPU and a recent GPU would multiply float32 matrices in bfloat16 and in tf32.

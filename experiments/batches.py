@@ -49,16 +49,20 @@ class Batches:
         order = np.concatenate([self._permutation(epoch) for epoch in epochs])
         return order[first - epochs[0] * num : last - epochs[0] * num]
 
-    def chunk(self, step: int, count: int, capacity: int) -> np.ndarray:
-        """The examples of `count` batches: [devices, capacity, B / devices, ...], zeros after.
+    def rows(self, step: int, count: int, capacity: int) -> np.ndarray:
+        """Rows of `count` batches, for this process's devices: [devices, capacity, B / D] int32.
 
-        The devices are those of this process.
+        D is the number of devices of all processes. After `count` batches: row 0.
         """
         rows = self.indices(step, count).reshape(count, self._num_devices, -1).swapaxes(0, 1)
-        rows = rows[self._positions]
+        padded = ((0, 0), (0, capacity - count), (0, 0))
+        return np.pad(rows[self._positions].astype(np.int32), padded)
+
+    def chunk(self, step: int, count: int, capacity: int) -> np.ndarray:
+        """The examples of these rows: [devices, capacity, B / D, ...], zeros after `count`."""
+        rows = self.rows(step, count, capacity)
         if count == capacity:
             return self.examples[rows]
-        shape = (len(rows), capacity, rows.shape[2], *self.examples.shape[1:])
-        chunk = np.zeros(shape, self.examples.dtype)
-        chunk[:, :count] = self.examples[rows]
+        chunk = np.zeros((*rows.shape, *self.examples.shape[1:]), self.examples.dtype)
+        chunk[:, :count] = self.examples[rows[:, :count]]
         return chunk

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from experiments.batches import Batches
 from experiments.processes import decided
-from jaxvae.parallel import replicate, shard
+from jaxvae.parallel import make_gather, replicate, shard
 
 CHUNK_STEPS = 100
 """Most steps in one dispatch."""
@@ -16,6 +16,13 @@ CHUNK_BYTES = 64 * 2**20
 """Most data in one dispatch."""
 CHUNK_SECONDS = 2.0
 """Time that a dispatch aims at, so that progress shows and Ctrl-C is heard."""
+RESIDENT_BYTES = 2 * 2**30
+"""Most data that lie as a whole on every accelerator, which then gathers its own examples."""
+
+
+def fits(examples: np.ndarray, mesh: Mesh) -> bool:
+    """Whether the devices are accelerators, and the data are small beside their memory."""
+    return mesh.devices.flat[0].platform != "cpu" and examples.nbytes <= RESIDENT_BYTES
 
 
 class Chunk(NamedTuple):
@@ -49,14 +56,18 @@ class Chunks:
         batches: the data's order.
         mesh: of devices.
         eval_every: a chunk ends where an evaluation is due, at the latest.
+        resident: whether all examples lie on every device, and only their indices are sent. It
+            is worth it where the devices are faster than this gathers; they hold memory for it.
     """
 
-    def __init__(self, batches: Batches, mesh: Mesh, eval_every: int) -> None:
+    def __init__(self, batches: Batches, mesh: Mesh, eval_every: int, *, resident: bool) -> None:
         batch_bytes = batches.examples[:1].nbytes * batches.batch_size
         self.capacity = max(1, min(CHUNK_STEPS, CHUNK_BYTES // batch_bytes))
         self._batches, self._mesh = batches, mesh
         self._eval_every = eval_every
         self._seconds_per_step = CHUNK_SECONDS
+        self._examples = replicate(batches.examples, mesh) if resident else None
+        self._gather = make_gather(mesh)
 
     def after(self, step: int, end: int, signal: int | None) -> Chunk:
         """The data of the dispatch after `step`, up to `end`: one step until the pace is known.
@@ -74,7 +85,10 @@ class Chunks:
         return Chunk(rows, count, replicate(np.int32(count), self._mesh), signal)
 
     def _on_devices(self, step: int, count: int) -> jax.Array:
-        return shard(self._batches.chunk(step, count, self.capacity), self._mesh)
+        if self._examples is None:
+            return shard(self._batches.chunk(step, count, self.capacity), self._mesh)
+        rows = self._batches.rows(step, count, self.capacity)
+        return self._gather(self._examples, shard(rows, self._mesh))
 
     def took(self, seconds_per_step: float) -> None:
         """How long the steps of a dispatch were."""

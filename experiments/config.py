@@ -152,7 +152,8 @@ class TrainConfig:
     block after another. Default: on a CPU, for its cache, 1,000 (conv: 64); elsewhere all."""
     deterministic_reduction: bool = False
     """Add up gradients in a fixed order, so that a run is the same bit for bit on every number of
-    devices that divides --virtual-shards, on one kind of hardware and one release of jax."""
+    devices that divides --virtual-shards, on one kind of hardware and one release of jax. On a
+    GPU, convolutions are the same bits each time with it alone."""
     virtual_shards: int = 8
     """Parts of the batch whose gradients are added up so; each device holds that many gradients."""
     seed: int = 0

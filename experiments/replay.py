@@ -51,7 +51,9 @@ def replay(config: ReplayConfig) -> None:
         rows = read_metrics(config.run / "metrics.jsonl")
         last = max((row["step"] for row in rows), default=0)
         require(config.step <= last, "step", config.step, f"one that the run has come to ({last})")
-        devices = accelerators.start(flags.accelerator, flags.num_devices)
+        devices = accelerators.start(
+            flags.accelerator, flags.num_devices, deterministic=flags.deterministic_reduction
+        )
         from experiments.diagnosis import diagnose
         from experiments.replayed_run import ReplayedRun
 

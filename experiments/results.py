@@ -100,10 +100,15 @@ def print_numbers(title: str, numbers: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what the numbers depend on."""
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in PACKAGES
-    }
+    """The versions of what the numbers depend on; a clone that is not installed has none."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _number(number: Estimate, unit: str) -> dict[str, Any]:

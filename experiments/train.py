@@ -25,7 +25,12 @@ def _train(config: TrainConfig) -> int:
         from experiments import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
-        devices = accelerators.start(config.accelerator, config.num_devices, config.processes)
+        devices = accelerators.start(
+            config.accelerator,
+            config.num_devices,
+            config.processes,
+            deterministic=config.deterministic_reduction,
+        )
         agree_on_flags(config)
         from experiments.final_report import finish
         from experiments.training_run import TrainingRun

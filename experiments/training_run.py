@@ -13,7 +13,7 @@ import numpy as np
 from experiments import run_log
 from experiments.accelerators import describe
 from experiments.batches import Batches
-from experiments.chunks import Chunk, Chunks, Unread
+from experiments.chunks import Chunk, Chunks, Unread, fits
 from experiments.compilation_cache import give_back_memory
 from experiments.config import TrainConfig, refuse_other_run, to_json
 from experiments.journal import Journal
@@ -113,7 +113,8 @@ class TrainingRun:
             self.mesh.size,
             local_positions(self.mesh),
         )
-        self._chunks = Chunks(self._batches, self.mesh, config.eval_every)
+        resident = fits(self.dataset.train, self.mesh)
+        self._chunks = Chunks(self._batches, self.mesh, config.eval_every, resident=resident)
         keys = jax.random.split(jax.random.key(config.seed), 4)
         self._key_init, key_train, self.key_evaluation, self.key_pictures = keys
         self._key_of_training = key_train
@@ -241,30 +242,29 @@ class TrainingRun:
         self._unread.append(Unread(first, chunk.num_steps, metrics))
 
     def _read(self, display: run_log.Display, in_flight: int) -> None:
-        """Wait for all dispatches but the last `in_flight`, and log their metrics."""
-        while len(self._unread) > in_flight:
-            first, count, metrics = self._unread.popleft()
-            metrics = jax.device_get(metrics)
-            now, before = time.perf_counter(), self._read_at
-            self._read_at = now
-            self._skipped_in_row = int(metrics["skipped_in_row"][count - 1])
-            if self.seconds_to_first_step is None:
-                self.seconds_to_first_step = now - self._started
-                self._steady_since = (now, first + count)
-                display.message(f"First step after {self.seconds_to_first_step:.1f} seconds.")
-            self._chunks.took((now - before) / count)
-            self._log(first, count, metrics, now - before, display)
+        """Wait for all dispatches but the last `in_flight`, and log their metrics.
 
-    def _log(
-        self,
-        first: int,
-        count: int,
-        metrics: dict[str, np.ndarray],
-        seconds: float,
-        display: run_log.Display,
-    ) -> None:
-        """Write the rows that are due among `count` steps after `first`, and show progress."""
-        images_per_second = count * self.config.batch_size / seconds
+        Those that are waited for together share the time: when each was done is not known.
+        """
+        due = [self._unread.popleft() for _ in range(len(self._unread) - in_flight)]
+        if not due:
+            return
+        read = [unread._replace(metrics=jax.device_get(unread.metrics)) for unread in due]
+        now, before = time.perf_counter(), self._read_at
+        self._read_at = now
+        seconds_per_step = (now - before) / sum(unread.num_steps for unread in due)
+        self._chunks.took(seconds_per_step)
+        if self.seconds_to_first_step is None:
+            self.seconds_to_first_step = now - self._started
+            self._steady_since = (now, due[-1].first + due[-1].num_steps)
+            display.message(f"First step after {self.seconds_to_first_step:.1f} seconds.")
+        for unread in read:
+            self._log(unread, self.config.batch_size / seconds_per_step, display)
+
+    def _log(self, read: Unread, images_per_second: float, display: run_log.Display) -> None:
+        """Write the rows that are due among a dispatch's steps, and show progress."""
+        first, count, metrics = read
+        self._skipped_in_row = int(metrics["skipped_in_row"][count - 1])
         timing = {"images_per_second": images_per_second, "seconds": self._elapsed()}
         for i in range(count):
             if metrics["skipped"][i] > self._skipped:

@@ -151,6 +151,19 @@ def _zeros(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.Array) else np.zeros(leaf.shape, leaf.dtype)
 
 
+def make_gather(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The pmapped gather: (examples [N, ...], rows [devices, ...]) to examples[rows].
+
+    The examples lie whole on every device (`replicate`); with several processes each passes the
+    rows of its own devices, and has their examples.
+    """
+
+    def of_device(examples: jax.Array, rows: jax.Array) -> jax.Array:
+        return examples.at[rows].get(mode="promise_in_bounds")
+
+    return jax.pmap(of_device, axis_name=AXIS, in_axes=(None, 0), devices=list(mesh.devices.flat))
+
+
 def make_map(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """The pmapped form, over examples, of a function (params, key, example) of one example.
 

@@ -1,6 +1,7 @@
 """bfloat16 is for the networks alone, and float32 is float32 on every device."""
 
 import dataclasses
+import os
 import re
 from functools import cache, partial
 
@@ -181,8 +182,8 @@ def test_every_command_starts_so(default_precision, monkeypatch, tmp_path):
 
     real = accelerators.start
 
-    def only_start(*arguments):
-        real(*arguments)
+    def only_start(*arguments, **options):
+        real(*arguments, **options)
         raise Started
 
     monkeypatch.setattr(accelerators, "start", only_start)
@@ -197,6 +198,18 @@ def test_every_command_starts_so(default_precision, monkeypatch, tmp_path):
         with pytest.raises(Started):
             command()
         assert jax.config.jax_default_matmul_precision == "highest"
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "cpu"])
+def test_a_gpu_is_told_to_be_deterministic_once(accelerator, default_precision, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=4")
+    accelerators.start(accelerator, None)
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_autotune_level=4"
+    for _ in range(2):
+        accelerators.start(accelerator, None, deterministic=True)
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[0] == "--xla_gpu_autotune_level=4"
+    assert flags[1:] == [accelerators.DETERMINISTIC] * (accelerator == "auto")
 
 
 def test_runs_from_before_these_flags_are_relu_in_float32():

@@ -20,6 +20,7 @@ class Choice(NamedTuple):
         channels_last: memory layout of images and convolutions.
         rows: latents decoded at once, in evaluation; 0 in training.
         compiled: whether torch.compile is used.
+        graphs: whether what it compiles is launched as CUDA graphs.
     """
 
     threads: int
@@ -27,12 +28,13 @@ class Choice(NamedTuple):
     channels_last: bool = False
     rows: int = 0
     compiled: bool = False
+    graphs: bool = False
 
     def __str__(self) -> str:
         words = [f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.threads else []
         words += ["softplus"] * self.softplus + ["channels last"] * self.channels_last
         words += [f"chunks of {self.rows:,}"] if self.rows else []
-        words += ["compiled"] * self.compiled
+        words += ["compiled"] * self.compiled + ["CUDA graphs"] * self.graphs
         return ", ".join(words) or "as it is"
 
     def apply(self) -> None:
@@ -44,7 +46,9 @@ class Choice(NamedTuple):
         """The function, compiled for this many threads where this setting says so."""
         if not self.compiled:
             return function
-        options: Any = {"cpp.threads": self.threads} if self.threads else None
+        options: Any = (
+            {"cpp.threads": self.threads} if self.threads else {"triton.cudagraphs": self.graphs}
+        )
         return torch.compile(function, options=options)
 
 
@@ -149,7 +153,11 @@ def _heats(
     if compiles and times:
         best = min(times, key=lambda choice: times[choice])
         threads = sorted({choice.threads for choice in choices})
-        yield [best._replace(threads=count, compiled=True) for count in threads]
+        yield [
+            best._replace(threads=count, compiled=True, graphs=graphs)
+            for count in threads
+            for graphs in ((False,) if count else (False, True))
+        ]
 
 
 def _seconds_per_call(lap: Lap) -> float:

@@ -1,0 +1,54 @@
+"""Dispatches: their data are the same wherever they are gathered."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import chunks, training_run
+from experiments.batches import Batches
+from experiments.run_log import read_metrics
+from experiments.train import train
+from jaxvae.parallel import make_mesh
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_devices_gather_the_rows_that_the_host_gathers(num_devices):
+    examples = np.random.default_rng(0).integers(0, 256, (50, 3, 2), dtype=np.uint8)
+    mesh = make_mesh(jax.devices()[:num_devices])
+    batches = Batches(examples, 20, seed=0, num_devices=num_devices)
+    here, there = (chunks.Chunks(batches, mesh, 1000, resident=it) for it in (False, True))
+    for each in (here, there):
+        each.took(chunks.CHUNK_SECONDS / 7)  # 7 steps in each of the next ones
+    for step in (0, 1, 96):  # in one epoch, over the end of one, and a shorter one
+        one, other = (each.after(step, 100, None) for each in (here, there))
+        count = one.num_steps
+        assert other.num_steps == count == min(7, 100 - step)
+        assert one.rows.sharding == other.rows.sharding
+        np.testing.assert_array_equal(one.rows[:, :count], other.rows[:, :count])
+
+
+def test_a_run_is_the_same_where_its_data_lie(whole_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_run, "fits", lambda examples, mesh: True)
+    config = dataclasses.replace(whole_run, run=tmp_path / "run")
+    assert train(config) == 0
+    rows, others = (
+        [{name: value for name, value in row.items() if name != "timing"}
+         for row in read_metrics(run / "metrics.jsonl")]
+        for run in (whole_run.run, config.run)
+    )  # fmt: skip
+    assert rows == others
+
+
+def test_small_data_lie_on_accelerators(monkeypatch):
+    def mesh(platform):
+        return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)], object))
+
+    monkeypatch.setattr(chunks, "RESIDENT_BYTES", 8)
+    small, large = np.zeros(8, np.uint8), np.zeros(9, np.uint8)
+    assert chunks.fits(small, mesh("gpu"))
+    assert chunks.fits(small, mesh("tpu"))
+    assert not chunks.fits(small, mesh("cpu"))
+    assert not chunks.fits(large, mesh("gpu"))
