@@ -41,7 +41,7 @@ class TrainConfig:
     """Folder of the run. Default: runs/DATASET-MODEL."""
     dataset: str = "mnist_small"
     """mnist_small (ships with the code), mnist, fashion_mnist, kmnist, tfds:NAME, npz:PATH,
-    npy:PATH or folder:PATH (your own data)."""
+    npy:PATH or folder:PATH (your own data; a folder of .npy files stays on disk)."""
     manual_dir: str | None = None
     """Folder with a data set's original files, where they cannot be downloaded."""
     data_dir: str | None = None

@@ -11,6 +11,7 @@ from experiments import pictures, report, run_log
 from experiments.accelerators import describe
 from experiments.command import refusing
 from experiments.drawing import draw, prepared_head, write_pictures
+from experiments.model import evaluated_at_once
 from experiments.results import make_scorer, print_numbers, summarize, versions
 from experiments.training_run import TrainingRun
 from jaxvae.processes import from_first, is_first
@@ -79,6 +80,7 @@ def _measure(run: TrainingRun) -> dict[str, Any]:
         mesh=run.mesh,
         num_samples=config.eval_samples,
         batch_size=config.eval_batch_size,
+        rows_at_once=evaluated_at_once(config),
     )
     for split in ("validation", "test"):
         examples = getattr(run.dataset, split)

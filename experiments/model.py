@@ -88,6 +88,13 @@ def rows_at_once(config: TrainConfig, platform: str) -> int | None:
     return auto if config.rows_at_once is None else config.rows_at_once
 
 
+def evaluated_at_once(config: TrainConfig) -> int | None:
+    """Examples that a device evaluates at once; None: all that it is given."""
+    if not config.deterministic_reduction:
+        return None
+    return -(-config.eval_batch_size // config.virtual_shards)
+
+
 def block_size(config: TrainConfig, vae: VAE, num_devices: int, rows: int | None) -> int | None:
     """The largest part of a device's batch that divides it and has no more rows; None: all of it.
 

@@ -36,12 +36,13 @@ def make_scorer(
     mesh: Mesh,
     num_samples: int,
     batch_size: int,
+    rows_at_once: int | None = None,
 ) -> Callable[..., Scores]:
     """The function (examples [N, ...], progress) -> Scores, numpy arrays [N, ...], of a model."""
     score = make_score(vae, prepare=preprocessing.prepare, num_samples=num_samples)
     return partial(
         over_dataset,
-        make_map(score, mesh),
+        make_map(score, mesh, rows_at_once),
         replicate(params, mesh),
         replicate(key, mesh),
         mesh=mesh,

@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import jax
+import numpy as np
+
 from experiments.journal import Journal
 from jaxvae.processes import Stopped, together
+from jaxvae.state import TrainState, to_items
 
 if TYPE_CHECKING:
     from jaxvae.checkpoints import Checkpoints  # orbax, which loads while a step compiles
@@ -24,18 +28,28 @@ class Saving:
         self._checkpoints, self._journal, self._say = checkpoints, journal, say
         self._warned = False
 
-    def save(
-        self, step: int, items: dict[str, Any], about: dict[str, Any], metric: float | None
-    ) -> None:
-        """As `Checkpoints.save`, after all rows: a checkpoint vouches for those before it."""
+    def save(self, state: TrainState, about: dict[str, Any], metric: float | None) -> bool:
+        """As `Checkpoints.save`, after all rows: a checkpoint vouches for those before it.
+
+        Args:
+            state: on the devices.
+            about: with the "step"; and metric: as `Checkpoints.save` takes them.
+
+        Returns:
+            False, and nothing is saved, where an update has made the parameters infinite.
+        """
+        items = jax.device_get(to_items(state))
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items["params"])):
+            return False
         problem: OSError | None = None
         if self._journal.flush():
-            problem = self._checkpoints.save(step, items, about, metric)
+            problem = self._checkpoints.save(about["step"], items, about, metric)
         else:
             problem = self._journal.problem
         if problem is not None and not self._warned:
             self._say(f"warning: {problem} Training goes on and tries again at every evaluation.")
         self._warned = problem is not None
+        return True
 
     def finish(self, step: int) -> bool:
         """Wait for the last save; whether it and all rows are on disk."""

@@ -18,7 +18,7 @@ from experiments.compilation_cache import give_back_memory
 from experiments.config import TrainConfig, refuse_other_run, to_json
 from experiments.journal import Journal
 from experiments.learning import Learning
-from experiments.model import initial_vae, recipe
+from experiments.model import evaluated_at_once, initial_vae, recipe
 from experiments.results import validation_row
 from experiments.run_folder import agree_on_data, load_data, read_config
 from experiments.run_lock import RunLock
@@ -195,7 +195,8 @@ class TrainingRun:
             jax.ShapeDtypeStruct(shape, rows.dtype),
             jax.ShapeDtypeStruct((), np.int32),
         )
-        self._score = make_map(make_score(self.vae, prepare=self.preprocessing.prepare), self.mesh)
+        score = make_score(self.vae, prepare=self.preprocessing.prepare)
+        self._score = make_map(score, self.mesh, evaluated_at_once(self.config))
         # Simulated devices may wait for each other for ever with two dispatches in flight.
         device = self.mesh.devices.flat[0]
         self._most_in_flight = 0 if device.platform == "cpu" and self.mesh.size > 1 else 1
@@ -312,9 +313,6 @@ class TrainingRun:
 
     def _save(self, saving: Saving, metric: float | None) -> bool:
         """Save the state; False, and nothing is saved, where an update has made it infinite."""
-        items = jax.device_get(to_items(self._state))
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items["params"])):
-            return False
         about = {
             "step": self.step,
             "data": self._batches.position(self.step),
@@ -322,8 +320,7 @@ class TrainingRun:
             "vae": self.recipe,
             "config": to_json(self.config),
         }
-        saving.save(self.step, items, about, metric)
-        return True
+        return saving.save(self._state, about, metric)
 
     def _say(self, display: run_log.Display, line: str) -> None:
         """What is said even where the run is to be quiet."""

@@ -141,7 +141,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 about=ocp.args.JsonSave(about),
-                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+                **{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()},
             ),
             metrics={"metric": rank},
         )
@@ -243,7 +243,7 @@ class Checkpoints:
         for name, target in targets.items():
             check_leaves(step, name, about["leaves"].get(name, {}), leaves(target))
         args = {
-            name: ocp.args.StandardRestore(jax.tree.map(_empty, tree))
+            name: ocp.args.PyTreeRestore(jax.tree.map(_empty, tree))
             for name, tree in targets.items()
         }
         with self._reading(step):
@@ -272,19 +272,43 @@ def _manager(directory: Path, read_only: bool) -> ocp.CheckpointManager:
         directory.mkdir(parents=True, exist_ok=True)
         for unfinished in directory.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(unfinished, ignore_errors=True)
+    processes = ocp.options.MultiprocessingOptions(
+        active_processes={0}, barrier_sync_key_prefix="process_0"
+    )
     return ocp.CheckpointManager(
         directory,
+        handler_registry=_handlers(processes),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             best_fn=lambda metrics: metrics["metric"],
             best_mode="max",
             create=False,
             read_only=read_only,
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                active_processes={0}, barrier_sync_key_prefix="process_0"
-            ),
+            multiprocessing_options=processes,
         ),
     )
+
+
+def _handlers(
+    processes: ocp.options.MultiprocessingOptions,
+) -> ocp.handlers.CheckpointHandlerRegistry:
+    """orbax's handlers of what a checkpoint holds; it need not copy arrays that nobody changes."""
+    types = ocp.type_handlers
+    arrays = types.create_type_handler_registry(
+        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, types.ArrayHandler()),  # orbax asks for it, also where there are none
+    )
+    trees = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=arrays,
+        multiprocessing_options=processes,
+    )
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add(None, ocp.args.PyTreeSave, trees)
+    registry.add(None, ocp.args.PyTreeRestore, trees)
+    values = ocp.JsonCheckpointHandler(multiprocessing_options=processes)
+    registry.add(None, ocp.args.JsonSave, values)
+    registry.add(None, ocp.args.JsonRestore, values)
+    return registry
 
 
 def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VAE, Params]:

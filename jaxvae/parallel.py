@@ -164,12 +164,20 @@ def make_gather(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return jax.pmap(of_device, axis_name=AXIS, in_axes=(None, 0), devices=list(mesh.devices.flat))
 
 
-def make_map(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def make_map(
+    function: Callable[..., Any], mesh: Mesh, rows_at_once: int | None = None
+) -> Callable[..., Any]:
     """The pmapped form, over examples, of a function (params, key, example) of one example.
 
     It maps (params, key, indices [devices, B], examples [devices, B, ...]) to results
     [devices, B, ...]; the example of index i gets the key fold_in(key, i). With several processes
     each passes the rows of its own devices, and has the results of all.
+
+    Args:
+        function: of one example.
+        mesh: of devices.
+        rows_at_once: examples of which a device computes the results at once, one such part after
+            another: then neither B nor the number of devices changes a bit of them. None: all.
     """
     several = mesh.is_multi_process
 
@@ -177,7 +185,11 @@ def make_map(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         return function(params, jax.random.fold_in(key, index), example)
 
     def of_device(params: Any, key: jax.Array, indices: jax.Array, examples: jax.Array) -> Any:
-        results = jax.vmap(of_one, in_axes=(None, None, 0, 0))(params, key, indices, examples)
+        if rows_at_once is None:
+            results = jax.vmap(of_one, in_axes=(None, None, 0, 0))(params, key, indices, examples)
+        else:
+            rows = (indices, examples)
+            results = _in_parts(lambda row: of_one(params, key, *row), rows, rows_at_once)
         return jax.lax.all_gather(results, AXIS) if several else results
 
     return jax.pmap(
@@ -187,6 +199,15 @@ def make_map(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         out_axes=None if several else 0,
         devices=list(mesh.devices.flat),
     )
+
+
+def _in_parts(of_row: Callable[[Any], Any], rows: tuple[jax.Array, ...], size: int) -> Any:
+    """The results of all rows, `size` at once; the last is repeated to fill the last part."""
+    count = len(rows[0])
+    repeated = jnp.minimum(jnp.arange(-(-count // size) * size), count - 1)
+    padded = jax.tree.map(lambda leaf: leaf[repeated], rows)
+    results = jax.lax.map(of_row, padded, batch_size=size)
+    return jax.tree.map(lambda leaf: leaf[:count], results)
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:

@@ -13,6 +13,7 @@ from experiments.run_log import MetricsFile, read_metrics
 from experiments.saving import Saving
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, SaveFailed, load
+from jaxvae.state import TrainState
 
 # What orbax leaves behind of a save that failed is collected later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -115,7 +116,8 @@ def test_a_checkpoint_waits_for_the_rows_before_it():
             saved.append(arguments)
 
     saving = Saving(Recorder(), Full(), said.append)
-    saving.save(1, {}, {}, None)
-    saving.save(2, {}, {}, None)
+    state = TrainState(np.int32(1), {}, (), None, np.float32(0), np.int32(0), np.int32(0))
+    assert saving.save(state, {"step": 1}, None)
+    assert saving.save(state, {"step": 2}, None)
     assert saved == []
     assert said == ["warning: no room. Training goes on and tries again at every evaluation."]

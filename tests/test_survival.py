@@ -93,13 +93,15 @@ def test_a_second_training_in_the_folder_is_refused(small, tmp_path):
 )
 def test_with_a_deterministic_reduction_devices_change_nothing(model, small, tmp_path):
     """Started on 8, continued on 2, 1 and 4: bit for bit the run that had one all the time."""
-    options = {"deterministic_reduction": True, "batch_size": 24, "eval_every": 1000, **model}
+    options = {"deterministic_reduction": True, "batch_size": 24, "eval_every": 5, **model}
     config = dataclasses.replace(small, **options)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     _advance(dataclasses.replace(config, run=whole), 40)
     for num_steps, num_devices in ((10, 8), (20, 2), (30, 1), (40, 4)):
         _advance(dataclasses.replace(config, run=moved), num_steps, num_devices)
-    assert _rows(moved) == _rows(whole)
+    for split in ("train", "validation"):
+        assert _rows(moved, split) == _rows(whole, split)
+    assert _rows(whole, "validation")
     _same_parameters(moved, whole)
 
 

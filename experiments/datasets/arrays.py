@@ -1,10 +1,13 @@
-"""npz:PATH and npy:PATH: one's own arrays.
+"""npz:PATH and npy:PATH: one's own arrays, in memory or on disk.
 
 Images [N, H, W] or [N, H, W, C], or vectors [N, D]; uint8, bool (kept as uint8), integer counts
 (kept as int32) or floats (kept as float32). The arrays train, validation and test of an .npz, or
 x_train, x_val and x_test, are the splits. Otherwise its only array, or the one named images, x or
 data, is split 80/10/10 by a fixed permutation; so is the array of an .npy. Labels are integers
 [N] named labels or y, or after their split: y_train, train_labels.
+
+npy:FOLDER takes the same from files, train.npy and test.npy and so on, and leaves uint8, bool and
+float32 on disk (memory-mapped): for data that are larger than memory.
 """
 
 import lzma
@@ -27,6 +30,7 @@ NAMES_OF_SPLIT = {
 }
 NAMES_OF_DATA = ("images", "x", "data")
 NAMES_OF_LABELS = ("labels", "y")
+EXAMPLES_AT_ONCE = 4096
 # What numpy and zipfile raise for truncated, damaged, foreign and pickled contents.
 UNREADABLE = (
     ValueError,
@@ -47,14 +51,15 @@ def load(form: str, where: str, num_validation: int | None) -> Dataset:
         raise FileNotFoundError(
             f"{form}:PATH must name a .{form} file; there is no {path}. Correct the path."
         )
-    if path.is_dir():
+    if path.is_dir() and form == "npz":
         raise ValueError(
-            f"{form}:PATH must name a .{form} file; {path} is a folder. Name a file in it, or use "
-            f"folder:{path} for a folder of images."
+            f"npz:PATH must name an .npz file; {path} is a folder. Name a file in it, or use "
+            f"npy:{path} for a folder of .npy files, folder:{path} for one of images."
         )
+    read = read_npz if form == "npz" else read_folder if path.is_dir() else read_npy
     return assemble(
         f"{form}:{where}",
-        read_npz(path) if form == "npz" else read_npy(path),
+        read(path),
         what="own arrays",
         source=f"from {path}",
         num_validation=num_validation,
@@ -63,11 +68,22 @@ def load(form: str, where: str, num_validation: int | None) -> Dataset:
 
 def read_npy(path: Path) -> dict[str, Examples]:
     """The array of an .npy file, as one part."""
-    with _reading(path, "npy"), path.open("rb") as file:
-        array = np.load(file, allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"npy:PATH must name an .npy file; {path} is an .npz. Use npz:{path}.")
-    return {"all": Examples(stored(array, str(path)), None)}
+    return {"all": Examples(stored(_mapped(path), str(path)), None)}
+
+
+def read_folder(path: Path) -> dict[str, Examples]:
+    """The parts of a folder of .npy files, memory-mapped."""
+    arrays = {file.stem: file for file in sorted(path.glob("*.npy"))}
+    names = _data_of_parts(path, list(arrays))
+    return {
+        split: _examples(
+            path,
+            data,
+            _mapped(arrays[data]),
+            next((_mapped(arrays[key]) for key in _names_of_labels(data) if key in arrays), None),
+        )
+        for split, data in names.items()
+    }
 
 
 def read_npz(path: Path) -> dict[str, Examples]:
@@ -98,7 +114,7 @@ def stored(array: np.ndarray, where: str) -> np.ndarray:
         )
     match array.dtype.kind:
         case "b":
-            kept = array.astype(np.uint8)
+            kept = array.view(np.uint8)
         case "i" | "u":
             kept = array if array.dtype == np.uint8 else _int32(array, where)
         case "f":
@@ -122,13 +138,15 @@ def _int32(array: np.ndarray, where: str) -> np.ndarray:
 
 def _float32(array: np.ndarray, where: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        kept = array.astype(np.float32)
-    if not np.isfinite(kept).all():
-        first = np.flatnonzero(~np.isfinite(kept.reshape(len(kept), -1)).all(axis=1))[0]
-        raise ValueError(
-            f"{where} must have finite float32 values; example {first} has NaN, an infinity or a "
-            "value too large. Repair or drop such examples."
-        )
+        kept = array.astype(np.float32, copy=False)
+    for start in range(0, len(kept), EXAMPLES_AT_ONCE):
+        some = kept[start : start + EXAMPLES_AT_ONCE]
+        finite = np.isfinite(some.reshape(len(some), -1)).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"{where} must have finite float32 values; example {start + finite.argmin()} has "
+                "NaN, an infinity or a value too large. Repair or drop such examples."
+            )
     return kept
 
 
@@ -136,6 +154,19 @@ def _part(path: Path, archive: NpzFile, data: str) -> Examples:
     with _reading(path, "npz"):
         values = archive[data]
         labels = next((archive[key] for key in _names_of_labels(data) if key in archive), None)
+    return _examples(path, data, values, labels)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array of an .npy file, read from disk where it is used."""
+    with _reading(path, "npy"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"npy:PATH must name an .npy file; {path} is an .npz. Use npz:{path}.")
+    return array
+
+
+def _examples(path: Path, data: str, values: np.ndarray, labels: np.ndarray | None) -> Examples:
     values = stored(values, f"{data} in {path}")
     if labels is None:
         return Examples(values, None)
@@ -177,7 +208,7 @@ def _reading(path: Path, form: str) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or "the file ends too early"
+        reason = " ".join(str(error).split()).rstrip(".") or "the file ends too early"
         raise ValueError(
             f"{path} must be a whole .{form} file of plain arrays, without Python objects; "
             f"reading it gave: {reason}. Save it again with numpy."
