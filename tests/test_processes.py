@@ -218,7 +218,8 @@ def test_on_slurm_no_more_flags_are_needed_and_all_say_what_differs(differs, sma
     said = {
         "data": r"test data is \[6, 4, 4, 1\] uint8 with digest \w+ on process 0 and \[6, 4, 4, "
         r"1\] uint8 with digest \w+ on process 1; train data is .* with the same data",
-        "seed": r"--seed is 0 on process 0 and 1 on process 1\. .* same flags, packages and code",
+        "seed": r"--seed is 0 on process 0 and 1 on process 1\. .* same flags, jax settings, "
+        r"packages and code",
     }
     assert re.match(f"error: the processes differ: {said[differs]}\\.", errors[0]), errors[0]
     assert not (tmp_path / "run").exists()
