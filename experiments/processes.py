@@ -29,12 +29,14 @@ LOCAL = frozenset(
     {"run", "processes", "manual_dir", "data_dir", "compilation_cache", "quiet", "tensorboard"}
 )
 """Flags in which processes may differ: those of files and screen, which are process 0's."""
-LOST = re.compile(r"Gloo|NCCL|[Cc]onnection|heartbeat|UNAVAILABLE|DEADLINE|[Cc]oordination")
+SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
+"""Of jax, from its environment variables: other ones are another program."""
+LOST = re.compile(r"Gloo|NCCL|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination ?[Ss]ervice")
 """In an error of jax: another process did not answer."""
-LOST_LINE = (
-    "another process has died or cannot be reached. Start all again: the run continues from its "
-    "newest checkpoint."
-)
+LOST_LINE = "another process has died or cannot be reached."
+AGAIN = " Start all again: the run continues from its newest checkpoint."
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+"""Which of its own lines jax's C++ writes: 0 all, 4 not even what it aborts with."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Processes:
     """Which one this is, from 0. Process 0 alone writes the run's folder."""
     start_timeout_seconds: int = 300
     """How long to wait for the others at the start."""
-    lost_timeout_seconds: int = 20
-    """How long another process may be silent before all end."""
+    lost_timeout_seconds: int = 15
+    """How long another process may be silent before all end, at most a second later."""
 
     def check(self) -> None:
         """Refuse flags that are incomplete or contradict each other.
@@ -112,8 +114,8 @@ def join(processes: Processes) -> None:
 
     # jax's own SIGTERM handler would take the place of ours.
     jax.config.update("jax_enable_preemption_service", False)
-    _explain_aborts(processes)
     joined = threading.Event()
+    _explain_aborts(processes, joined)
     threading.Thread(target=_give_up, args=(processes, joined), daemon=True).start()
     explicit = processes.coordinator is not None
     try:
@@ -165,7 +167,7 @@ _on_abort: Any = None
 """Kept, since C holds no reference to it."""
 
 
-def _explain_aborts(processes: Processes) -> None:
+def _explain_aborts(processes: Processes, joined: threading.Event) -> None:
     """End with a line where jax aborts, as it does some seconds after another process died.
 
     A handler of Python's own would not run: C's `abort` ends the process when it returns.
@@ -173,7 +175,16 @@ def _explain_aborts(processes: Processes) -> None:
     global _on_abort
 
     def explain(_: int) -> None:
-        _leave(f"{processes.name} was ended by jax: {LOST_LINE}", FAILED)
+        hint = f" ({LOG_LEVEL}=0 shows what jax says of it.)"
+        if not joined.is_set():
+            _leave(
+                f"{processes.name} could not join the others. Start all of them with the same "
+                f"--num-processes, each with a --process-id of its own.{hint}",
+                USER_ERROR,
+            )
+        _leave(
+            f"{processes.name} was ended by jax, most likely since {LOST_LINE}{AGAIN}{hint}", FAILED
+        )
 
     _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
@@ -186,6 +197,10 @@ def one_of(processes: Processes) -> Iterator[None]:
     Otherwise Python, on its way out, waits for the others, who wait for it. What all of them
     have decided together ends as anywhere else.
     """
+    if processes.distributed and os.environ.get(LOG_LEVEL) != "0":
+        # Before jax is loaded, or where it aborts it logs a page in front of our line. It may be
+        # "1" by jax itself, in a program that has started this one.
+        os.environ[LOG_LEVEL] = "4"
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -197,12 +212,17 @@ def one_of(processes: Processes) -> Iterator[None]:
             raise
         if isinstance(error, KeyboardInterrupt):
             _leave(f"{processes.name} was interrupted; the others end for it.", INTERRUPTED)
+        if _is_loss(error) or _is_loss(error.__cause__):
+            _leave(f"{processes.name} has stopped: {LOST_LINE}{AGAIN}", FAILED)
         if isinstance(error.__cause__, (ValueError, TypeError, OSError)):
             _leave(str(error), USER_ERROR)
-        if isinstance(error, (RuntimeError, ValueError)) and LOST.search(str(error)):
-            _leave(f"{processes.name} has stopped: {LOST_LINE}", FAILED)
         traceback.print_exc()
         _leave(f"{processes.name} has failed; the others end for it.", FAILED)
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Whether it is jax's, of a process that did not answer."""
+    return isinstance(error, (RuntimeError, ValueError)) and bool(LOST.search(str(error)))
 
 
 def _joined() -> bool:
@@ -211,8 +231,26 @@ def _joined() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
+_last_words: Path | None = None
+_leaving = threading.Lock()
+
+
+def leave_last_words_in(file: Path | None) -> None:
+    """Where the line with which this process ends goes too, where `one_of` or jax ends it.
+
+    Args:
+        file: to append to; None: nowhere.
+    """
+    global _last_words
+    _last_words = file
+
+
 def _leave(line: str, code: int) -> None:
     """End this process now, without Python's exit, which waits for the others."""
+    _leaving.acquire()  # for good: of two threads, one speaks
+    if _last_words is not None:
+        with contextlib.suppress(OSError), _last_words.open("a", encoding="utf-8") as file:
+            file.write(f"{line.partition(AGAIN)[0]}\n")
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     with contextlib.suppress(OSError):
@@ -256,7 +294,7 @@ def decided(count: int, signal: int | None) -> tuple[int, int | None]:
 
 
 def agree_on_flags(config: Any) -> None:
-    """Refuse to go on unless all processes have the same flags, packages and code.
+    """Refuse to go on unless all processes have the same flags, jax settings, packages and code.
 
     Files may lie elsewhere on each host: flags that only say where (`LOCAL`) may differ.
 
@@ -275,8 +313,10 @@ def agree_on_flags(config: Any) -> None:
         if field.name not in LOCAL
     }
     count = {"--num-processes": config.processes.num_processes}
+    settings = {name: getattr(jax.config, name) for name in SETTINGS}
     code = {"the digest of the code": _source_digest()}
-    agree("flags, packages and code", flags | count | versions() | code)
+    facts = flags | count | settings | versions() | code
+    agree("flags, jax settings, packages and code", facts)
 
 
 def _source_digest() -> str:

@@ -1,4 +1,7 @@
-"""One training process a run folder: a lock that the system takes back when its holder dies."""
+"""One training process a run folder: a lock that the system takes back when its holder dies.
+
+What it leaves in the file tells the next one how it ended.
+"""
 
 import contextlib
 import os
@@ -6,34 +9,69 @@ import socket
 from pathlib import Path
 from typing import IO
 
+from experiments.processes import leave_last_words_in
+from jaxvae.processes import is_first
+
 
 class RunLock:
     """Held from construction until `close`, or until the process ends in whatever way.
 
+    Of several processes process 0 alone takes it.
+
     Args:
-        folder: of the run; it is there.
+        folder: of the run; made if it is not there.
+
+    Attributes:
+        cut_short: a sentence that says how the holder before ended; empty where it closed its
+            lock without an error, and where there was none.
 
     Raises:
         ValueError: another process holds it, named in the text.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / ".lock").open("a+", encoding="utf-8")
-        if not _locked(self._file):
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
+        self.cut_short = ""
+        if not is_first():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / ".lock"
+        self._file = path.open("a+", encoding="utf-8", errors="replace")
+        self._file.seek(0)
+        held = _locked(self._file)
+        holder, *last_words = self._file.read().splitlines() or [""]
+        if not held:
             self._file.close()
             raise ValueError(
-                f"{folder} is in use by {holder}, which is training there. Wait for it or stop it, "
-                "or give another --run."
+                f"{folder} is in use by {holder or 'another process'}, which is training there. "
+                "Wait for it or stop it, or give another --run."
             )
+        if holder:
+            end = f"It said: {last_words[-1]}" if last_words else \
+                "It was killed, or its machine went down."  # fmt: skip
+            self.cut_short = f"The last training here, {holder}, did not come to its end. {end}"
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        self._write(f"process {os.getpid()} on {socket.gethostname()}")
+        leave_last_words_in(path)
 
-    def close(self) -> None:
-        """Let go."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Let go.
+
+        Args:
+            error: what ends the holder before its work is done.
+        """
+        if not is_first():
+            return
+        with contextlib.suppress(OSError):
+            if error is None:
+                self._file.truncate(0)
+                leave_last_words_in(None)
+            else:
+                self._write(" ".join(str(error).split()) or type(error).__name__)
         self._file.close()
+
+    def _write(self, line: str) -> None:
+        self._file.write(f"{line}\n")
+        self._file.flush()
 
 
 def _locked(file: IO[str]) -> bool:

@@ -83,14 +83,12 @@ class TrainingRun:
         agree_on_data(self.dataset)
         with together():
             self._set_up(config, devices)
-            if is_first():
-                config.folder.mkdir(parents=True, exist_ok=True)
-                self._lock = RunLock(config.folder)
+        with together():
+            self._lock = RunLock(config.folder)
         try:
             self._open_folder()
-        except BaseException:
-            if is_first():
-                self._lock.close()
+        except BaseException as error:
+            self._lock.close(error)
             raise
 
     def _set_up(self, config: TrainConfig, devices: list[jax.Device]) -> None:
@@ -129,11 +127,10 @@ class TrainingRun:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._journal.close()
         self.checkpoints.close()
-        if is_first():
-            self._lock.close()
+        self._lock.close(error)
 
     def to_the_end(self) -> int:
         """Train until `num_steps`; returns 0, or the exit code of what stopped it before."""
@@ -231,8 +228,8 @@ class TrainingRun:
         )
         for line in self._set_aside:
             display.message(line)
-        if self.step:
-            display.message(f"Continuing from step {self.step:,}.")
+        if self.step or self._lock.cut_short:
+            display.message(f"Continuing from step {self.step:,}. {self._lock.cut_short}".strip())
 
     def _dispatch(self, chunk_step: Any, chunk: Chunk) -> None:
         first = self.step

@@ -16,9 +16,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import processes
+from experiments import processes, run_folder
 from experiments.batches import Batches
-from experiments.command import Refused
+from experiments.command import Refused, refusing
+from experiments.datasets import Dataset
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.processes import Processes
 from experiments.run_log import read_metrics
@@ -74,7 +75,7 @@ def _ends(both):
 
 def _wait_for_rows(both, run, after):
     deadline = time.monotonic() + 120
-    while not _rows(run, after):
+    while not (run / "metrics.jsonl").exists() or not _rows(run, after):
         assert time.monotonic() < deadline
         assert [process.poll() for process in both] == [None, None], _ends(both)
         time.sleep(0.1)
@@ -117,13 +118,14 @@ def four_devices(small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_by_two(four_devices, tmp_path_factory):
-    """The same in two processes of two devices, and what they printed."""
-    run = tmp_path_factory.mktemp("two") / "run"
-    config = dataclasses.replace(four_devices, run=run)
-    codes, printed, errors = _ends(_start_both(_flags(config)))
+    """The same in two processes of two devices, each in its own folder; and what they printed."""
+    folders = [tmp_path_factory.mktemp("two") for _ in range(2)]
+    config = dataclasses.replace(four_devices, run=Path("run"))
+    codes, printed, errors = _ends(_start_both(_flags(config), folders=folders))
     assert codes == [0, 0], errors
     assert errors == ["", ""]
-    return config, printed
+    assert list(folders[1].iterdir()) == []
+    return dataclasses.replace(config, run=folders[0] / "run"), printed
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +220,8 @@ def test_on_slurm_no_more_flags_are_needed_and_all_say_what_differs(differs, sma
     said = {
         "data": r"test data is \[6, 4, 4, 1\] uint8 with digest \w+ on process 0 and \[6, 4, 4, "
         r"1\] uint8 with digest \w+ on process 1; train data is .* with the same data",
-        "seed": r"--seed is 0 on process 0 and 1 on process 1\. .* same flags, packages and code",
+        "seed": r"--seed is 0 on process 0 and 1 on process 1\. .* same flags, jax settings, "
+        r"packages and code",
     }
     assert re.match(f"error: the processes differ: {said[differs]}\\.", errors[0]), errors[0]
     assert not (tmp_path / "run").exists()
@@ -238,41 +241,49 @@ def test_what_one_process_cannot_read_ends_all(small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_one_that_waits_in_vain_says_so_in_time(tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_waits_in_vain_says_so_in_time(rank, tmp_path):
     port = _free_port()
     flags = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--num-processes=2"]
     flags += ["--start-timeout-seconds=1", f"--run={tmp_path / 'run'}"]
-    codes, printed, errors = _ends([_start("train", [*flags, "--process-id=0"], {})])
+    codes, printed, errors = _ends([_start("train", [*flags, f"--process-id={rank}"], {})])
     assert codes == [2]
     assert printed == [[]]
     assert errors[0].startswith(
-        f"error: process 0 of 2 waited 1 seconds for all others to come at 127.0.0.1:{port}."
+        f"error: process {rank} of 2 waited 1 seconds for all others to come at 127.0.0.1:{port}."
     )
     assert errors[0].count("\n") == 1
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_other_and_a_restart_continues(
-    victim, four_devices, continued, tmp_path
-):
-    shutil.copytree(four_devices.run, tmp_path / "run")
-    config = dataclasses.replace(four_devices, run=tmp_path / "run", num_steps=10**6)
-    both = _start_both(_flags(config))
-    _wait_for_rows(both, config.run, after=60)
-    both[victim].kill()
-    killed = time.monotonic()
-    codes, _, errors = _ends(both)
-    assert time.monotonic() - killed < 30  # 10 of --lost-timeout-seconds, and a slow machine
-    assert codes[1 - victim] == 1
-    last = errors[1 - victim].splitlines()[-1]
-    assert "another process has died or cannot be reached" in last
+def test_a_killed_process_ends_the_other_and_a_restart_continues(two_by_two, tmp_path):
+    """First the worker, then the coordinator; the run is the one that nothing stopped."""
+    config = dataclasses.replace(two_by_two[0], run=tmp_path / "run", num_steps=10**6)
+    for victim, after in ((1, 0), (0, 30)):
+        both = _start_both(_flags(config))
+        _wait_for_rows(both, config.run, after)
+        both[victim].kill()
+        killed = time.monotonic()
+        codes, printed, errors = _ends(both)
+        assert time.monotonic() - killed < 30  # 10 of --lost-timeout-seconds, and a slow machine
+        assert codes[1 - victim] == 1
+        line = r"error: process \d of 2 (has stopped:|was ended by jax, most likely since) "
+        line += r"another process has died or cannot be reached\. Start all again: .*\n"
+        assert re.fullmatch(line, errors[1 - victim]), errors[1 - victim]
+        if victim == 0:
+            assert _says(r"It said: process 0 of 2 .* has died or cannot be reached\.", printed[0])
     step = Checkpoints(config.run / "checkpoints").latest_step()
-    longer = dataclasses.replace(config, num_steps=max(75, step))
-    codes, _, errors = _ends(_start_both(_flags(longer)))
+    both = _start_both(_flags(dataclasses.replace(config, num_steps=max(50, step))))
+    codes, printed, errors = _ends(both)
     assert codes == [0, 0], errors
-    rows = [row for row in _rows(config.run) if row["step"] <= 75]
-    _same_rows(rows, _rows(continued.run))
+    assert _says(r"It was killed, or its machine went down\.", printed[0])
+    rows = [row for row in _rows(config.run) if row["step"] <= 50]
+    assert rows == _rows(two_by_two[0].run)
+
+
+def _says(why, printed):
+    line = r"Continuing from step [\d,]+\. The last training here, process \d+ on \S+, "
+    line += r"did not come to its end\. " + why
+    return any(re.fullmatch(line, text) for text in printed)
 
 
 def test_each_process_gathers_its_own_rows_of_the_global_batch():
@@ -350,3 +361,44 @@ def test_every_difference_is_named_once(monkeypatch):
         "jax is 1 on process 0 and absent on process 2; numpy is absent on process 0 and 3 on "
         "process 2. Start all of them with the same packages."
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            ValueError("UNKNOWN: Gloo AllGather failed: Connection closed"),
+            1,
+            "has stopped: another",
+        ),
+        (RuntimeError("UNAVAILABLE: Failed to send RPC"), 1, "has stopped: another"),
+        (OSError("Connection refused"), 2, "^Connection refused$"),
+        (ValueError("no such data"), 2, "^no such data$"),
+    ],
+)
+def test_a_lost_process_is_told_from_a_mistake(error, code, line, monkeypatch):
+    """Also while flags, files and data are looked at."""
+    left = []
+    monkeypatch.setattr(processes, "_joined", lambda: True)
+    monkeypatch.setattr(processes, "_leave", lambda *ends: left.append(ends))
+    monkeypatch.setenv(processes.LOG_LEVEL, "1")
+    with processes.one_of(Processes(True, ADDRESS, 2, 1)), refusing():
+        raise error
+    assert left[0][1] == code
+    assert re.search(line, left[0][0])
+    assert os.environ[processes.LOG_LEVEL] == "4"
+
+
+def test_every_byte_of_the_data_and_their_order_are_compared(monkeypatch):
+    said = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(run_folder, "agree", lambda _, facts: said.append(facts["train data"]))
+    monkeypatch.setattr(run_folder, "DIGEST_BYTES", 1000)
+    examples = np.random.default_rng(0).integers(0, 256, (500, 4, 4, 1), np.uint8)
+    others = [examples.copy() for _ in range(3)]
+    others[1][490, 3, 3] ^= 1
+    others[2][[0, 1]] = others[2][[1, 0]]
+    for train_split in (examples, *others):
+        run_folder.agree_on_data(Dataset("", train_split, examples, examples, "", {}))
+    assert said[1] == said[0]
+    assert len(set(said)) == 3

@@ -1,6 +1,8 @@
 """One training process a run folder."""
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,11 +34,20 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     holder.stdout.close()
     for _ in range(50):  # the system lets go a moment after the process is gone
         try:
-            RunLock(tmp_path).close()
-            return
+            lock = RunLock(tmp_path)
+            break
         except ValueError:
             time.sleep(0.1)
-    pytest.fail("the lock of a killed process is still held")
+    else:
+        pytest.fail("the lock of a killed process is still held")
+    assert re.fullmatch(
+        rf"The last training here, process {holder.pid} on \S+, did not come to its end\. "
+        r"It was killed, or its machine went down\.",
+        lock.cut_short,
+    )
+    lock.close()
+    with contextlib.closing(RunLock(tmp_path)) as lock:
+        assert lock.cut_short == ""
 
 
 def test_a_refused_one_leaves_the_holders_name(tmp_path):
@@ -46,3 +57,15 @@ def test_a_refused_one_leaves_the_holders_name(tmp_path):
         RunLock(tmp_path)
     assert (tmp_path / ".lock").read_text() == before
     lock.close()
+
+
+def test_what_a_holder_ended_with_is_handed_on_once(tmp_path):
+    RunLock(tmp_path).close(RuntimeError("RESOURCE_EXHAUSTED:\n out of memory"))
+    lock = RunLock(tmp_path)
+    assert lock.cut_short.endswith("its end. It said: RESOURCE_EXHAUSTED: out of memory")
+    lock.close(KeyboardInterrupt())
+    lock = RunLock(tmp_path)
+    assert lock.cut_short.endswith("its end. It said: KeyboardInterrupt")
+    lock.close()
+    with contextlib.closing(RunLock(tmp_path)) as lock:
+        assert lock.cut_short == ""

@@ -33,6 +33,10 @@ class Victim:
     Args:
         run: its folder.
         flags: more of the command's.
+
+    Attributes:
+        process: itself.
+        errors: the lines of its errors, once `end` has seen it end.
     """
 
     def __init__(self, run: Path, *flags: str) -> None:
@@ -42,6 +46,7 @@ class Victim:
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self._rows_before = _size(run / "metrics.jsonl")
+        self.errors: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +76,8 @@ class Victim:
     def end(self, seconds: float = 600) -> tuple[int, str]:
         """Its exit code and the last line of its errors, once it has ended by itself."""
         _, errors = self.process.communicate(timeout=seconds)
-        return self.process.returncode, (errors.strip().splitlines() or [""])[-1]
+        self.errors = errors.strip().splitlines()
+        return self.process.returncode, (self.errors or [""])[-1]
 
 
 def train(run: Path, *flags: str) -> None:
