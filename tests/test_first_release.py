@@ -15,7 +15,6 @@ Left out: pictures, the report and all checkpoints but the last.
 """
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from experiments.train import train
 from jaxvae.checkpoints import FORMAT, Checkpoints, load
 from jaxvae.manifest import digest
 
-ARCHIVE = Path(__file__).with_name("first_release.zip")
 RUN = Path("run")
 FLAGS = TrainConfig(
     run=RUN,
@@ -53,11 +51,7 @@ ACROSS_MACHINES = {"rtol": 1e-4, "atol": 1e-4}
 """Float32 of 30 steps, summed in another order."""
 
 
-@pytest.fixture(autouse=True)
-def _in_its_folder(tmp_path, monkeypatch):
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        archive.extractall(tmp_path)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("first_release")
 
 
 def contents(folder):
