@@ -27,6 +27,7 @@ UNFINISHED = "99.orbax-checkpoint-tmp"
 
 
 READ_ONLY: list[Path] = []
+TRIED: list[tuple[str, str]] = []
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.utime"}
 
 
@@ -41,6 +42,7 @@ def refuse_changes(event, arguments):
         writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
         changes = event != "open" or (arguments[2] or 0) & writes
         if changes and isinstance(path, str | bytes | os.PathLike) and lies_in_one(path):
+            TRIED.append((event, os.fsdecode(path)))
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
 
 
@@ -58,6 +60,7 @@ def read_only(monkeypatch):
     )
     yield lambda folder: READ_ONLY.append(folder.resolve())
     READ_ONLY.clear()
+    TRIED.clear()
 
 
 @pytest.fixture
@@ -111,6 +114,7 @@ def test_a_run_that_cannot_be_written_is_read(finished, tmp_path, read_only):
     assert written == {"codes.npz", "evaluate", "sample"}
     with pytest.raises(Refused, match=r"link is read-only\. Give another with --run"):
         train(dataclasses.replace(read_config(run), run=run))
+    assert TRIED == []
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
