@@ -1,14 +1,26 @@
 """What every command does: read flags, run, and end with one line instead of a traceback."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-Flags = TypeVar("Flags")
+from experiments.packages import install_line
 
 USER_ERROR = 2
+
+try:
+    import tyro
+    from tyro.conf import Positional, subcommand
+except ModuleNotFoundError as error:  # no command can say this later
+    print(f"error: {install_line(error)}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+__all__ = ["Positional", "Refused", "main", "refusing", "subcommand"]
+
+Flags = TypeVar("Flags")
 
 
 class Refused(Exception):
@@ -20,6 +32,8 @@ def refusing() -> Iterator[None]:
     """Around what depends on flags, files and data: their errors are the user's to mend."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        raise Refused(install_line(error)) from error
     except (ValueError, TypeError, OSError) as error:
         raise Refused(" ".join(str(error).split())) from error
 
@@ -35,10 +49,6 @@ def main(flags: type[Flags], command: Callable[[Flags], int | None]) -> None:
     Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 130 and 143 for a run
     stopped by Ctrl-C or SIGTERM.
     """
-    import logging
-
-    import tyro
-
     # What orbax logs comes as an error, too, and so does what it leaves behind of a failed save.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     sys.unraisablehook = _unless_of_a_closed_loop

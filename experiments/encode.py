@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from experiments import command
 from experiments.config import Accelerator, require
+from experiments.writable import require_writable
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class EncodeConfig:
     have them.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, command.Positional]
     """Folder of the run."""
     dataset: str | None = None
     """Another data set than the run's own, of the same shape: npz:PATH, folder:PATH, ..."""
@@ -49,6 +48,8 @@ def encode(config: EncodeConfig) -> None:
     with command.refusing():
         require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
         require(config.seed >= 0, "seed", config.seed, "0 or more")
+        path = config.output or config.run / "codes" / f"{config.split}.npz"
+        require_writable(path.parent, "output")
         from experiments import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
@@ -65,8 +66,6 @@ def encode(config: EncodeConfig) -> None:
         run = open_run(config.run, config.checkpoint, config.dataset)
         examples = getattr(run.dataset, config.split)
         require(len(examples) > 0, "split", config.split, "a split that has examples")
-        path = config.output or config.run / "codes" / f"{config.split}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def code(params: object, key: jax.Array, stored: jax.Array) -> dict[str, jax.Array]:
         key_data, key_sample, key_mean = jax.random.split(key, 3)
@@ -89,7 +88,9 @@ def encode(config: EncodeConfig) -> None:
         )
     if config.split in run.dataset.labels:
         codes["labels"] = run.dataset.labels[config.split]
-    np.savez_compressed(path, **codes)
+    with command.refusing():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **codes)
     print(f"written: {path} ({', '.join(f'{k} {v.shape}' for k, v in codes.items())})")
 
 

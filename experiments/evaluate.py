@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from experiments import command
 from experiments.config import Accelerator, require
 from experiments.processes import ALONE, Processes, agree_on_flags, one_of
+from experiments.writable import require_writable
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Measure a run: ELBO, K-sample log-likelihood, bits per dimension, active units.
 
-    Prints a table, and writes RUN/evaluations/SPLIT-CHECKPOINT-K.json and, with every example's
-    own numbers, the same name as .npz.
+    Prints a table, and writes SPLIT-CHECKPOINT-K.json and, with every example's own numbers, the
+    same name as .npz.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, command.Positional]
     """Folder of the run."""
     split: Literal["test", "validation", "train"] = "test"
     """Which examples."""
@@ -32,6 +31,8 @@ class EvaluateConfig:
     """Which weights: best by the validation bound, or latest."""
     dataset: str | None = None
     """Another data set than the run's own, of the same shape."""
+    output: Path | None = None
+    """Folder for the results. Default: RUN/evaluations."""
     batch_size: int = 100
     """Examples in flight over all devices."""
     seed: int = 0
@@ -81,13 +82,14 @@ def _evaluate(config: EvaluateConfig) -> None:
         from jaxvae.parallel import make_mesh
         from jaxvae.processes import is_first, together
 
+        folder = config.output or config.run / "evaluations"
+        with together():
+            if is_first():
+                require_writable(folder, "output")
         run = open_run(config.run, config.checkpoint, config.dataset)
         examples = getattr(run.dataset, config.split)
-        folder = config.run / "evaluations"
         with together():
             require(len(examples) > 0, "split", config.split, "a split that has examples")
-            if is_first():
-                folder.mkdir(exist_ok=True)
     scorer = make_scorer(
         run.vae,
         run.params,
@@ -112,9 +114,11 @@ def _evaluate(config: EvaluateConfig) -> None:
         "device": accelerators.describe(devices),
         "versions": versions(),
     }
-    run_log.write_json(folder / f"{name}.json", about | {config.split: numbers})
     arrays = {key: value for key, value in scores._asdict().items() if value is not None}
-    np.savez_compressed(folder / f"{name}.npz", **arrays)
+    with command.refusing():
+        folder.mkdir(parents=True, exist_ok=True)
+        run_log.write_json(folder / f"{name}.json", about | {config.split: numbers})
+        np.savez_compressed(folder / f"{name}.npz", **arrays)
     print_numbers(f"{run.dataset.name} {config.split}, step {run.step:,}", numbers)
     print(f"written: {folder / name}.json and .npz")
 

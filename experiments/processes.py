@@ -26,7 +26,8 @@ FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 SHUTDOWN_SECONDS = 3600
 """Longest that a process that is done waits for the others; a lost one is noticed before."""
 LOCAL = frozenset(
-    {"run", "processes", "manual_dir", "data_dir", "compilation_cache", "quiet", "tensorboard"}
+    {"run", "output", "processes", "manual_dir", "data_dir", "compilation_cache", "quiet"}
+    | {"tensorboard"}
 )
 """Flags in which processes may differ: those of files and screen, which are process 0's."""
 SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from experiments import command
 from experiments.config import require
 
@@ -26,9 +24,9 @@ class ReplayConfig:
     which term, which operation and which layer's gradient first were not finite.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, command.Positional]
     """Folder of the run."""
-    step: Annotated[int, tyro.conf.Positional]
+    step: Annotated[int, command.Positional]
     """Which step, from 1; metrics.jsonl has the skipped ones."""
     compilation_cache: str = "auto"
     """Folder of compiled programs, as for training; none: compile each time."""

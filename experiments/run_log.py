@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
+from experiments.packages import require_packages
+
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step: readers and crashes find the old text or the new, no part."""
@@ -146,13 +148,9 @@ class TensorBoard:
 
     def __init__(self, folder: Path, keep_until_step: int) -> None:
         """Opens an event file; TensorBoard hides what older ones hold after `keep_until_step`."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "TensorBoard: the package tensorboardX must be installed, it is not. "
-                "Run pip install 'jaxvae[tensorboard]', or leave TensorBoard off."
-            ) from error
+        require_packages("tensorboardX")
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(folder), purge_step=keep_until_step + 1)
 
     def write(

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from experiments import command
 from experiments.config import Accelerator, require
+from experiments.packages import require_packages
+from experiments.writable import require_writable
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """Draw what a trained model makes: pictures (*.png) and the same as arrays (*.npz)."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, command.Positional]
     """Folder of the run."""
     num_samples: int = 100
     """Samples from the prior."""
@@ -52,6 +52,9 @@ def sample(config: SampleConfig) -> None:
     """Draw from a run's model and write pictures and arrays."""
     with command.refusing():
         config.check()
+        require_packages("PIL")
+        folder = config.output or config.run / "samples"
+        require_writable(folder, "output")
         from experiments import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
@@ -63,8 +66,6 @@ def sample(config: SampleConfig) -> None:
         from experiments.run_folder import open_run
 
         run = open_run(config.run, config.checkpoint)
-        folder = config.output or config.run / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
     drawing = draw(
         run.vae,
         run.params,
@@ -74,9 +75,10 @@ def sample(config: SampleConfig) -> None:
         num_shown=config.num_examples,
         num_steps=config.num_steps,
     )
-    write_pictures(drawing, folder)
-    for name, array in drawing._asdict().items():
-        np.savez_compressed(folder / f"{name}.npz", **{name: array})
+    with command.refusing():
+        write_pictures(drawing, folder)
+        for name, array in drawing._asdict().items():
+            np.savez_compressed(folder / f"{name}.npz", **{name: array})
     print(f"{folder}: samples, reconstructions, interpolations, traversals (.png and .npz)")
 
 

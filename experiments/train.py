@@ -9,7 +9,9 @@ import time
 
 from experiments import command
 from experiments.config import TrainConfig
+from experiments.packages import require_packages
 from experiments.processes import agree_on_flags, one_of
+from experiments.writable import require_writable
 
 
 def train(config: TrainConfig) -> int:
@@ -22,6 +24,7 @@ def _train(config: TrainConfig) -> int:
     started = time.perf_counter()
     with command.refusing():
         config.check()
+        require_packages("matplotlib", "PIL", *(["tensorboardX"] if config.tensorboard else []))
         from experiments import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
@@ -32,6 +35,11 @@ def _train(config: TrainConfig) -> int:
             deterministic=config.deterministic_reduction,
         )
         agree_on_flags(config)
+        from jaxvae.processes import is_first, together
+
+        with together():
+            if is_first():
+                require_writable(config.folder, "run")
         from experiments.final_report import finish
         from experiments.training_run import TrainingRun
 

@@ -148,7 +148,11 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def about(self, step: int) -> dict[str, Any]:
-        """What the checkpoint of this step says of itself."""
+        """What the checkpoint of this step says of itself.
+
+        Raises:
+            ValueError: it is damaged, or of a newer format than this release reads.
+        """
         return from_first(lambda: self._about(step))
 
     def restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +163,8 @@ class Checkpoints:
             targets: name -> pytree of arrays or `jax.ShapeDtypeStruct`s.
 
         Raises:
-            ValueError: an item has other leaves than its target.
+            ValueError: an item has other leaves than its target, or the format is newer than this
+                release reads.
             Damaged: a file is missing or cannot be read, or an item's content does not have the
                 digest it was saved with. With several processes a ValueError.
         """
@@ -174,8 +179,8 @@ class Checkpoints:
             targets: as `restore` takes them.
 
         Raises:
-            ValueError: an item has other leaves than its target; or all checkpoints are damaged,
-                and lie where they lay.
+            ValueError: an item has other leaves than its target; or the format is newer than this
+                release reads; or all checkpoints are damaged. All lie where they lay.
         """
         held: dict[str, Any] = {}
 
@@ -234,9 +239,15 @@ class Checkpoints:
         arguments = ocp.args.Composite(about=ocp.args.JsonRestore())
         with self._reading(step):
             about: dict[str, Any] = self._settled().restore(step, args=arguments)["about"]
-            if not {"format", "digests", "leaves"} <= about.keys():
+            newer = about["format"] > FORMAT
+            if not newer and not {"digests", "leaves"} <= about.keys():
                 raise ValueError("what it says of itself is not whole")
-            return about
+        if newer:  # which is no damage
+            raise ValueError(
+                f"checkpoint {step} in {self._directory}: format {about['format']} is newer than "
+                f"this release of jaxvae reads ({FORMAT}). Upgrade jaxvae."
+            )
+        return about
 
     def _restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
         about = self._about(step)
@@ -337,11 +348,6 @@ def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VA
                 raise FileNotFoundError(f"{folder} holds no checkpoint yet.")
         about = checkpoints.about(step)
         with together():
-            if about["format"] > FORMAT:
-                raise ValueError(
-                    f"checkpoint format {about['format']} is newer than this release reads "
-                    f"({FORMAT}). Upgrade jaxvae."
-                )
             vae = build(about["vae"])
         item = "average" if "average" in about["digests"] else "params"
         target = jax.eval_shape(vae.init, jax.random.key(0))

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import tempfile
+import zipfile
+from pathlib import Path
 
 # More threads than simulated devices need: with fewer, collectives on a small machine can wait
 # for a thread for ever (see BUILD.md, "Simulated devices").
@@ -67,3 +69,12 @@ def whole_run(small, tmp_path_factory):
     config = dataclasses.replace(small, run=tmp_path_factory.mktemp("whole") / "run")
     assert train(config) == 0
     return config
+
+
+@pytest.fixture
+def first_release(tmp_path, monkeypatch):
+    """A finished run of 20 steps, `run` in the current folder (see test_first_release.py)."""
+    with zipfile.ZipFile(Path(__file__).with_name("first_release.zip")) as archive:
+        archive.extractall(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"

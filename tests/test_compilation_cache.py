@@ -54,6 +54,17 @@ def test_a_home_that_cannot_be_written_compiles_each_time(tmp_path):
     assert folder_after("auto", XDG_CACHE_HOME=str(tmp_path / "file")) == "None"
 
 
+def test_a_program_that_cannot_be_kept_is_not_spoken_of(tmp_path):
+    """As on a full disk or a read-only one: no file may grow."""
+    full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    result = subprocess.run(
+        [sys.executable, "-c", full + PROGRAM, str(tmp_path)], cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout.endswith(" 6.0\n")
+    assert "Warning" not in result.stderr
+
+
 def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"--compilation-cache=.*file.* Give another, or none"):

@@ -230,6 +230,48 @@ def test_idx_does_not_wait_for_a_silent_server(
             load("mnist", data_dir=str(tmp_path / "prepared"))
 
 
+def test_idx_gives_up_on_a_server_that_falls_silent(
+    tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers the first question, then takes the next and says no more."""
+    monkeypatch.setattr(official_idx, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    ended, asked = threading.Event(), []
+
+    class Tired(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            if len(asked) > 1:
+                self.wfile.write(b"some")
+                ended.wait()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tired) as running:
+        threading.Thread(target=running.serve_forever).start()
+        url = f"http://127.0.0.1:{running.server_port}/"
+        monkeypatch.setitem(idx.OFFICIAL, "mnist", idx.OFFICIAL["mnist"]._replace(url=url))
+        with pytest.raises(ValueError, match=r"downloaded whole; that gave: timed out.*manual-dir"):
+            load("mnist", data_dir=str(tmp_path / "prepared"))
+        ended.set()
+        running.shutdown()
+    assert len(asked) == 2
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_idx_names_the_flag_of_a_folder_that_cannot_be_written(
+    tiny_files: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ValueError, match=r"must be prepared in .*file/.*can be written.*--data-dir"
+    ):
+        load("mnist", manual_dir=str(tiny_files), data_dir=str(tmp_path / "file"))
+
+
 def test_idx_killed_while_preparing_leaves_nothing_taken_for_whole(
     tiny_files: Path, tmp_path: Path
 ) -> None:

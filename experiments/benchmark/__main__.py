@@ -4,8 +4,6 @@ import signal
 import sys
 from typing import Annotated, Any
 
-from tyro.conf import subcommand
-
 from experiments import command
 from experiments.benchmark.evaluate import EvaluateConfig, evaluate
 from experiments.benchmark.peers import PeersConfig, peers
@@ -21,11 +19,11 @@ COMMANDS: dict[type, Any] = {
     StartupConfig: startup,
 }
 Flags = (
-    Annotated[StepConfig, subcommand("step")]
-    | Annotated[PeersConfig, subcommand("peers")]
-    | Annotated[ScalingConfig, subcommand("scaling")]
-    | Annotated[EvaluateConfig, subcommand("evaluate")]
-    | Annotated[StartupConfig, subcommand("startup")]
+    Annotated[StepConfig, command.subcommand("step")]
+    | Annotated[PeersConfig, command.subcommand("peers")]
+    | Annotated[ScalingConfig, command.subcommand("scaling")]
+    | Annotated[EvaluateConfig, command.subcommand("evaluate")]
+    | Annotated[StartupConfig, command.subcommand("startup")]
 )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import Accelerator, require
+from experiments.packages import require_packages
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,14 @@ class Measurement:
     """Where to run. auto: what jax finds. Anything else is verified."""
 
     def check(self) -> None:
-        """Refuse values that mean nothing.
+        """Refuse values that mean nothing, and a plot that could not be drawn.
 
         Raises:
-            ValueError: one line, naming the flag.
+            ValueError: one line, naming the flag or the package.
         """
         require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         require(self.segment_seconds > 0, "segment_seconds", self.segment_seconds, "positive")
+        require_packages("matplotlib")
 
     def data(self) -> dict[str, Any]:
         """Arguments that say which data."""

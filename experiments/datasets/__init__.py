@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.packages import require_packages
+
 __all__ = ["NAMES", "Dataset", "load"]
 
 NAMES = (
@@ -65,13 +67,18 @@ def load(
             fashion_mnist and kmnist, and a tenth elsewhere.
 
     Raises:
-        ValueError: If there is no such name, or the data are not what a model can take.
+        ValueError: If there is no such name, a package is not installed, or the data are not
+            what a model can take.
         FileNotFoundError: If the data are neither here nor to be had.
     """
     form, colon, where = name.partition(":")
     takes_more = {known.partition(":")[0]: ":" in known for known in NAMES}
     if takes_more.get(form) != bool(colon) or bool(colon) != bool(where):
         raise ValueError(f"The data set must be one of {', '.join(NAMES)}; got {name!r}. Use one.")
+    if form in ("mnist", "fashion_mnist", "kmnist", "tfds"):
+        require_packages("tensorflow_datasets", "importlib_resources", "array_record", "PIL")
+    if form == "folder":
+        require_packages("PIL")
     if form in ("mnist", "fashion_mnist", "kmnist"):
         from experiments.datasets import official_idx
 

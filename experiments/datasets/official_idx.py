@@ -4,31 +4,38 @@ The builders that come with tensorflow-datasets need TensorFlow for these; this 
 keeps the order of the official files.
 """
 
+import contextlib
+import hashlib
 import sys
+import tempfile
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo
-from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from experiments.datasets import Dataset
 from experiments.datasets.idx import (
     FILE_NAMES,
     FILES_OF_SPLIT,
     OFFICIAL,
+    File,
     read_idx,
     require_official,
 )
 from experiments.datasets.splits import assemble
 from experiments.datasets.tfds import one_line, read
+from experiments.progress import counted
 
 DEFAULT_VALIDATION = 5_000
 REACH_SECONDS = 4.0
+SILENCE_SECONDS = 8.0
+"""Longest wait for a server that has answered, and then says nothing more."""
 
 
 class IdxImages(tfds.core.GeneratorBasedBuilder):
@@ -95,37 +102,73 @@ def load(
 
 
 def _prepare(name: str, builder: IdxImages, manual_dir: str | None) -> None:
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    with contextlib.ExitStack() as until_prepared:
+        if manual_dir is None:
+            fetched = tempfile.TemporaryDirectory(prefix="jaxvae-files-")
+            manual_dir = until_prepared.enter_context(fetched)
+            _fetch(name, builder, Path(manual_dir))
+        else:
+            require_official(name, builder.official, Path(manual_dir).expanduser())
+        try:
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+            )
+        except OSError as error:
+            if builder.data_path.exists():  # prepared meanwhile by another process
+                return
+            raise ValueError(
+                f"{name} must be prepared in {builder.data_dir}; that gave: {one_line(error)}. "
+                "Give a folder that can be written and has room as --data-dir."
+            ) from error
+
+
+def _fetch(name: str, builder: IdxImages, folder: Path) -> None:
+    """Downloads the official files into a folder.
+
+    tensorflow-datasets would wait for a silent server for ever, and try a lost one for minutes.
+    """
     official = builder.official
     by_hand = (
         f"fetch {', '.join(FILE_NAMES)} from {official.url} and give their folder as --manual-dir"
     )
-    if manual_dir is not None:
-        require_official(name, official, Path(manual_dir).expanduser())
-    elif not _reachable(official.url + FILE_NAMES[-1]):
+    if not _reachable(official.url + FILE_NAMES[-1]):
         raise FileNotFoundError(
             f"{name} must be prepared in {builder.data_dir}, or its server be reachable; neither "
             f"is so. Connect to the network, or {by_hand}."
         )
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
+    total = sum(file.size_bytes for file in official.files)
     try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
-        )
-    except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
-        if builder.data_path.exists():  # prepared meanwhile by another process
-            return
+        with counted("bytes", total) as progress:
+            done = 0
+            for file in official.files:
+                (folder / file.name).write_bytes(_download(official.url, file, done, progress))
+                done += file.size_bytes
+    except (OSError, HTTPException, ValueError) as error:
         raise ValueError(
-            f"{name} must be downloaded whole and prepared in {builder.data_dir}; that gave: "
-            f"{one_line(error)}. Try again, or {by_hand}."
+            f"{name} must be downloaded whole; that gave: {one_line(error)}. Try again, or "
+            f"{by_hand}."
         ) from error
+
+
+def _download(url: str, file: File, done: int, progress: Callable[[int], None]) -> bytes:
+    """The contents of an official file, refused where they are others."""
+    contents = bytearray()
+    with urllib.request.urlopen(url + file.name, timeout=SILENCE_SECONDS) as response:
+        while len(contents) <= file.size_bytes and (block := response.read(2**16)):
+            contents += block
+            progress(done + len(contents))
+    found = hashlib.sha256(contents).hexdigest()
+    if found != file.sha256:
+        raise ValueError(f"{url}{file.name} must have sha256 {file.sha256}, what came has {found}")
+    return bytes(contents)
 
 
 def _reachable(url: str) -> bool:
     """Whether a server answers, known within REACH_SECONDS.
 
-    tensorflow-datasets would try for minutes. The thread is for the look-up of the server's name,
-    which knows no time limit.
+    The thread is for the look-up of the server's name, which knows no time limit.
     """
     answers: list[bool] = []
     asking = threading.Thread(target=lambda: answers.append(_answers(url)), daemon=True)
@@ -138,5 +181,5 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=REACH_SECONDS):
             return True
-    except (OSError, ValueError):
+    except (OSError, HTTPException, ValueError):
         return False

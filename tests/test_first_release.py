@@ -1,0 +1,117 @@
+"""A run of the first release, 0.1.0, as it lies in first_release.zip, is of use to this one.
+
+It was made in an empty folder by that release, and holds the evaluation, the samples and (as
+later.jsonl) the rows of a copy that went on to 30 steps:
+
+python -c "import numpy as np; x = np.zeros((330, 8, 8), np.uint8); i = np.arange(330)
+x[i, i % 8] = 250; np.savez_compressed('bars.npz', images=x)"
+python -m experiments.train --run=run --dataset=npz:bars.npz --hidden 4 --latent-dim=2
+    --batch-size=20 --learning-rate=0.01 --eval-every=10 --log-every=5 --eval-samples=4
+    --num-devices=1 --accelerator=cpu --quiet --num-steps=20
+python -m experiments.evaluate run --num-samples=4 --batch-size=33 --num-devices=1
+python -m experiments.sample run --num-samples=5 --num-examples=4 --num-steps=3
+
+Left out: pictures, the report and all checkpoints but the last.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.command import Refused
+from experiments.config import TrainConfig
+from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.run_log import read_metrics
+from experiments.sample import SampleConfig, sample
+from experiments.train import train
+from jaxvae.checkpoints import FORMAT, Checkpoints, load
+from jaxvae.manifest import digest
+
+RUN = Path("run")
+FLAGS = TrainConfig(
+    run=RUN,
+    dataset="npz:bars.npz",
+    hidden=(4,),
+    latent_dim=2,
+    batch_size=20,
+    learning_rate=0.01,
+    eval_every=10,
+    log_every=5,
+    eval_samples=4,
+    num_devices=1,
+    accelerator="cpu",
+    quiet=True,
+    num_steps=30,
+)
+OF_PARAMETERS = "ed1ea1aa9d277e0bf2bf040427b5fac65a6a59f8876f062eec4b514605ff88ec"
+"""SHA-256 of the running average, by `jaxvae.manifest.digest` of that release."""
+ACROSS_MACHINES = {"rtol": 1e-4, "atol": 1e-4}
+"""Float32 of 30 steps, summed in another order."""
+
+
+pytestmark = pytest.mark.usefixtures("first_release")
+
+
+def contents(folder):
+    """Of every file but the lock, by name."""
+    files = {path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {str(path): path.read_bytes() for path in files}
+
+
+def without_timing(path):
+    return [{k: v for k, v in row.items() if k != "timing"} for row in read_metrics(path)]
+
+
+def test_its_parameters_are_read_bit_for_bit_and_it_says_its_format():
+    vae, params = load(RUN)
+    assert digest(params) == OF_PARAMETERS
+    assert vae.decode(params, np.zeros(2, np.float32)).mean().shape == (8, 8, 1)
+    checkpoints = Checkpoints(RUN / "checkpoints", read_only=True)
+    assert checkpoints.about(20)["format"] == 1 <= FORMAT
+    checkpoints.close()
+
+
+def test_it_is_evaluated_and_sampled_as_it_was():
+    again = Path("again")
+    evaluate(EvaluateConfig(RUN, num_samples=4, batch_size=33, num_devices=1, output=again))
+    sample(SampleConfig(RUN, num_samples=5, num_examples=4, num_steps=3, output=again))
+    recorded = [*RUN.glob("evaluations/*.npz"), *RUN.glob("samples/*.npz")]
+    assert len(recorded) == 8
+    for path in recorded:
+        with np.load(path) as before, np.load(again / path.name) as now:
+            assert set(before) == set(now)
+            for name in before:
+                np.testing.assert_allclose(now[name], before[name], **ACROSS_MACHINES)
+
+
+def test_it_goes_on_as_it_would_have():
+    before = without_timing(RUN / "metrics.jsonl")
+    assert before[-1]["step"] == 20
+    assert train(FLAGS) == 0
+    now, then = without_timing(RUN / "metrics.jsonl"), without_timing(Path("later.jsonl"))
+    assert now[: len(before)] == before
+    assert [(row["step"], row["split"]) for row in now] == [(r["step"], r["split"]) for r in then]
+    for row, recorded in zip(now, then, strict=True):
+        for name in recorded.keys() - {"split"}:
+            assert row[name] == pytest.approx(recorded[name], rel=1e-4, abs=1e-4), name
+    assert json.loads((RUN / "results.json").read_text())["steps"] == 30
+
+
+def test_a_newer_format_is_refused_by_every_command_and_nothing_moves():
+    about = RUN / "checkpoints" / "20" / "about" / "metadata"
+    values = json.loads(about.read_text())
+    del values["digests"]  # a newer release may have other ways
+    about.write_text(json.dumps(values | {"format": FORMAT + 1}))
+    before = contents(RUN)
+    for command, config in (
+        (train, FLAGS),
+        (evaluate, EvaluateConfig(RUN, num_devices=1)),
+        (sample, SampleConfig(RUN)),
+    ):
+        message = rf"format {FORMAT + 1} is newer than .* reads \({FORMAT}\)\. Upgrade jaxvae"
+        with pytest.raises(Refused, match=message) as refusal:
+            command(config)
+        assert "\n" not in str(refusal.value)
+        assert contents(RUN) == before
