@@ -1,7 +1,7 @@
 """Checkpoints on disk by orbax: saved whole, checked by digest, loadable in one call.
 
-The only file that imports orbax. A checkpoint is a step's folder with named items, each a pytree
-of arrays without a device axis, and `about`, a JSON object that says what they are.
+A checkpoint is a step's folder with named items, each a pytree of arrays without a device axis, and
+`about`, a JSON object that says what they are.
 
 Several processes all hold the same state: process 0 alone writes and reads files, and sends what
 it has read to the others, so that they need no folder in common. All of them must call the same
@@ -9,9 +9,7 @@ methods in the same order.
 """
 
 import contextlib
-import itertools
 import math
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from jaxvae.manifest import Damaged, SaveFailed, check_leaves, digest, leaves, reason_of
+from jaxvae.orbax_manager import clear_the_way, none_whole, open_manager, set_aside
 from jaxvae.processes import arrays_from_first, from_first, is_first, together
 from jaxvae.recipes import build
 from jaxvae.vae import VAE, Params
@@ -63,7 +61,8 @@ class Checkpoints:
         self._saving: Future[None] | None = None
         with together():
             if is_first():
-                self._manager = _manager(self._directory, read_only)
+                self._unreadable = clear_the_way(self._directory, read_only)
+                self._manager = open_manager(self._directory, read_only)
 
     def steps(self) -> list[int]:
         """All that are saved, rising."""
@@ -122,7 +121,7 @@ class Checkpoints:
             except Exception as error:
                 with contextlib.suppress(Exception):
                     self._manager.close()
-                self._manager = _manager(self._directory, read_only=False)  # without its files
+                self._manager = open_manager(self._directory, read_only=False)  # without its files
                 raise SaveFailed(
                     f"a checkpoint could not be saved in {self._directory}: {reason_of(error)}."
                 ) from error
@@ -192,30 +191,17 @@ class Checkpoints:
                 except Damaged as error:
                     damaged[step] = error
                     continue
-                return step, [self._set_aside(*pair) for pair in damaged.items()]
+                lines = [set_aside(self._directory, *pair) for pair in damaged.items()]
+                self._manager.reload()
+                return step, self._unreadable + lines
             if damaged:
-                lines = " ".join(str(error) for error in damaged.values())
-                raise ValueError(
-                    f"no checkpoint in {self._directory} is whole: {lines} Bring one back from a "
-                    "copy, or start a new run in another folder."
-                )
+                raise none_whole(self._directory, damaged)
             return None, []
 
         step, lines = from_first(find)
         if step is None:
             return None
         return Restored(step, arrays_from_first(lambda: held, targets), lines)
-
-    def _set_aside(self, step: int, error: Damaged) -> str:
-        """Move a damaged checkpoint out of orbax's sight; says so in a line."""
-        folder = self._directory.with_name(f"{self._directory.name}-damaged")
-        folder.mkdir(exist_ok=True)
-        taken = {path.name for path in folder.iterdir()}
-        names = (f"{step}" if i == 0 else f"{step}-{i}" for i in itertools.count())
-        new = folder / next(name for name in names if name not in taken)
-        (self._directory / str(step)).rename(new)
-        self._manager.reload()
-        return f"Checkpoint {step} is damaged: {error.reason}. It is in {new} now."
 
     def wait(self) -> None:
         """Wait for the save under way.
@@ -273,53 +259,6 @@ class Checkpoints:
             raise
         except Exception as error:
             raise Damaged(self._directory / str(step), reason_of(error)) from error
-
-
-def _manager(directory: Path, read_only: bool) -> ocp.CheckpointManager:
-    """orbax's manager, of process 0 alone."""
-    best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["metric"], n=1)
-    policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
-    if not read_only:
-        directory.mkdir(parents=True, exist_ok=True)
-        for unfinished in directory.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(unfinished, ignore_errors=True)
-    processes = ocp.options.MultiprocessingOptions(
-        active_processes={0}, barrier_sync_key_prefix="process_0"
-    )
-    return ocp.CheckpointManager(
-        directory,
-        handler_registry=_handlers(processes),
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            best_fn=lambda metrics: metrics["metric"],
-            best_mode="max",
-            create=False,
-            read_only=read_only,
-            multiprocessing_options=processes,
-        ),
-    )
-
-
-def _handlers(
-    processes: ocp.options.MultiprocessingOptions,
-) -> ocp.handlers.CheckpointHandlerRegistry:
-    """orbax's handlers of what a checkpoint holds; it need not copy arrays that nobody changes."""
-    types = ocp.type_handlers
-    arrays = types.create_type_handler_registry(
-        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, types.ArrayHandler()),  # orbax asks for it, also where there are none
-    )
-    trees = ocp.PyTreeCheckpointHandler(
-        type_handler_registry=arrays,
-        multiprocessing_options=processes,
-    )
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    registry.add(None, ocp.args.PyTreeSave, trees)
-    registry.add(None, ocp.args.PyTreeRestore, trees)
-    values = ocp.JsonCheckpointHandler(multiprocessing_options=processes)
-    registry.add(None, ocp.args.JsonSave, values)
-    registry.add(None, ocp.args.JsonRestore, values)
-    return registry
 
 
 def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VAE, Params]:

@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "processes": set(),
     "recipes": {"vae"},
     "manifest": set(),
-    "checkpoints": {"manifest", "processes", "recipes", "vae"},
+    "orbax_manager": {"manifest"},
+    "checkpoints": {"manifest", "orbax_manager", "processes", "recipes", "vae"},
     "testing": {"distributions", "divergences"},
 }
 """Layer by layer: what each file, or folder, of jaxvae takes from the others."""
@@ -54,6 +55,7 @@ OUTSIDE = {
     "regularizers": {"optax"},
     "state": {"optax"},
     "training": {"optax"},
+    "orbax_manager": {"orbax"},
     "checkpoints": {"orbax"},
 }
 """What each imports besides jax, numpy and what is no side effect in the standard library."""

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -337,6 +338,41 @@ def test_a_damaged_newest_is_set_aside_and_the_one_before_it_used(checkpoints, t
     damage(data_file(tmp_path, 3))
     assert checkpoints.restore_newest({"params": weights(0, (64, 64))}).step == 2
     assert (tmp_path / "run" / "checkpoints-damaged" / "3-1").is_dir()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"\xff\x00"], ids=repr)
+def test_any_one_file_may_be_damaged_before_a_run_goes_on(checkpoints, tmp_path, content):
+    """Each in turn: what is restored has the bits of a checkpoint that was saved."""
+    for step in (1, 2):
+        save(checkpoints, step, params=weights(step))
+    checkpoints.close()
+    newest, right = folder(tmp_path) / "2", tmp_path / "right"
+    shutil.copytree(newest, right)
+    found = set()
+    for path in sorted(path for path in right.rglob("*") if path.is_file()):
+        shutil.rmtree(newest, ignore_errors=True)
+        shutil.copytree(right, newest)
+        damaged = newest / path.relative_to(right)
+        damaged.unlink() if content is None else damaged.write_bytes(content)
+        with contextlib.closing(Checkpoints(folder(tmp_path))) as again:
+            restored = again.restore_newest({"params": weights(0)})
+        assert_same_bits(restored.items, {"params": weights(restored.step)})
+        assert len(restored.set_aside) == (restored.step == 1)
+        found.add(restored.step)
+    assert 1 in found
+
+
+def test_metrics_that_cannot_be_read_are_damage(checkpoints, tmp_path):
+    for step in (1, 2):
+        save(checkpoints, step, params=weights(step))
+    checkpoints.close()
+    for step in (2, 1):
+        (folder(tmp_path) / f"{step}" / "metrics" / "metrics").write_bytes(b"")
+        with pytest.raises(Damaged, match="checkpoint 2 is damaged: its metrics cannot be read"):
+            Checkpoints(folder(tmp_path), read_only=True)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: .* 2 .* 1 .*from a copy"):
+        Checkpoints(folder(tmp_path))
+    assert kept(tmp_path) == {1, 2}
 
 
 def test_where_all_are_damaged_nothing_is_moved(checkpoints, tmp_path):

@@ -1,8 +1,9 @@
-"""Kills and signals that a run must survive, sent to real runs on this machine.
+"""What a run must survive, done to real runs on this machine.
 
 python -m experiments.torture
 """
 
+import logging
 import shutil
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from experiments.config import require
 
 @dataclass(frozen=True)
 class TortureConfig:
-    """Kill, stop and interrupt real runs of the training command, and see that nothing is lost.
+    """Kill, stop, damage, move and starve real runs, and see that nothing is lost.
 
     Prints a table of case, tries and survived, and ends with exit code 1 at the first loss, whose
     folders are kept.
@@ -35,21 +36,34 @@ def torture(config: TortureConfig) -> int:
     with command.refusing():
         require(config.kills >= 1, "kills", config.kills, "at least 1")
         require(config.tries >= 1, "tries", config.tries, "at least 1")
-        from experiments.torture import kills
+        from experiments.torture import accidents, kills, large, long_runs, processes
         from experiments.torture.victim import Outcome
 
         cases: dict[str, tuple[Callable[[Path, int], Outcome], int]] = {
             "killed anywhere": (kills.killed_anywhere, config.kills),
             "SIGTERM and Ctrl-C": (kills.signalled, config.tries),
             "Ctrl-C twice": (kills.interrupted_twice, config.tries),
+            "one of two processes": (processes.lost_processes, config.tries),
+            "other hardware": (accidents.other_hardware, config.tries),
+            "damaged checkpoint": (accidents.damaged_checkpoint, config.tries),
+            "full disk": (accidents.full_disk, config.tries),
+            "second start": (accidents.second_start, config.tries),
+            "numbers not finite": (accidents.not_finite, config.tries),
+            "200,000 steps": (long_runs.long_run, 1),
+            "checkpoint of 500 MB": (large.large_checkpoint, config.tries),
+            "data larger than memory": (large.larger_than_memory, 1),
         }
         chosen = {name: case for name, case in cases.items()
                   if not config.cases or any(part in name for part in config.cases)}  # fmt: skip
         require(bool(chosen), "cases", " ".join(config.cases), f"among {', '.join(cases)}")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax, of folders that are only read
     print(f"{'case':24}{'tries':>7}{'survived':>10}")
     for name, (case, tries) in chosen.items():
         folder = Path(tempfile.mkdtemp(prefix="jaxvae-torture-"))
-        outcome = case(folder, tries)
+        try:
+            outcome = case(folder, tries)
+        except RuntimeError as error:
+            outcome = Outcome(tries, 0, str(error))
         print(f"{name:24}{outcome.tries:>7}{outcome.survived:>10}  {outcome.note}", flush=True)
         if outcome.survived < outcome.tries:
             print(f"error: {name}: lost. What is left lies in {folder}.", file=sys.stderr)

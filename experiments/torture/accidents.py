@@ -1,4 +1,4 @@
-"""What befalls a run without a kill: other devices, damaged files, a full disk, a second start, NaN."""
+"""What befalls a run without a kill: other devices, damaged files, a full disk, NaN, two starts."""
 
 import contextlib
 import resource
@@ -123,7 +123,7 @@ def _little_room() -> Iterator[None]:
 
 
 def full_disk(folder: Path, tries: int) -> Outcome:
-    """Without room a run says so and ends with 1; with room it goes on as if there had been some."""
+    """Without room a run says so and ends with 1; with room it goes on as if it had had some."""
     larger = ("--hidden", "64", "64", f"--num-steps={STEPS}")
     whole = folder / "whole"
     train(whole, *larger)
