@@ -2,19 +2,42 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from experiments.command import Refused
+from experiments.torture import accidents
 from experiments.torture.__main__ import TortureConfig, torture
-from experiments.torture.victim import difference, fingerprint
+from experiments.torture.victim import Outcome, difference, fingerprint
 
 
 def test_a_short_torture_is_survived(capsys):
-    assert torture(TortureConfig(kills=2, tries=1)) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] != "lost" for line in lines] == [True] * 4
-    assert lines[1].startswith("killed anywhere")
+    cases = ("killed anywhere", "SIGTERM and Ctrl-C", "Ctrl-C twice", "second start")
+    assert torture(TortureConfig(kills=2, tries=1, cases=cases)) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.startswith(case) for line, case in zip(lines, cases, strict=True)] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    "second_start",
+    [lambda folder, tries: Outcome(tries, tries - 1, "why"), lambda *_: _fail("why")],
+    ids=["outcome", "error"],
+)
+def test_the_first_loss_ends_it_and_its_folder_stays(second_start, monkeypatch, capsys):
+    monkeypatch.setattr(accidents, "second_start", second_start)
+    monkeypatch.setattr(accidents, "not_finite", lambda *_: _fail("not reached"))
+    assert torture(TortureConfig(cases=("second start", "finite"))) == 1
+    printed = capsys.readouterr()
+    assert "why" in printed.out
+    assert "not reached" not in printed.out
+    folder = Path(printed.err.split("lies in ")[1].strip().removesuffix("."))
+    assert folder.is_dir()
+    folder.rmdir()
+
+
+def _fail(why):
+    raise RuntimeError(why)
 
 
 def test_what_a_run_lost_is_named(whole_run, tmp_path):
