@@ -11,6 +11,9 @@ from experiments.processes import Processes, join
 if TYPE_CHECKING:
     import jax
 
+MOST_DEVICES = 256
+"""Of one process; each simulated one costs milliseconds and megabytes to start."""
+
 
 def start(
     accelerator: Accelerator, num_devices: int | None, processes: Processes | None = None
@@ -28,6 +31,8 @@ def start(
     Raises:
         ValueError: what was asked for is not there; the message says what is.
     """
+    if num_devices is not None and not 1 <= num_devices <= MOST_DEVICES:
+        raise ValueError(f"--num-devices must be from 1 to {MOST_DEVICES}, got {num_devices}.")
     several = processes is not None and processes.distributed
     if accelerator in ("auto", "cpu") and (several or (num_devices or 1) > 1):
         # Simulated devices that wait for each other need threads to wait in (BUILD.md). One

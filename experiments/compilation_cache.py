@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+from experiments.places import require_folder
+
 AUTO = "auto"
 OFF = "none"
 
@@ -31,13 +33,11 @@ def use(where: str) -> None:
     folder = home / "jaxvae" if where == AUTO else Path(where)
     folder = folder.absolute() / f"{jax.__version__}-{_cpu()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        require_folder(folder, "--compilation-cache")  # jax makes it for the first program
+    except ValueError as error:
         if where == AUTO:
             return  # a home that cannot be written: compile each time
-        raise ValueError(
-            f"--compilation-cache={where}: {error}. Give another, or {OFF}."
-        ) from error
+        raise ValueError(f"--compilation-cache={where}: {error} Give another, or {OFF}.") from error
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

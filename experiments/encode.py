@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments import command
-from experiments.config import Accelerator, require
+from experiments.config import Accelerator, require, require_representable
+from experiments.places import require_new_file
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def encode(config: EncodeConfig) -> None:
     with command.refusing():
         require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
         require(config.seed >= 0, "seed", config.seed, "0 or more")
+        require_representable(config)
         from experiments import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
@@ -62,6 +64,8 @@ def encode(config: EncodeConfig) -> None:
         from jaxvae.evaluation import MEAN_SAMPLES, over_dataset
         from jaxvae.parallel import make_map, make_mesh, replicate
 
+        if config.output is not None:
+            require_new_file(config.output, "--output")
         run = open_run(config.run, config.checkpoint, config.dataset)
         examples = getattr(run.dataset, config.split)
         require(len(examples) > 0, "split", config.split, "a split that has examples")

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments import command
-from experiments.config import Accelerator, require
+from experiments.config import Accelerator, require, require_representable
+from experiments.places import require_folder
 from experiments.processes import ALONE, Processes, agree_on_flags, one_of
 
 
@@ -55,6 +56,7 @@ class EvaluateConfig:
         for name in ("num_samples", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require_representable(self)
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -87,6 +89,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         with together():
             require(len(examples) > 0, "split", config.split, "a split that has examples")
             if is_first():
+                require_folder(folder, "evaluations")
                 folder.mkdir(exist_ok=True)
     scorer = make_scorer(
         run.vae,

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments import command
-from experiments.config import Accelerator, require
+from experiments.config import Accelerator, require, require_representable
+from experiments.places import require_folder
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class SampleConfig:
         require(self.num_examples >= 2, "num_examples", self.num_examples, "at least 2")
         require(self.num_steps >= 2, "num_steps", self.num_steps, "at least 2")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require_representable(self)
 
 
 def sample(config: SampleConfig) -> None:
@@ -62,6 +64,8 @@ def sample(config: SampleConfig) -> None:
         from experiments.drawing import draw, prepared_head, write_pictures
         from experiments.run_folder import open_run
 
+        if config.output is not None:
+            require_folder(config.output, "--output")
         run = open_run(config.run, config.checkpoint)
         folder = config.output or config.run / "samples"
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,8 @@ data, is split 80/10/10 by a fixed permutation; so is the array of an .npy. Labe
 [N] named labels or y, or after their split: y_train, train_labels.
 """
 
-import lzma
-import zipfile
-import zlib
+import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from numpy.lib.npyio import NpzFile
 
 from experiments.datasets import Dataset
 from experiments.datasets.splits import Examples, assemble
+from experiments.places import require_file
 
 NAMES_OF_SPLIT = {
     "train": ("train", "x_train"),
@@ -27,17 +25,6 @@ NAMES_OF_SPLIT = {
 }
 NAMES_OF_DATA = ("images", "x", "data")
 NAMES_OF_LABELS = ("labels", "y")
-# What numpy and zipfile raise for truncated, damaged, foreign and pickled contents.
-UNREADABLE = (
-    ValueError,
-    OSError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
 
 
 def load(form: str, where: str, num_validation: int | None) -> Dataset:
@@ -52,6 +39,7 @@ def load(form: str, where: str, num_validation: int | None) -> Dataset:
             f"{form}:PATH must name a .{form} file; {path} is a folder. Name a file in it, or use "
             f"folder:{path} for a folder of images."
         )
+    require_file(path)
     return assemble(
         f"{form}:{where}",
         read_npz(path) if form == "npz" else read_npy(path),
@@ -72,9 +60,9 @@ def read_npy(path: Path) -> dict[str, Examples]:
 
 def read_npz(path: Path) -> dict[str, Examples]:
     """The parts of an .npz file, each under the name of its split."""
-    with path.open("rb") as file:
+    with contextlib.ExitStack() as stack:
         with _reading(path, "npz"):
-            archive = np.load(file, allow_pickle=False)
+            archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise ValueError(f"npz:PATH must name an .npz file; {path} is an .npy. Use npy:{path}.")
         names = _data_of_parts(path, archive.files)
@@ -139,12 +127,13 @@ def _part(path: Path, archive: NpzFile, data: str) -> Examples:
     values = stored(values, f"{data} in {path}")
     if labels is None:
         return Examples(values, None)
+    what = f"The labels of {data} in {path}"
     if labels.dtype.kind not in "iu" or labels.shape != values.shape[:1]:
         raise ValueError(
-            f"The labels of {data} in {path} must be integers [{len(values)}]; they are "
-            f"{labels.dtype} {list(labels.shape)}. Convert them, or leave them out."
+            f"{what} must be integers [{len(values)}]; they are {labels.dtype} "
+            f"{list(labels.shape)}. Convert them, or leave them out."
         )
-    return Examples(values, labels.astype(np.int32))
+    return Examples(values, _int32(labels, what))
 
 
 def _data_of_parts(path: Path, names: Sequence[str]) -> dict[str, str]:
@@ -172,11 +161,11 @@ def _names_of_labels(data: str) -> tuple[str, ...]:
     return (f"{data}_labels", f"y_{data}", *NAMES_OF_LABELS)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _reading(path: Path, form: str) -> Iterator[None]:
     try:
         yield
-    except UNREADABLE as error:
+    except Exception as error:  # numpy and zipfile have one for each way in which bytes are wrong
         reason = " ".join(str(error).split()) or "the file ends too early"
         raise ValueError(
             f"{path} must be a whole .{form} file of plain arrays, without Python objects; "
