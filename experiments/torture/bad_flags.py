@@ -244,7 +244,8 @@ def not_together(rng: random.Random, ground: Ground) -> Case:
         return _no_model(rng, ground)
     line, name = rng.choice(TOGETHER)
     given = tuple(line.split())
-    flags = (f"--dataset={ground.data}", "--hidden", "4", "--batch-size=8", "--latent-dim=2")
+    small = ("--hidden", "4", "--batch-size=8", "--latent-dim=2", "--num-devices=1")
+    flags = (f"--dataset={ground.data}", *small)
     return Case("train", (*flags, *_noise(rng), *given), (name,))
 
 

@@ -21,9 +21,9 @@ from experiments.torture.case import Case
 from experiments.torture.victim import ROOT
 
 SECONDS = 5.0
-"""Most that a refusal may take on a machine that has nothing else to do."""
-BUSY = 4.0
-"""How many times as long it may wait for a core; its processor time stays within SECONDS."""
+"""Most processor time of a refusal: what it takes on a machine that has nothing else to do."""
+PATIENCE_SECONDS = 60.0
+"""Most by the clock, on a machine that has; what waits for something else is ended then."""
 INTERNALS = re.compile(
     r"\[Errno|\w+Error\b|Exception|object (is|has|of type)|NoneType|not supported between|"
     r"unsupported operand|positional argument|unexpected keyword|cannot be interpreted|<class"
@@ -53,7 +53,7 @@ def in_process(case: Case, folder: Path) -> Ending:
     with _undone(case, folder), contextlib.redirect_stdout(output), \
          contextlib.redirect_stderr(errors):  # fmt: skip
         signal.signal(signal.SIGALRM, _too_late)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS * BUSY)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
         try:
             command.main(flags, getattr(module, case.command))
         except SystemExit as end:
@@ -97,7 +97,7 @@ def as_command(case: Case, folder: Path) -> Ending:
         process = subprocess.run(
             [sys.executable, "-m", f"experiments.{case.command}", *case.arguments],
             cwd=folder, env=environment | case.environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS * BUSY,
+            capture_output=True, text=True, errors="replace", check=False, timeout=PATIENCE_SECONDS,
         )  # fmt: skip
         code, output, errors = process.returncode, process.stdout, process.stderr
     except subprocess.TimeoutExpired:
@@ -144,7 +144,7 @@ def why_lost(case: Case, ending: Ending, before: dict[str, str], after: dict[str
         return f"exit code {ending.code}: {last}"
     if changed:
         return f"{', '.join(changed[:3])} changed on disk: {last}"
-    if ending.processor_seconds > SECONDS or ending.seconds > SECONDS * BUSY:
+    if ending.processor_seconds > SECONDS or ending.seconds > PATIENCE_SECONDS:
         return f"refused after {ending.seconds:.1f} s: {last}"
     if BOX in ending.output + ending.errors:
         return ""
