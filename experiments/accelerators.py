@@ -11,6 +11,9 @@ from experiments.processes import Processes, join
 if TYPE_CHECKING:
     import jax
 
+MOST_DEVICES = 256
+"""Of one process; each simulated one costs milliseconds and megabytes to start."""
+
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 """Or a GPU's convolutions add in any order, and each start looks for the fastest anew."""
@@ -37,6 +40,8 @@ def start(
     Raises:
         ValueError: what was asked for is not there; the message says what is.
     """
+    if num_devices is not None and not 1 <= num_devices <= MOST_DEVICES:
+        raise ValueError(f"--num-devices must be from 1 to {MOST_DEVICES}, got {num_devices}.")
     several = processes is not None and processes.distributed
     if accelerator in ("auto", "cpu") and (several or (num_devices or 1) > 1):
         # Simulated devices that wait for each other need threads to wait in (BUILD.md). One

@@ -35,7 +35,17 @@ def refusing() -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise Refused(install_line(error)) from error
     except (ValueError, TypeError, OSError) as error:
-        raise Refused(" ".join(str(error).split())) from error
+        raise Refused(" ".join(_in_words(error).split())) from error
+
+
+def _in_words(error: Exception) -> str:
+    """The text of an error; of one that the system has with a file, in a user's words."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return (
+            f"{error.filename} must be a file or folder that can be used so; the system gave: "
+            f"{error.strerror}. Mend that, or give another."
+        )
+    return str(error)
 
 
 def _unless_of_a_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:

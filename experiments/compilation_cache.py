@@ -8,6 +8,8 @@ import platform
 import warnings
 from pathlib import Path
 
+from experiments.places import require_folder
+
 AUTO = "auto"
 OFF = "none"
 
@@ -32,13 +34,11 @@ def use(where: str) -> None:
     folder = home / "jaxvae" if where == AUTO else Path(where)
     folder = folder.absolute() / f"{jax.__version__}-{_cpu()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        require_folder(folder, "--compilation-cache")  # jax makes it for the first program
+    except ValueError as error:
         if where == AUTO:
             return  # a home that cannot be written: compile each time
-        raise ValueError(
-            f"--compilation-cache={where}: {error}. Give another, or {OFF}."
-        ) from error
+        raise ValueError(f"--compilation-cache={where}: {error} Give another, or {OFF}.") from error
     # Where the folder is read-only or its disk full: once for each program.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -22,6 +22,8 @@ Likelihood = Literal[
 ]  # fmt: skip
 Regularizer = Literal["none", "total_correlation", "dip_i", "dip_ii", "mmd", "density_ratio"]
 
+LARGEST = 3.4e38
+"""No float32 is larger."""
 MAY_CHANGE = frozenset(
     {"run", "accelerator", "num_devices", "num_steps", "num_epochs", "eval_samples"}
     | {"manual_dir", "data_dir", "tensorboard", "quiet", "processes", "compilation_cache"}
@@ -188,8 +190,8 @@ class TrainConfig:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        model = self.model.replace(":", "-").replace(".", "-")
-        name = self.dataset.replace("/", "-").replace(":", "-").strip("-.")
+        model = self.model.translate(str.maketrans("/\\:.", "----"))
+        name = self.dataset.translate(str.maketrans("/\\:", "---")).strip("-.")
         return self.run or Path("runs") / f"{name}-{model}"
 
     def steps(self, num_train: int) -> int:
@@ -228,6 +230,9 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "positive")
+        require_representable(self)
+        last = None if self.run is None else self.run.name
+        require(last not in ("", ".."), "run", self.run, "a folder of its own, with a name")
         if self.average_decay is not None:
             require(0 < self.average_decay < 1, "average_decay", self.average_decay, "in (0, 1)")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
@@ -289,32 +294,6 @@ GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
 """Flags that mean something with some values of another flag only."""
 
 
-def to_json(config: TrainConfig) -> dict[str, Any]:
-    """The flags as JSON values, but for which process this is."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-        if name != "processes"
-    }
-
-
-def from_json(values: dict[str, Any]) -> TrainConfig:
-    """The flags from JSON values.
-
-    Raises:
-        ValueError: a name that is no flag of this release.
-    """
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"config.json has {', '.join(unknown)}, which this release does not know.")
-    values = dict(values)
-    if values.get("hidden") is not None:
-        values["hidden"] = tuple(values["hidden"])
-    if values.get("run") is not None:
-        values["run"] = Path(values["run"])
-    return TrainConfig(**values)
-
-
 def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
     """Refuse to continue a run with flags that would make it another one.
 
@@ -343,6 +322,24 @@ def require(holds: bool, name: str, value: object, what: str) -> None:
     """
     if not holds:
         raise ValueError(f"--{_flag(name)} must be {what}, got {value}.")
+
+
+def require_representable(flags: Any) -> None:
+    """Refuse numbers that 32 bits, which is what devices compute in, do not hold.
+
+    Args:
+        flags: a dataclass of flags.
+
+    Raises:
+        ValueError: in one line that names the flag.
+    """
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int):
+                require(abs(number) < 2**31, field.name, number, "below 2,147,483,648")
+            elif isinstance(number, float):
+                require(abs(number) < LARGEST, field.name, number, f"a number below {LARGEST:g}")
 
 
 def _flag(name: str) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from experiments import command
-from experiments.config import Accelerator, require
-from experiments.writable import require_writable
+from experiments.config import Accelerator, require, require_representable
+from experiments.places import require_new_file
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ def encode(config: EncodeConfig) -> None:
     with command.refusing():
         require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
         require(config.seed >= 0, "seed", config.seed, "0 or more")
+        require_representable(config)
         path = config.output or config.run / "codes" / f"{config.split}.npz"
-        require_writable(path.parent, "output")
+        require_new_file(path, "--output")
         from experiments import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from experiments import command
-from experiments.config import Accelerator, require
+from experiments.config import Accelerator, require, require_representable
+from experiments.places import require_folder
 from experiments.processes import ALONE, Processes, agree_on_flags, one_of
-from experiments.writable import require_writable
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class EvaluateConfig:
         for name in ("num_samples", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require_representable(self)
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -85,7 +86,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         folder = config.output or config.run / "evaluations"
         with together():
             if is_first():
-                require_writable(folder, "output")
+                require_folder(folder, "--output")
         run = open_run(config.run, config.checkpoint, config.dataset)
         examples = getattr(run.dataset, config.split)
         with together():

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ def finish(run: TrainingRun) -> None:
     """
     path = run.config.folder / "results.json"
     asked = {"steps": run.step, "eval_samples": run.config.eval_samples}
-    results = from_first(lambda: json.loads(path.read_text()) if path.exists() else {})
+    results = from_first(lambda: _known(path))
     if any(results.get(name) != value for name, value in asked.items()):
         results = asked | _measure(run)
         if is_first():
@@ -39,6 +40,15 @@ def finish(run: TrainingRun) -> None:
             if split in results:
                 print_numbers(f"{split}, step {results['checkpoint']['step']:,}", results[split])
     print(f"report: {page}")
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """The results of a file; empty where there is none, or one that is no JSON object."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return results if isinstance(results, dict) else {}
 
 
 def _best_params(run: TrainingRun) -> tuple[int, Params]:

@@ -9,6 +9,9 @@ from typing import Any
 from experiments import run_log
 from jaxvae.processes import is_first
 
+METRICS = "metrics.jsonl"
+"""In a run's folder."""
+
 
 class Journal:
     """The logs of a run in its folder, gone on with from a checkpoint.
@@ -29,11 +32,12 @@ class Journal:
         self._logs: list[Any] = []
         if not is_first():
             return
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
         self._logs.append(run_log.MetricsFile(path, keep_until_step))
         if tensorboard:
             self._logs.append(run_log.TensorBoard(folder / "tensorboard", keep_until_step))
-        scores = [row["elbo"] for row in run_log.read_metrics(path) if row["split"] == "validation"]
+        rows = run_log.read_metrics(path)
+        scores = (row.get("elbo") for row in rows if row["split"] == "validation")
         self.best_elbo = max((score for score in scores if score is not None), default=-math.inf)
 
     def write(
@@ -62,6 +66,16 @@ class Journal:
             for log in self._logs[:1]:
                 log.flush()
         return self.problem is None
+
+    @staticmethod
+    def check(folder: Path) -> None:
+        """Refuse, before anything is written, logs that cannot be gone on with.
+
+        Raises:
+            ValueError: a row that is none.
+        """
+        if (folder / METRICS).exists():
+            run_log.read_metrics(folder / METRICS)
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:

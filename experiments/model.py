@@ -78,8 +78,29 @@ def initial_vae(
     start["data_scale"] = _data_scale(preprocessing, train)
     if config.prior == "vamp":
         start["pseudo_inputs"] = _pseudo_inputs(config, preprocessing, train)
-    arguments = recipe["arguments"] | _accepted(recipe["function"], start)
-    return build(recipe | {"arguments": arguments})
+    function = recipe["function"]
+    arguments = recipe["arguments"] | _accepted(function, start)
+    if function in SHIPPED.values():
+        return build(recipe | {"arguments": arguments})
+    return _own_vae(function, arguments)
+
+
+def _own_vae(function: str, arguments: dict[str, Any]) -> VAE:
+    """What a function of one's own makes of its arguments.
+
+    Raises:
+        ValueError: it raises, or what it returns is no VAE.
+    """
+    named = ", ".join(arguments) or "nothing"
+    what = f"--model={function} must return a jaxvae.VAE when called with {named}"
+    try:
+        vae = build({"function": function, "arguments": arguments})
+    except Exception as error:  # anything, as it is not this project's
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{what}; it gave: {reason}. Correct it.") from error
+    if not isinstance(vae, VAE):
+        raise ValueError(f"{what}; it returned {str(vae)[:60]}. Correct it.")
+    return vae
 
 
 def rows_at_once(config: TrainConfig, platform: str) -> int | None:
@@ -226,7 +247,7 @@ def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
         parameters = inspect.signature(
             getattr(importlib.import_module(module_name), name)
         ).parameters
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of one's own may raise anything
         raise ValueError(
             f"--model={function}: {error}. Give an importable package.module:function that "
             "returns a jaxvae.VAE."

@@ -80,8 +80,11 @@ class Processes:
             )
         for name in ("num_processes", "start_timeout_seconds", "lost_timeout_seconds"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+            if value is not None and not 1 <= value < 2**31:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1 and below 2,147,483,648, got "
+                    f"{value}."
+                )
         if self.coordinator is None or self.num_processes is None or self.process_id is None:
             return
         _, _, port = self.coordinator.rpartition(":")

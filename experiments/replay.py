@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from experiments import command
-from experiments.config import require
+from experiments.config import require, require_representable
 
 NO_END = 10**9
 
@@ -36,7 +36,9 @@ def replay(config: ReplayConfig) -> None:
     """Compute the step again and print what it gave."""
     with command.refusing(), tempfile.TemporaryDirectory(prefix="jaxvae-replay-") as folder:
         require(config.step >= 1, "step", config.step, "at least 1")
+        require_representable(config)
         from experiments import accelerators, compilation_cache
+        from experiments.journal import METRICS
         from experiments.run_folder import read_config
         from experiments.run_log import read_metrics
 
@@ -46,7 +48,12 @@ def replay(config: ReplayConfig) -> None:
             raise FileNotFoundError(
                 f"no run at {config.run}: give the folder that `python -m experiments.train` wrote."
             )
-        rows = read_metrics(config.run / "metrics.jsonl")
+        if not (config.run / METRICS).exists():
+            raise FileNotFoundError(
+                f"{config.run} must have {METRICS}, which says how far it has come; there is none. "
+                "Restore it, or train again with another --run."
+            )
+        rows = read_metrics(config.run / METRICS)
         last = max((row["step"] for row in rows), default=0)
         require(config.step <= last, "step", config.step, f"one that the run has come to ({last})")
         devices = accelerators.start(
@@ -71,7 +78,7 @@ def replay(config: ReplayConfig) -> None:
             step = run.next_step()
             run.num_steps = config.step
             run.to_the_end()
-        again = _row(read_metrics(quiet.folder / "metrics.jsonl"), config.step)
+        again = _row(read_metrics(quiet.folder / METRICS), config.step)
     written = _row(rows, config.step)
     print(f"step {config.step:,}, computed again from step {started:,}:")
     for name, value in again.items():

@@ -1,21 +1,24 @@
 """A run's folder: what it was started with, and its trained model with the data it is for."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import datasets
-from experiments.config import TrainConfig, from_json
+from experiments import datasets, saved_flags
+from experiments.config import TrainConfig
 from experiments.datasets.preprocessing import Preprocessing, preprocess
+from experiments.journal import Journal
+from experiments.places import require_folder
 from experiments.processes import agree
 from jaxvae.processes import from_first, together
 from jaxvae.vae import VAE, Params
 
 Which = Literal["best", "latest"]
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+"""In a run's folder."""
 DIGEST_BYTES = 2**24
 """How much of a split is made contiguous at once for its digest."""
 
@@ -44,19 +47,31 @@ def read_config(run: Path) -> TrainConfig | None:
     Raises:
         ValueError: config.json is there and cannot be read.
     """
-    values = from_first(lambda: _read_config(run / "config.json"))
-    return None if values is None else from_json(values)
+    values = from_first(lambda: saved_flags.read(run / CONFIG))
+    return None if values is None else saved_flags.from_json(values)
 
 
-def _read_config(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Restore it, or use another --run.")\
-            from error  # fmt: skip
-    from_json(values)
+def read_own_config(config: TrainConfig) -> TrainConfig | None:
+    """The flags that the run in a training run's folder was started with; None: a new run.
+
+    Raises:
+        ValueError: the folder cannot be a run's, or what is in it cannot be gone on with.
+    """
+    values = from_first(lambda: _read_own(config))
+    return None if values is None else saved_flags.from_json(values)
+
+
+def _read_own(config: TrainConfig) -> dict[str, Any] | None:
+    folder = config.folder
+    require_folder(folder, "--run")
+    require_folder(folder / CHECKPOINTS, CHECKPOINTS)
+    values = saved_flags.read(folder / CONFIG)
+    if values is None and any((folder / CHECKPOINTS).glob("*")):
+        raise ValueError(
+            f"{folder} must have its {CONFIG}, which says what the run there was started with; "
+            "there are checkpoints alone. Restore it, or use another --run."
+        )
+    Journal.check(folder)
     return values
 
 

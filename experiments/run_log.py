@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
+from experiments.metrics_row import ROW, parsed_row
 from experiments.packages import require_packages
+from experiments.places import require_file
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,29 +53,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file, in order, without a last line that a kill cut short.
 
     Raises:
-        ValueError: if any other line is no JSON object with a step and a split.
+        ValueError: if any other line is no row, or what is there is no file.
     """
+    require_file(path)
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     last = len(lines) - 1 if lines[-1] else len(lines) - 2
     rows = []
     for index, line in enumerate(lines[: last + 1]):
-        row = _parsed(line)
+        row = parsed_row(line)
         if row is not None:
             rows.append(row)
         elif index < last:
             raise ValueError(
-                "read_metrics: a line must be a JSON object with a step and a split, line "
-                f"{index + 1} of {path} is {line[:60]!r}. Delete that line, or start a new folder."
+                f"read_metrics: a line must be {ROW}, line {index + 1} of {path} is "
+                f"{line[:60]!r}. Delete that line, or start a new folder."
             )
     return rows
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) and {"step", "split"} <= row.keys() else None
 
 
 class MetricsFile:

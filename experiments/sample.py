@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from experiments import command
-from experiments.config import Accelerator, require
+from experiments.config import Accelerator, require, require_representable
 from experiments.packages import require_packages
-from experiments.writable import require_writable
+from experiments.places import require_folder
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class SampleConfig:
         require(self.num_examples >= 2, "num_examples", self.num_examples, "at least 2")
         require(self.num_steps >= 2, "num_steps", self.num_steps, "at least 2")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require_representable(self)
 
 
 def sample(config: SampleConfig) -> None:
@@ -54,7 +55,7 @@ def sample(config: SampleConfig) -> None:
         config.check()
         require_packages("PIL")
         folder = config.output or config.run / "samples"
-        require_writable(folder, "output")
+        require_folder(folder, "--output")
         from experiments import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)

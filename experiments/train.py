@@ -11,7 +11,6 @@ from experiments import command
 from experiments.config import TrainConfig
 from experiments.packages import require_packages
 from experiments.processes import agree_on_flags, one_of
-from experiments.writable import require_writable
 
 
 def train(config: TrainConfig) -> int:
@@ -35,11 +34,6 @@ def _train(config: TrainConfig) -> int:
             deterministic=config.deterministic_reduction,
         )
         agree_on_flags(config)
-        from jaxvae.processes import is_first, together
-
-        with together():
-            if is_first():
-                require_writable(config.folder, "run")
         from experiments.final_report import finish
         from experiments.training_run import TrainingRun
 

@@ -15,13 +15,14 @@ from experiments.accelerators import describe
 from experiments.batches import Batches
 from experiments.chunks import Chunk, Chunks, Unread, fits
 from experiments.compilation_cache import give_back_memory
-from experiments.config import TrainConfig, refuse_other_run, to_json
+from experiments.config import TrainConfig, refuse_other_run
 from experiments.journal import Journal
 from experiments.learning import Learning
 from experiments.model import evaluated_at_once, initial_vae, recipe
 from experiments.results import validation_row
-from experiments.run_folder import agree_on_data, load_data, read_config
+from experiments.run_folder import agree_on_data, load_data, read_own_config
 from experiments.run_lock import RunLock
+from experiments.saved_flags import to_json
 from experiments.saving import Saving
 from experiments.stopping import StopRequest
 from jaxvae.evaluation import make_score, over_dataset
@@ -72,7 +73,7 @@ class TrainingRun:
             started: what `time.perf_counter` said when the command began; None: now.
         """
         self._started = time.perf_counter() if started is None else started
-        saved = read_config(config.folder)
+        saved = read_own_config(config)
         with together():
             if saved is not None:
                 if config.decay_steps is None:

@@ -13,11 +13,12 @@ import pytest
 
 import jaxvae
 from experiments import accelerators
-from experiments.config import TrainConfig, from_json, to_json
+from experiments.config import TrainConfig
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.model import recipe
 from experiments.sample import SampleConfig, sample
+from experiments.saved_flags import from_json, to_json
 from experiments.train import train
 from jaxvae.checkpoints import build
 from jaxvae.state import init_state

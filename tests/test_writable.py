@@ -15,10 +15,10 @@ import pytest
 from experiments.command import Refused
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.places import require_folder
 from experiments.run_folder import read_config
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
-from experiments.writable import require_writable
 from jaxvae.checkpoints import Checkpoints, load
 from jaxvae.manifest import digest
 
@@ -73,23 +73,23 @@ def finished(first_release):
 def test_a_folder_that_is_there_or_can_be_made_is_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path, tmp_path / "new" / "one", Path("new"), Path()):
-        require_writable(folder, "run")
+        require_folder(folder, "--run")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_a_folder_is_refused(tmp_path, read_only):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"file/run must be .*file is no folder\. .* --run\.$"):
-        require_writable(tmp_path / "file" / "run", "run")
+    with pytest.raises(ValueError, match=r"--run must be .*file/run is not: .*file is no folder\."):
+        require_folder(tmp_path / "file" / "run", "--run")
     read_only(tmp_path)
-    with pytest.raises(ValueError, match=rf"x/y must be .*{tmp_path} is read-only\. .* --output"):
-        require_writable(tmp_path / "x" / "y", "output")
+    with pytest.raises(ValueError, match=rf"--output must be .*x/y is not: {tmp_path} may not be"):
+        require_folder(tmp_path / "x" / "y", "--output")
 
 
 def test_training_is_refused_before_it_is_set_up(small, tmp_path, read_only, monkeypatch):
-    monkeypatch.setattr("experiments.training_run.TrainingRun", None)  # nothing of it is called
+    monkeypatch.setattr("experiments.training_run.load_data", None)  # it is not called
     read_only(tmp_path)
-    with pytest.raises(Refused, match=r"run must be a folder that can be written; .* --run"):
+    with pytest.raises(Refused, match=r"--run must be a folder, .* may not be written"):
         train(dataclasses.replace(small, run=tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
@@ -106,13 +106,13 @@ def test_a_run_that_cannot_be_written_is_read(finished, tmp_path, read_only):
         (sample, SampleConfig(run, **sizes)),
         (encode, EncodeConfig(run, num_devices=1)),
     ):
-        with pytest.raises(Refused, match=r"must be a folder that can be written; .* --output"):
+        with pytest.raises(Refused, match=r"--output must be a folder, .* may not be written"):
             command(config)
         name = "codes.npz" if command is encode else command.__name__
         command(dataclasses.replace(config, output=tmp_path / "out" / name))
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"codes.npz", "evaluate", "sample"}
-    with pytest.raises(Refused, match=r"link is read-only\. Give another with --run"):
+    with pytest.raises(Refused, match=r"--run must be a folder, .*link may not be written"):
         train(dataclasses.replace(read_config(run), run=run))
     assert TRIED == []
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
@@ -140,17 +140,17 @@ def test_a_run_on_a_read_only_mount(finished):
         pytest.skip(f"no mounts here: {error}")
     code = """
 import pathlib, sys
-from experiments.writable import require_writable
+from experiments.places import require_folder
 from jaxvae.checkpoints import load
 from jaxvae.manifest import digest
 run = pathlib.Path(sys.argv[1])
 print(digest(load(run)[1]))
-require_writable(run, "run")
+require_folder(run, "--run")
 """
     result = subprocess.run(
         [*inside, sys.executable, "-c", code, str(finished)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.stdout.strip() == digest(load(finished)[1]), result.stderr
-    assert f"{finished} is read-only. Give another with --run." in result.stderr
+    assert f"{finished} may not be written. Give another" in result.stderr
     assert (finished / "checkpoints" / UNFINISHED).is_dir()

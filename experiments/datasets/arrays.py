@@ -10,11 +10,8 @@ npy:FOLDER takes the same from files, train.npy and test.npy and so on, and leav
 float32 on disk (memory-mapped): for data that are larger than memory.
 """
 
-import lzma
-import zipfile
-import zlib
+import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from numpy.lib.npyio import NpzFile
 
 from experiments.datasets import Dataset
 from experiments.datasets.splits import Examples, assemble
+from experiments.places import require_file
 
 NAMES_OF_SPLIT = {
     "train": ("train", "x_train"),
@@ -31,17 +29,6 @@ NAMES_OF_SPLIT = {
 NAMES_OF_DATA = ("images", "x", "data")
 NAMES_OF_LABELS = ("labels", "y")
 EXAMPLES_AT_ONCE = 4096
-# What numpy and zipfile raise for truncated, damaged, foreign and pickled contents.
-UNREADABLE = (
-    ValueError,
-    OSError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
 
 
 def load(form: str, where: str, num_validation: int | None) -> Dataset:
@@ -56,6 +43,8 @@ def load(form: str, where: str, num_validation: int | None) -> Dataset:
             f"npz:PATH must name an .npz file; {path} is a folder. Name a file in it, or use "
             f"npy:{path} for a folder of .npy files, folder:{path} for one of images."
         )
+    if not path.is_dir():
+        require_file(path)
     read = read_npz if form == "npz" else read_folder if path.is_dir() else read_npy
     return assemble(
         f"{form}:{where}",
@@ -88,9 +77,9 @@ def read_folder(path: Path) -> dict[str, Examples]:
 
 def read_npz(path: Path) -> dict[str, Examples]:
     """The parts of an .npz file, each under the name of its split."""
-    with path.open("rb") as file:
+    with contextlib.ExitStack() as stack:
         with _reading(path, "npz"):
-            archive = np.load(file, allow_pickle=False)
+            archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise ValueError(f"npz:PATH must name an .npz file; {path} is an .npy. Use npy:{path}.")
         names = _data_of_parts(path, archive.files)
@@ -170,12 +159,13 @@ def _examples(path: Path, data: str, values: np.ndarray, labels: np.ndarray | No
     values = stored(values, f"{data} in {path}")
     if labels is None:
         return Examples(values, None)
+    what = f"The labels of {data} in {path}"
     if labels.dtype.kind not in "iu" or labels.shape != values.shape[:1]:
         raise ValueError(
-            f"The labels of {data} in {path} must be integers [{len(values)}]; they are "
-            f"{labels.dtype} {list(labels.shape)}. Convert them, or leave them out."
+            f"{what} must be integers [{len(values)}]; they are {labels.dtype} "
+            f"{list(labels.shape)}. Convert them, or leave them out."
         )
-    return Examples(values, labels.astype(np.int32))
+    return Examples(values, _int32(labels, what))
 
 
 def _data_of_parts(path: Path, names: Sequence[str]) -> dict[str, str]:
@@ -203,11 +193,11 @@ def _names_of_labels(data: str) -> tuple[str, ...]:
     return (f"{data}_labels", f"y_{data}", *NAMES_OF_LABELS)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _reading(path: Path, form: str) -> Iterator[None]:
     try:
         yield
-    except UNREADABLE as error:
+    except Exception as error:  # numpy and zipfile have one for each way in which bytes are wrong
         reason = " ".join(str(error).split()).rstrip(".") or "the file ends too early"
         raise ValueError(
             f"{path} must be a whole .{form} file of plain arrays, without Python objects; "

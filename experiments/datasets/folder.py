@@ -6,6 +6,7 @@ fixed permutation. Grey pictures have one channel; with one in colour among them
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -14,12 +15,11 @@ from PIL import Image
 
 from experiments.datasets import Dataset
 from experiments.datasets.splits import SPLITS, Examples, assemble
+from experiments.places import require_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-# What pillow raises for damaged, foreign and absurdly large files.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def load(where: str, num_validation: int | None) -> Dataset:
@@ -54,7 +54,11 @@ def decode(file: Path | IO[bytes], mode: str | None = None) -> np.ndarray:
     Returns:
         [H, W, C] uint8.
     """
-    with Image.open(file) as image:
+    with warnings.catch_warnings():
+        # A picture large enough for pillow's warning, not for its error, is one all the same.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(file)
+    with image:
         if image.mode not in GREY_MODES + COLOUR_MODES:
             raise ValueError(f"pixels are not 8-bit, but of mode {image.mode}")
         mode = mode or ("L" if image.mode in GREY_MODES else "RGB")
@@ -100,8 +104,9 @@ def _pixels(paths: list[Path]) -> np.ndarray:
     unreadable = []
     for path in paths:
         try:
+            require_file(path)
             images[path] = decode(path)
-        except UNREADABLE as error:
+        except Exception as error:  # pillow has one for each way in which bytes are wrong
             unreadable.append(f"{path} ({error})")
             continue
         _require_one_size(images, next(iter(images)), path)

@@ -5,7 +5,12 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions import FullCovarianceGaussian, Gaussian, at_least_float32
+from jaxvae.distributions import (
+    FullCovarianceGaussian,
+    Gaussian,
+    NoClosedForm,
+    at_least_float32,
+)
 from jaxvae.regularizers.global_batch import check_batch
 from jaxvae.regularizers.regularizer import Regularizer, no_state
 
@@ -47,7 +52,8 @@ def dip_penalty(q: Any, kind: Kind, *, off_diagonal: float, diagonal: float) -> 
         off_diagonal, diagonal: weights, in nats.
 
     Raises:
-        ValueError: B < 2, an unknown kind, or for "ii" another posterior.
+        ValueError: B < 2, an unknown kind, a posterior without a mean in closed form, or for "ii"
+            another one than those.
 
     Ref: Kumar et al. 2018, equations 6 and 7.
 
@@ -57,7 +63,13 @@ def dip_penalty(q: Any, kind: Kind, *, off_diagonal: float, diagonal: float) -> 
     """
     if kind not in get_args(Kind):
         raise ValueError(f"dip: kind must be i or ii, got {kind!r}.")
-    (means,) = at_least_float32(jax.vmap(lambda q: q.mean())(q))
+    try:
+        (means,) = at_least_float32(jax.vmap(lambda q: q.mean())(q))
+    except NoClosedForm as error:
+        raise ValueError(
+            f"dip: the posterior must have its mean in closed form, {type(q).__name__} has none. "
+            "Use another regularizer, or a Gaussian posterior."
+        ) from error
     check_batch("dip", means)
     centred = means - jnp.mean(means, 0, keepdims=True)
     covariance = jnp.matmul(centred.T, centred, precision="highest") / len(means)

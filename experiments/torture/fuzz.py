@@ -1,0 +1,120 @@
+"""Bad input of every kind: refused in one line, in time, and nothing on disk is changed."""
+
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from experiments import accelerators
+from experiments.config import TrainConfig
+from experiments.torture.bad_data import arrays
+from experiments.torture.bad_flags import absent_devices, not_together, out_of_range, wrong_type
+from experiments.torture.bad_folders import folders
+from experiments.torture.bad_runs import edited_config, edited_metrics, no_run
+from experiments.torture.case import Case, Ground
+from experiments.torture.refusal import Ending, as_command, contents, in_process, why_lost
+from experiments.torture.victim import Outcome
+
+CATEGORIES: dict[str, Callable[[random.Random, Ground], Case]] = {
+    "types": wrong_type,
+    "ranges": out_of_range,
+    "combinations": not_together,
+    "config.json": edited_config,
+    "arrays": arrays,
+    "folders": folders,
+    "metrics": edited_metrics,
+    "runs": no_run,
+    "devices": absent_devices,
+}
+"""Case i is of category i modulo their number."""
+STEPS = 6
+"""Of the run that others are copies of."""
+
+
+def bad_input(folder: Path, tries: int = 2000, seed: int = 0) -> Outcome:
+    """Cases of bad input, each given to its command in this process."""
+    return _fuzz(folder, tries, seed, in_process)
+
+
+def bad_commands(folder: Path, tries: int = 200, seed: int = 1) -> Outcome:
+    """Cases of bad input, each given to its command in a process of its own."""
+    return _fuzz(folder, tries, seed, as_command)
+
+
+def _fuzz(folder: Path, tries: int, seed: int, give: Callable[[Case, Path], Ending]) -> Outcome:
+    """Go through the cases; the folders of those that are lost stay."""
+    trained = trained_run(folder)
+    counts, lost, slowest = Counter[str](), list[str](), (0.0, "")
+    for index in range(tries):
+        place = folder / f"{seed}-{index}"
+        place.mkdir()
+        ground = trained._replace(folder=place, separate=give is as_command)
+        case, ending, why = judged(seed, index, ground, give)
+        counts[category(index)] += 1
+        slowest = max(slowest, (ending.seconds, shlex.join((case.command, *case.arguments))))
+        if why:
+            lost.append(f"case {index} of seed {seed}, {case.command} {case.arguments}: {why}")
+        else:
+            shutil.rmtree(place)
+    each = ", ".join(f"{count} {name}" for name, count in counts.items())
+    note = f"{each}; slowest {slowest[0]:.1f} s: {slowest[1][:80]}"
+    return Outcome(tries, tries - len(lost), "; ".join([*lost, note]))
+
+
+def judged(
+    seed: int, index: int, ground: Ground, give: Callable[[Case, Path], Ending]
+) -> tuple[Case, Ending, str]:
+    """A case, how it ended, and why it is lost; empty where it is not."""
+    case = case_of(seed, index, ground)
+    before = contents(ground.folder)
+    ending = give(case, ground.folder)
+    return case, ending, why_lost(case, ending, before, contents(ground.folder))
+
+
+def case_of(seed: int, index: int, ground: Ground) -> Case:
+    """Case number `index` of a seed, with its files laid in the ground's folder."""
+    return CATEGORIES[category(index)](random.Random(f"{seed} {index}"), ground)
+
+
+def category(index: int) -> str:
+    """The name of a case's category."""
+    return list(CATEGORIES)[index % len(CATEGORIES)]
+
+
+def trained_run(folder: Path) -> Ground:
+    """A run of a few steps in `folder`, for cases to be made from; jax starts on the CPU."""
+    images = np.zeros((40, 8, 8), np.uint8)
+    images[np.arange(40), np.arange(40) % 8] = 250
+    np.savez(folder / "bars.npz", images=images)
+    sizes = {"latent_dim": 2, "hidden": (4,), "batch_size": 8, "num_steps": STEPS, "eval_every": 3}
+    data = f"npz:{folder / 'bars.npz'}"
+    config = TrainConfig(
+        run=folder / "trained",
+        dataset=data,
+        log_every=1,
+        quiet=True,
+        **sizes,  # type: ignore[arg-type]
+    )
+    devices = accelerators.start("cpu", None)[:1]
+    from experiments.training_run import TrainingRun
+
+    with TrainingRun(config, devices) as run:
+        run.to_the_end()
+    flags = ("--latent-dim=2", "--hidden", "4", "--batch-size=8", f"--num-steps={STEPS}",
+             "--eval-every=3", "--log-every=1", "--quiet", f"--dataset={data}")  # fmt: skip
+    return Ground(folder, folder / "trained", flags, STEPS, data, _absent(), separate=False)
+
+
+def _absent() -> tuple[str, ...]:
+    """Accelerators that a command in a process of its own would not find."""
+    program = "import jax; print(jax.devices()[0].platform)"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    ).stdout.split()
+    return tuple(kind for kind in ("gpu", "tpu") if kind not in found)

@@ -1,0 +1,337 @@
+"""Bad input of every kind is refused in one line; and each fault that the fuzzing has found."""
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import accelerators, datasets, final_report
+from experiments.command import Refused, refusing
+from experiments.config import TrainConfig
+from experiments.encode import EncodeConfig, encode
+from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.places import require_folder, require_new_file
+from experiments.replay import ReplayConfig, replay
+from experiments.run_log import read_metrics
+from experiments.sample import SampleConfig, sample
+from experiments.saved_flags import from_json, read, to_json
+from experiments.torture.case import Case
+from experiments.torture.fuzz import CATEGORIES, bad_commands, bad_input
+from experiments.torture.refusal import Ending, contents, why_lost
+from experiments.train import train
+
+
+def test_300_cases_of_bad_input_are_refused(tmp_path):
+    outcome = bad_input(tmp_path, 300)
+    assert outcome.survived == outcome.tries == 300, outcome.note
+    assert all(f"{name};" in f"{outcome.note};".replace(",", ";") for name in CATEGORIES)
+
+
+def test_cases_are_refused_by_the_real_command(tmp_path):
+    outcome = bad_commands(tmp_path, 6)
+    assert outcome.survived == outcome.tries, outcome.note
+
+
+CASE = Case("train", ("--seed=-1",), ("--seed",))
+RIGHT = Ending(2, "", "error: --seed must be 0 or more, got -1.\n", 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("ending", "after", "why"),
+    [
+        (RIGHT, {}, ""),
+        (RIGHT._replace(errors="x\nFor full helptext, see"), {}, ""),
+        (RIGHT._replace(code=0), {}, "exit code 0"),
+        (RIGHT._replace(code=1), {}, "exit code 1"),
+        (RIGHT._replace(errors="Traceback (most recent call last)\nKeyError: 3"), {}, "traceback"),
+        (RIGHT, {"runs": "folder"}, "runs changed on disk"),
+        (RIGHT._replace(errors="error: one\nerror: --seed."), {}, "not one line"),
+        (RIGHT._replace(errors="a warning\nerror: --seed."), {}, "not one line"),
+        (RIGHT._replace(errors=""), {}, "not one line"),
+        (RIGHT._replace(errors="error: no."), {}, "does not name --seed"),
+        (RIGHT._replace(errors="error: --seed: 'int' object is not iterable."), {}, "inside"),
+        (RIGHT._replace(errors="error: --seed: [Errno 2] No such file."), {}, "inside"),
+        (RIGHT._replace(errors="error: --seed"), {}, "no sentence"),
+        (RIGHT._replace(processor_seconds=6.0), {}, "refused after"),
+        (RIGHT._replace(seconds=61.0), {}, "refused after"),
+    ],
+)
+def test_the_judge_sees_what_is_wrong_with_a_refusal(ending, after, why):
+    found = why_lost(CASE, ending, {}, after)
+    assert why in found
+    assert bool(found) == bool(why)
+
+
+def test_a_change_on_disk_is_seen(tmp_path):
+    path = tmp_path / "a" / "file"
+    path.parent.mkdir()
+    path.write_text("one")
+    (tmp_path / "link").symlink_to("nowhere")
+    before = contents(tmp_path)
+    assert set(before) == {"a", "a/file", "link"}
+    os.utime(path, ns=(1, 1))
+    touched = contents(tmp_path)
+    assert touched["a/file"] != before["a/file"]
+    path.write_text("two")
+    os.utime(path, ns=(1, 1))
+    assert contents(tmp_path)["a/file"] != touched["a/file"]
+
+
+# what was found
+
+
+class Opened:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_nothing_of_a_users_file_is_ever_unpickled(tmp_path):
+    trap = tmp_path / "unpickled"
+    objects = np.array([[Opened(trap), 1]], object)
+    np.save(tmp_path / "a.npy", objects)
+    np.savez(tmp_path / "a.npz", x=objects)
+    np.savez(tmp_path / "labels.npz", x=np.zeros((4, 2)), y=objects)
+    (tmp_path / "whole.npy").write_bytes(pickle.dumps(objects))
+    (tmp_path / "whole.npz").write_bytes(pickle.dumps(objects))
+    for name in ("npy:a.npy", "npz:a.npz", "npz:labels.npz", "npy:whole.npy", "npz:whole.npz"):
+        form, _, file = name.partition(":")
+        with pytest.raises(ValueError, match="plain arrays, without Python objects"):
+            datasets.load(f"{form}:{tmp_path / file}")
+    assert not trap.exists()
+    np.load(tmp_path / "a.npy", allow_pickle=True)
+    assert trap.exists()  # the trap works
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("latent_dim", "32", r'run/config.json: latent_dim must be an integer, got "32"'),
+        ("latent_dim", True, "latent_dim must be an integer, got true"),
+        ("latent_dim", -3, r"config.json: --latent-dim must be at least 1, got -3"),
+        ("beta", None, "beta must be a number, got null"),
+        ("quiet", 1, "quiet must be true or false, got 1"),
+        ("hidden", [4, "x"], r"hidden must be a list of integers or null, got \[4, "),
+        ("likelihood", "gauss", "likelihood must be bernoulli or .*, got \"gauss\""),
+        ("sigma", [], "sigma must be a number or learned or .*"),
+        ("run", 3, "run must be text or null, got 3"),
+        ("processes", {}, "has 'processes', which this release does not know"),
+        ("seed", 2**31, "--seed must be below 2,147,483,648"),
+        ("learning_rate", float("nan"), "--learning-rate must be positive, got nan"),
+    ],
+)  # fmt: skip
+def test_an_edited_config_is_refused_by_file_and_field(name, value, message, tmp_path):
+    path = tmp_path / "run" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(to_json(TrainConfig()) | {name: value}))
+    with pytest.raises(ValueError, match=message):
+        read(path)
+
+
+def test_a_whole_number_is_a_number_and_the_runs_own_place_is_no_matter():
+    values = to_json(TrainConfig()) | {"beta": 2, "run": ".", "sigma": "learned"}
+    assert from_json(values).beta == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"3", b"\xff", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"],
+)
+def test_a_config_that_is_no_object_is_refused_by_file(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config.json must be a JSON object, .* gave: "):
+        read(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"seed": 2**31}, "--seed must be below 2,147,483,648"),
+        ({"hidden": (4, 10**12)}, "--hidden must be below"),
+        ({"learning_rate": 1e39}, "--learning-rate must be a number below 3.4e"),
+        ({"sigma": float("nan"), "likelihood": "gaussian"}, "--sigma must be a number below"),
+        ({"run": Path("")}, "--run must be a folder of its own, with a name"),
+        ({"run": Path("runs/..")}, "--run must be a folder of its own, with a name"),
+    ],
+)
+def test_numbers_beyond_32_bits_and_runs_without_a_name_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**flags).check()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model"),
+    [("npz:../../x.npz", "mlp"), ("folder:a\\..\\b", "../../evil:f"), ("..", "a\\b:f"), (":", "/")],
+)
+def test_the_default_folder_lies_in_runs_whatever_the_flags(dataset, model):
+    folder = TrainConfig(dataset=dataset, model=model).folder
+    assert folder.parent == Path("runs")
+    assert folder.name not in ("", ".", "..")
+    assert "\\" not in folder.name
+
+
+@pytest.mark.parametrize(
+    "name", ["file", "file/run", "loop", "loop/run", "x" * 300, "a/" + "y" * 300]
+)
+def test_a_folder_that_cannot_be_made_is_refused_and_nothing_made(name, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "loop").symlink_to("loop")
+    before = contents(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"--run must be a folder, or a place where .* is not: .*Give"
+    ):
+        require_folder(tmp_path / name, "--run")
+    assert contents(tmp_path) == before
+    require_folder(tmp_path / "new" / "run", "--run")
+    assert contents(tmp_path) == before
+
+
+def test_results_that_cannot_be_written_are_refused_before_they_are_computed(whole_run, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(Refused, match=r"--output must be a file; .* is something else"):
+        encode(EncodeConfig(whole_run.run, output=tmp_path))
+    with pytest.raises(Refused, match=r"--output must be a folder, .*file is no folder"):
+        sample(SampleConfig(whole_run.run, output=tmp_path / "file"))
+    require_new_file(tmp_path / "new.npz", "--output")
+
+
+def test_what_the_system_refuses_is_said_in_words(tmp_path):
+    with pytest.raises(Refused) as refusal, refusing():
+        (tmp_path / "nowhere" / "deeper").mkdir()
+    assert "Errno" not in str(refusal.value)
+    assert "deeper must be a file or folder that can be used" in str(refusal.value)
+
+
+@pytest.mark.parametrize("form", ["npy", "npz"])
+def test_a_pipe_is_refused_and_not_waited_for(form, tmp_path):
+    os.mkfifo(tmp_path / f"pipe.{form}")
+    with pytest.raises(ValueError, match=r"pipe.* must be a file"):
+        datasets.load(f"{form}:{tmp_path}/pipe.{form}")
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"1 of 1 are not: .*a.png must be a file"):
+        datasets.load(f"folder:{tmp_path}")
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match=r"metrics.jsonl must be a file"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("shape", ["(" + "9" * 30 + ", 2)", "(", "[" * 5000])
+def test_headers_that_numpy_does_not_expect_are_refused(shape, tmp_path):
+    """OverflowError, tokenize's own error, MemoryError."""
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': %s}\n" % shape  # noqa: UP031
+    length = len(header).to_bytes(2, "little")
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + length + header.encode())
+    with pytest.raises(ValueError, match=r"a.npy must be a whole .npy file of plain arrays"):
+        datasets.load(f"npy:{tmp_path}/a.npy")
+
+
+def test_labels_beyond_32_bits_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((4, 2)), y=np.arange(4) + 2**40)
+    with pytest.raises(
+        ValueError, match=r"The labels of x in .* must have integers that fit 32 bits"
+    ):
+        datasets.load(f"npz:{tmp_path}/a.npz")
+
+
+def test_a_large_picture_is_one_and_an_absurd_one_is_refused(tmp_path, monkeypatch):
+    for i in range(2):
+        Image.fromarray(np.full((20, 30), i, np.uint8)).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # a warning, which here is an error
+    assert datasets.load(f"folder:{tmp_path}").train.shape == (1, 20, 30, 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(ValueError, match="2 of 2 are not"):
+        datasets.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"step": "3"}, {"step": None}, {"step": True}, {"step": -1}, {"split": None}, {"split": []},
+     {"elbo": "x"}, {"elbo": float("nan")}],
+)  # fmt: skip
+def test_edited_metrics_are_refused_before_anything_is_written(row, whole_run, tmp_path):
+    config = dataclasses.replace(whole_run, run=tmp_path / "run")
+    shutil.copytree(whole_run.run, config.run)
+    path = config.run / "metrics.jsonl"
+    right = {"step": 1, "split": "validation", "elbo": -3.0}
+    path.write_text(json.dumps(right | row) + "\n" + path.read_text())
+    before = contents(tmp_path)
+    with pytest.raises(Refused, match=r"a line must be .*, line 1 of .*metrics.jsonl is"):
+        train(config)
+    with pytest.raises(Refused, match=r"line 1 of .*metrics.jsonl"):
+        replay(ReplayConfig(config.run, 5))
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_lost_a_file_is_refused_and_nothing_written(whole_run, tmp_path):
+    config = dataclasses.replace(whole_run, run=tmp_path / "run")
+    shutil.copytree(whole_run.run, config.run)
+    (config.run / "metrics.jsonl").unlink()
+    with pytest.raises(Refused, match=r"must have metrics\.jsonl"):
+        replay(ReplayConfig(config.run, 5))
+    (config.run / "config.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(Refused, match=r"must have its config\.json"):
+        train(config)
+    with pytest.raises(Refused, match="no run at"):
+        evaluate(EvaluateConfig(config.run))
+    assert contents(tmp_path) == before
+
+
+def test_results_that_cannot_be_read_are_measured_again(whole_run, tmp_path, monkeypatch):
+    config = dataclasses.replace(whole_run, run=tmp_path / "run")
+    shutil.copytree(whole_run.run, config.run)
+    monkeypatch.setattr(final_report, "_measure", lambda run: {"device": "measured again"})
+    for text in ('{"steps": 60, "eval', "[]", "\0"):
+        (config.run / "results.json").write_text(text)
+        assert train(config) == 0
+        results = json.loads((config.run / "results.json").read_text())
+        assert results == {"steps": 60, "eval_samples": 4, "device": "measured again"}
+
+
+@pytest.mark.parametrize("count", [0, -1, 257, 10**9])
+def test_a_number_of_devices_that_no_process_has_is_refused(count):
+    with pytest.raises(ValueError, match=f"--num-devices must be from 1 to 256, got {count}"):
+        accelerators.start("auto", count)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def f(:", "invalid syntax"),
+        ("raise RuntimeError('at import')", "at import"),
+        (
+            "def f():\n    return None",
+            "must return a jaxvae.VAE when called with nothing; it returned",
+        ),
+        (
+            "def f(data_shape):\n    raise KeyError('no')",
+            "called with data_shape; it gave: KeyError",
+        ),
+        ("def f(more):\n    return None", "it gave: TypeError"),
+        ("f = 3", "is not a callable object"),
+    ],
+)
+def test_own_models_that_are_none_are_refused(source, message, small, tmp_path, monkeypatch):
+    name = f"own_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Refused, match=f"--model={name}:f.*{message}"):
+        train(dataclasses.replace(small, model=f"{name}:f", hidden=None))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dip_of_a_flow_is_refused_in_its_own_words(small, tmp_path):
+    flags = {"regularizer": "dip_i", "posterior": "iaf"}
+    with pytest.raises(Refused, match=r"dip: the posterior must have its mean in closed form"):
+        train(dataclasses.replace(small, run=tmp_path / "run", **flags))
