@@ -47,6 +47,7 @@ def make_scorer(
         replicate(key, mesh),
         mesh=mesh,
         batch_size=batch_size,
+        rows_at_once=rows_at_once,
     )
 
 

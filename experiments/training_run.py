@@ -298,6 +298,7 @@ class TrainingRun:
             self.dataset.validation,
             mesh=self.mesh,
             batch_size=self.config.eval_batch_size,
+            rows_at_once=evaluated_at_once(self.config),
         )
         row = validation_row(scores)
         elbo = row["elbo"]

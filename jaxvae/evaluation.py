@@ -158,6 +158,7 @@ def over_dataset(
     *,
     mesh: Mesh,
     batch_size: int,
+    rows_at_once: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Any:
     """A mapped function's results for every example of a data set: numpy arrays [N, ...].
@@ -171,7 +172,9 @@ def over_dataset(
         params, key: on every device of the mesh (`jaxvae.parallel.replicate`).
         examples: [N, ...] as stored, N >= 1.
         mesh: of devices.
-        batch_size: examples in flight; rounded up to a multiple of the devices.
+        batch_size: examples in flight; rounded up to a multiple of the devices, and of
+            `rows_at_once` on each.
+        rows_at_once: as `make_map` was given.
         progress: called with the number of examples done, after each batch.
 
     Raises:
@@ -181,7 +184,8 @@ def over_dataset(
         raise ValueError("There must be at least one example to evaluate, got none.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    per_device = -(-min(batch_size, len(examples)) // mesh.size)
+    part = rows_at_once or 1
+    per_device = -(-min(batch_size, len(examples)) // (mesh.size * part)) * part
     block, mine = per_device * mesh.size, local_positions(mesh)
     results = []
     for first in range(0, len(examples), block):

@@ -177,7 +177,8 @@ def make_map(
         function: of one example.
         mesh: of devices.
         rows_at_once: examples of which a device computes the results at once, one such part after
-            another: then neither B nor the number of devices changes a bit of them. None: all.
+            another: then neither B, a multiple of it, nor the number of devices changes a bit of
+            them. None: all.
     """
     several = mesh.is_multi_process
 
@@ -189,7 +190,8 @@ def make_map(
             results = jax.vmap(of_one, in_axes=(None, None, 0, 0))(params, key, indices, examples)
         else:
             rows = (indices, examples)
-            results = _in_parts(lambda row: of_one(params, key, *row), rows, rows_at_once)
+            of_row = lambda row: of_one(params, key, *row)
+            results = jax.lax.map(of_row, rows, batch_size=rows_at_once)
         return jax.lax.all_gather(results, AXIS) if several else results
 
     return jax.pmap(
@@ -199,15 +201,6 @@ def make_map(
         out_axes=None if several else 0,
         devices=list(mesh.devices.flat),
     )
-
-
-def _in_parts(of_row: Callable[[Any], Any], rows: tuple[jax.Array, ...], size: int) -> Any:
-    """The results of all rows, `size` at once; the last is repeated to fill the last part."""
-    count = len(rows[0])
-    repeated = jnp.minimum(jnp.arange(-(-count // size) * size), count - 1)
-    padded = jax.tree.map(lambda leaf: leaf[repeated], rows)
-    results = jax.lax.map(of_row, padded, batch_size=size)
-    return jax.tree.map(lambda leaf: leaf[:count], results)
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:

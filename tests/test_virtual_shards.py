@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvae.parallel import AXIS, make_chunk_step, make_mesh, replicate, shard
+from jaxvae.evaluation import make_score, over_dataset
+from jaxvae.parallel import AXIS, make_chunk_step, make_map, make_mesh, replicate, shard
 from jaxvae.regularizers import total_correlation
 from jaxvae.state import init_state
 from jaxvae.training import make_train_step
@@ -94,3 +95,25 @@ def test_without_them_the_device_count_is_in_the_last_bits():
 def test_what_cannot_be_is_refused(options, num_devices, message):
     with pytest.raises(ValueError, match=message):
         _train("mlp", num_devices, **options)
+
+
+def _scores(num_devices, rows_at_once):
+    """Of 45 examples, 20 in flight; 28 x 28 pixels, a sum that is several vectors long."""
+    vae = mlp_vae(data_shape=(28, 28, 1), hidden=(16,), **SMALL)
+    examples = (np.random.default_rng(0).random((45, 28, 28, 1)) < 0.3).astype(np.float32)
+    mesh = make_mesh(jax.devices()[:num_devices])
+    mapped = make_map(make_score(vae, prepare=lambda key, x: x), mesh, rows_at_once)
+    state = replicate((vae.init(jax.random.key(0)), jax.random.key(1)), mesh)
+
+    def as_a_user(*arguments):
+        program = mapped.lower(*arguments).compile({"xla_backend_optimization_level": 3})
+        return program(*arguments)
+
+    options = {"mesh": mesh, "batch_size": 20, "rows_at_once": rows_at_once}
+    return over_dataset(as_a_user, *state, examples, **options).log_likelihood
+
+
+def test_scores_in_parts_are_the_same_bits_on_all_devices():
+    one = _scores(1, 3)
+    assert [(_scores(num_devices, 3) == one).all() for num_devices in (2, 8)] == [True, True]
+    assert not (_scores(8, None) == _scores(1, None)).all()  # or this would show nothing

@@ -18,7 +18,7 @@ from jaxvae.checkpoints import Checkpoints
 STEPS = 4000
 DEVICES = (8, 2, 1, 4)
 """Of which a run has each for a quarter of its steps."""
-CONV_STEPS = 40
+STEPS_MOVED, FLAGS_MOVED = 40, ("--batch-size=64", "--eval-every=5", "--log-every=1")
 ROOM = 60_000
 """Bytes that a file may grow to on the full disk: less than a checkpoint's largest."""
 SECONDS_TO_TRAIN = 120.0
@@ -27,36 +27,33 @@ SECONDS_TO_TRAIN = 120.0
 def other_hardware(folder: Path, tries: int) -> Outcome:
     """Moved from 8 devices to 2, 1 and 4, a run is the same: bit for bit, if asked; else nearly."""
     survived, note = 0, ""
-    exact = ("--deterministic-reduction", "--batch-size=64")
-    kinds = {
-        "mlp": (STEPS, exact),
-        "conv": (CONV_STEPS, (*exact, "--model=conv", "--eval-every=5", "--log-every=1")),
-    }
+    exact = ("--deterministic-reduction", *FLAGS_MOVED)
+    kinds = {"mlp": exact, "conv": (*exact, "--model=conv")}
     for i in range(tries):
         kind = list(kinds)[i % 2]
-        steps, flags = kinds[kind]
         whole, moved = (folder / f"{name}-{i}" for name in ("whole", "moved"))
-        train(whole, *flags, f"--num-steps={steps}")
-        _move(moved, steps, *flags)
+        train(whole, *kinds[kind], f"--num-steps={STEPS_MOVED}")
+        _move(moved, *kinds[kind])
         different = difference(fingerprint(whole), fingerprint(moved))
         survived += not different
         note += f"{kind}: {different} differ; " if different else ""
-    short = ("--log-every=1", "--batch-size=64", f"--num-steps={CONV_STEPS}")
-    train(folder / "one", *short)
-    _move(folder / "four", CONV_STEPS, *short[:2])
+    train(folder / "one", *FLAGS_MOVED, f"--num-steps={STEPS_MOVED}")
+    _move(folder / "four", *FLAGS_MOVED)
     elbos = [
         np.array([row["elbo"] for row in read_metrics(run / "metrics.jsonl")])
         for run in (folder / "one", folder / "four")
     ]
     most = np.abs(elbos[1] / elbos[0] - 1).max()
     return Outcome(
-        tries, survived, f"{note}without the flag the bound of {CONV_STEPS} steps is {most:.0e} off"
+        tries,
+        survived,
+        f"{note}without the flag the bound of {STEPS_MOVED} steps is {most:.0e} off",
     )
 
 
-def _move(run: Path, steps: int, *flags: str) -> None:
+def _move(run: Path, *flags: str) -> None:
     for i, num_devices in enumerate(DEVICES):
-        until = steps * (i + 1) // len(DEVICES)
+        until = STEPS_MOVED * (i + 1) // len(DEVICES)
         train(run, *flags, f"--num-steps={until}", f"--num-devices={num_devices}")
 
 
