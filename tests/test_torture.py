@@ -61,6 +61,7 @@ def test_what_a_run_lost_is_named(whole_run, tmp_path):
     [
         (TortureConfig(kills=0), "--kills must be at least 1, got 0"),
         (TortureConfig(tries=0), "--tries must be at least 1, got 0"),
+        (TortureConfig(bad_input=9), "--bad-input must be at least 10, got 9"),
         (TortureConfig(cases=("gently",)), "--cases must be among killed anywhere, .*got gently"),
     ],
 )

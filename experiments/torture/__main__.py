@@ -27,6 +27,8 @@ class TortureConfig:
     """SIGKILLs of one run, a fifth of them inside a checkpoint's saving."""
     tries: int = 4
     """Of each other case."""
+    bad_input: int = 2000
+    """Generated cases of bad input, and a tenth of that through the real commands."""
     cases: tuple[str, ...] = ()
     """Names of cases, or parts of them. Default: all."""
 
@@ -36,7 +38,8 @@ def torture(config: TortureConfig) -> int:
     with command.refusing():
         require(config.kills >= 1, "kills", config.kills, "at least 1")
         require(config.tries >= 1, "tries", config.tries, "at least 1")
-        from experiments.torture import accidents, kills, large, long_runs, processes
+        require(config.bad_input >= 10, "bad_input", config.bad_input, "at least 10")
+        from experiments.torture import accidents, fuzz, kills, large, long_runs, processes
         from experiments.torture.victim import Outcome
 
         cases: dict[str, tuple[Callable[[Path, int], Outcome], int]] = {
@@ -52,6 +55,8 @@ def torture(config: TortureConfig) -> int:
             "200,000 steps": (long_runs.long_run, 1),
             "checkpoint of 500 MB": (large.large_checkpoint, config.tries),
             "data larger than memory": (large.larger_than_memory, 1),
+            "bad input": (fuzz.bad_input, config.bad_input),
+            "bad input, as commands": (fuzz.bad_commands, config.bad_input // 10),
         }
         chosen = {name: case for name, case in cases.items()
                   if not config.cases or any(part in name for part in config.cases)}  # fmt: skip
