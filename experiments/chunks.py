@@ -21,7 +21,7 @@ RESIDENT_BYTES = 2 * 2**30
 
 
 def fits(examples: np.ndarray, mesh: Mesh) -> bool:
-    """Whether the devices are accelerators, and the data are small beside their memory."""
+    """Whether the devices are accelerators, and the data no more than `RESIDENT_BYTES`."""
     return mesh.devices.flat[0].platform != "cpu" and examples.nbytes <= RESIDENT_BYTES
 
 

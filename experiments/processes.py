@@ -237,6 +237,8 @@ def _joined() -> bool:
 
 _last_words: Path | None = None
 _leaving = threading.Lock()
+SECONDS_TO_LEAVE = 5.0
+"""For what a process says at its end."""
 
 
 def leave_last_words_in(file: Path | None) -> None:
@@ -251,15 +253,18 @@ def leave_last_words_in(file: Path | None) -> None:
 
 def _leave(line: str, code: int) -> None:
     """End this process now, without Python's exit, which waits for the others."""
-    _leaving.acquire()  # for good: of two threads, one speaks
-    if _last_words is not None:
-        with contextlib.suppress(OSError), _last_words.open("a", encoding="utf-8") as file:
-            file.write(f"{line.partition(AGAIN)[0]}\n")
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    with contextlib.suppress(OSError):
-        os.write(2, f"error: {line}\n".encode())
-    os._exit(code)
+    if not _leaving.acquire(timeout=SECONDS_TO_LEAVE):  # for good: of two threads, one speaks
+        os._exit(code)
+    try:
+        if _last_words is not None:
+            with contextlib.suppress(OSError), _last_words.open("a", encoding="utf-8") as file:
+                file.write(f"{line.partition(AGAIN)[0]}\n")
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: {line}\n".encode())
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+    finally:
+        os._exit(code)
 
 
 def agree(what: str, facts: dict[str, Any]) -> None:

@@ -36,10 +36,10 @@ class RunLock:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / ".lock"
         self._file = path.open("a+", encoding="utf-8", errors="replace")
-        self._file.seek(0)
         held = _locked(self._file)
+        self._file.seek(0)
         holder, *last_words = self._file.read().splitlines() or [""]
-        if not held:
+        if held is False:
             self._file.close()
             raise ValueError(
                 f"{folder} is in use by {holder or 'another process'}, which is training there. "
@@ -49,6 +49,8 @@ class RunLock:
             end = f"It said: {last_words[-1]}" if last_words else \
                 "It was killed, or its machine went down."  # fmt: skip
             self.cut_short = f"The last training here, {holder}, did not come to its end. {end}"
+        if holder and held is None:
+            self.cut_short = f"{holder} may be training here too: this file system has no locks."
         self._file.truncate(0)
         self._write(f"process {os.getpid()} on {socket.gethostname()}")
         leave_last_words_in(path)
@@ -67,15 +69,16 @@ class RunLock:
                 leave_last_words_in(None)
             else:
                 self._write(" ".join(str(error).split()) or type(error).__name__)
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _write(self, line: str) -> None:
         self._file.write(f"{line}\n")
         self._file.flush()
 
 
-def _locked(file: IO[str]) -> bool:
-    """Whether the lock was free; a file system without locks has none to take."""
+def _locked(file: IO[str]) -> bool | None:
+    """Whether the lock was free and is taken now; None: the file system has no locks."""
     if os.name == "nt":
         import msvcrt
 
@@ -91,5 +94,5 @@ def _locked(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        pass
+        return None
     return True

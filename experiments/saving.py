@@ -53,15 +53,21 @@ class Saving:
 
     def finish(self, step: int) -> bool:
         """Wait for the last save; whether it and all rows are on disk."""
-        try:
-            with together():
-                if not self._journal.flush():
-                    raise self._journal.problem or OSError("a row could not be written.")
-            self._checkpoints.wait()
-        except (OSError, Stopped) as error:
+        problems: list[Exception] = []
+        for done in (self._checkpoints.wait, self._write_rows):
+            try:
+                done()
+            except (OSError, Stopped) as error:
+                problems.append(error)
+        if problems:
             self._say(
-                f"error: {error} The last one is of step {self._checkpoints.latest_step() or 0:,}, "
-                f"not {step:,}. Make room; the same command goes on from there."
+                f"error: {problems[0]} The last one is of step "
+                f"{self._checkpoints.latest_step() or 0:,}, not {step:,}. Make room; the same "
+                "command goes on from there."
             )
-            return False
-        return True
+        return not problems
+
+    def _write_rows(self) -> None:
+        with together():
+            if not self._journal.flush():
+                raise self._journal.problem or OSError("a row could not be written.")

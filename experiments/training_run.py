@@ -1,5 +1,6 @@
 """One training run: set up or continued, then trained chunk by chunk, checkpoint by checkpoint."""
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -35,7 +36,7 @@ from jaxvae.parallel import (
     make_mesh,
     replicate,
 )
-from jaxvae.processes import is_first, together
+from jaxvae.processes import Stopped, is_first, together
 from jaxvae.state import TrainState, from_items, to_items
 
 LOST = 1
@@ -129,9 +130,10 @@ class TrainingRun:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._journal.close()
-        self.checkpoints.close()
-        self._lock.close(error)
+        with contextlib.ExitStack() as stack:  # each of them, whatever the others do
+            stack.callback(self._lock.close, error)
+            stack.callback(self.checkpoints.close)
+            stack.callback(self._journal.close)
 
     def to_the_end(self) -> int:
         """Train until `num_steps`; returns 0, or the exit code of what stopped it before."""
@@ -335,6 +337,8 @@ class TrainingRun:
         what = f"the loss or gradient of {self._skipped_in_row} steps in a row was not finite"
         if not self._skipped_in_row:
             what = "the parameters are not finite"
+        with contextlib.suppress(OSError, Stopped):
+            self.checkpoints.wait()
         self._say(
             display,
             f"error: up to step {self.step:,} {what}. The last checkpoint is step "

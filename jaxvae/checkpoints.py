@@ -19,8 +19,22 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxvae.manifest import Damaged, SaveFailed, check_leaves, digest, leaves, reason_of
-from jaxvae.orbax_manager import clear_the_way, none_whole, open_manager, set_aside
+from jaxvae.manifest import (
+    Damaged,
+    SaveFailed,
+    check_leaves,
+    digest,
+    digest_of_values,
+    leaves,
+    reason_of,
+)
+from jaxvae.orbax_manager import (
+    clear_the_way,
+    none_whole,
+    open_manager,
+    remove_unfinished,
+    set_aside,
+)
 from jaxvae.processes import arrays_from_first, from_first, is_first, together
 from jaxvae.recipes import build
 from jaxvae.vae import VAE, Params
@@ -61,7 +75,7 @@ class Checkpoints:
         self._saving: Future[None] | None = None
         with together():
             if is_first():
-                self._unreadable = clear_the_way(self._directory, read_only)
+                self._aside = clear_the_way(self._directory, read_only)
                 self._manager = open_manager(self._directory, read_only)
 
     def steps(self) -> list[int]:
@@ -121,7 +135,8 @@ class Checkpoints:
             except Exception as error:
                 with contextlib.suppress(Exception):
                     self._manager.close()
-                self._manager = open_manager(self._directory, read_only=False)  # without its files
+                remove_unfinished(self._directory)
+                self._manager = open_manager(self._directory, read_only=False)
                 raise SaveFailed(
                     f"a checkpoint could not be saved in {self._directory}: {reason_of(error)}."
                 ) from error
@@ -135,6 +150,7 @@ class Checkpoints:
             "digests": {name: digest(tree) for name, tree in items.items()},
             "leaves": {name: leaves(tree) for name, tree in items.items()},
         }
+        about["digest"] = digest_of_values(about)
         rank = -math.inf if metric is None or math.isnan(metric) else float(metric)
         self._manager.save(
             step,
@@ -184,24 +200,38 @@ class Checkpoints:
         held: dict[str, Any] = {}
 
         def find() -> tuple[int | None, list[str]]:
-            damaged: dict[int, Damaged] = {}
-            for step in sorted(self._settled().all_steps(), reverse=True):
-                try:
-                    held.update(self._restore(step, targets))
-                except Damaged as error:
-                    damaged[step] = error
-                    continue
-                lines = [set_aside(self._directory, *pair) for pair in damaged.items()]
-                self._manager.reload()
-                return step, self._unreadable + lines
-            if damaged:
-                raise none_whole(self._directory, damaged)
-            return None, []
+            damaged = {aside.step: aside.error for aside in self._aside.values()}
+            try:
+                step = self._newest_whole(targets, held, damaged)
+            except ValueError:
+                for aside in self._aside.values():
+                    aside.folder.rename(self._directory / str(aside.step))
+                raise
+            moved = dict(self._aside)
+            for newer in damaged.keys() - moved.keys():
+                moved[newer] = set_aside(self._directory, newer, damaged[newer])
+            self._manager.reload()
+            return step, [str(moved[newer]) for newer in sorted(moved, reverse=True)]
 
         step, lines = from_first(find)
         if step is None:
             return None
         return Restored(step, arrays_from_first(lambda: held, targets), lines)
+
+    def _newest_whole(
+        self, targets: dict[str, Any], held: dict[str, Any], damaged: dict[int, Damaged]
+    ) -> int | None:
+        """Its step, its items in `held`; those found to be damaged on the way are in `damaged`."""
+        for step in sorted(self._settled().all_steps(), reverse=True):
+            try:
+                held.update(self._restore(step, targets))
+            except Damaged as error:
+                damaged[step] = error
+            else:
+                return step
+        if damaged:
+            raise none_whole(self._directory, damaged)
+        return None
 
     def wait(self) -> None:
         """Wait for the save under way.
@@ -225,6 +255,11 @@ class Checkpoints:
         arguments = ocp.args.Composite(about=ocp.args.JsonRestore())
         with self._reading(step):
             about: dict[str, Any] = self._settled().restore(step, args=arguments)["about"]
+            told = about.pop("digest", None)  # the first release had none
+            if told not in (None, digest_of_values(about)):
+                raise ValueError(
+                    "what it says of itself does not have the digest it was saved with"
+                )
             newer = about["format"] > FORMAT
             if not newer and not {"digests", "leaves"} <= about.keys():
                 raise ValueError("what it says of itself is not whole")

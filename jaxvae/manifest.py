@@ -1,6 +1,7 @@
 """What a checkpoint says of its items, and what is wrong where they are not that."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ def digest(tree: Any) -> str:
         total.update(f"{name} {array.dtype} {np.shape(leaf)} ".encode())
         total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
+
+
+def digest_of_values(values: dict[str, Any]) -> str:
+    """SHA-256 of JSON values.
+
+    >>> digest_of_values({"a": 1, "b": [2]}) == digest_of_values({"b": [2], "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def leaves(tree: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -57,17 +58,40 @@ def _handlers(
     return registry
 
 
-def clear_the_way(directory: Path, read_only: bool) -> list[str]:
-    """Remove what a save that was cut short has left, and set aside what orbax stumbles over.
+class Aside(NamedTuple):
+    """A damaged checkpoint that was moved to a folder beside the others.
 
-    That is a checkpoint whose metric or metadata cannot be read: orbax opens no folder with one.
+    Attributes:
+        step: of it.
+        folder: where it is now.
+        error: what is wrong with it.
+    """
+
+    step: int
+    folder: Path
+    error: Damaged
+
+    def __str__(self) -> str:
+        return (
+            f"Checkpoint {self.step} is damaged: {self.error.reason}. It is in {self.folder} now."
+        )
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what saves that were cut short have left."""
+    for unfinished in directory.glob("*.orbax-checkpoint-tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def clear_the_way(directory: Path, read_only: bool) -> dict[int, Aside]:
+    """Make a folder one that orbax opens: without unfinished saves and what it stumbles over.
 
     Args:
         directory: of the checkpoints; made when it is not there.
         read_only: leave all as it is.
 
     Returns:
-        A line for each that was set aside.
+        Step -> the checkpoint that was set aside, for the caller to move back if none is whole.
 
     Raises:
         Damaged: there is such a checkpoint, and it must be left as it is.
@@ -75,46 +99,56 @@ def clear_the_way(directory: Path, read_only: bool) -> list[str]:
     """
     if not read_only:
         directory.mkdir(parents=True, exist_ok=True)
-        for unfinished in directory.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(unfinished, ignore_errors=True)
-    steps = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
-    damaged = {step: error for step in steps if (error := _damage(directory / f"{step}"))}
+        remove_unfinished(directory)
+    damaged = _unreadable(directory)
     if damaged and read_only:
         raise damaged[max(damaged)]
-    if damaged and len(damaged) == len(steps):
+    if damaged and len(damaged) == sum(path.name.isdigit() for path in directory.glob("*")):
         raise none_whole(directory, damaged)
-    return [set_aside(directory, *pair) for pair in damaged.items()]
+    return {step: set_aside(directory, step, error) for step, error in damaged.items()}
 
 
-def _damage(folder: Path) -> Damaged | None:
-    """What is wrong with the files that orbax reads when it opens."""
-    for file, names in (("_CHECKPOINT_METADATA", set()), ("metrics/metrics", {"metric"})):
-        try:
-            values = json.loads((folder / file).read_text())
-            if not (isinstance(values, dict) and names <= values.keys()):
-                raise ValueError(f"it holds {values}")
-            sum(float(values[name]) for name in names)
-        except FileNotFoundError:
-            continue  # orbax does without
-        except (OSError, ValueError, TypeError) as error:
-            return Damaged(folder, f"its {Path(file).name} cannot be read ({reason_of(error)})")
-    return None
+def _unreadable(directory: Path) -> dict[int, Damaged]:
+    """Checkpoints whose metric or metadata cannot be read: orbax opens no folder with one."""
+    found = {}
+    for path in directory.glob("*"):
+        if path.name.isdigit() and path.is_dir():
+            try:
+                _read_as_orbax_does(path)
+            except (ValueError, TypeError, NotADirectoryError, IsADirectoryError) as error:
+                found[int(path.name)] = Damaged(path, reason_of(error))
+    return found
 
 
-def set_aside(directory: Path, step: int, error: Damaged) -> str:
-    """Move a damaged checkpoint to a folder beside the others; says so in a line."""
+def _read_as_orbax_does(folder: Path) -> None:
+    for file, names in (("_CHECKPOINT_METADATA", ()), ("metrics/metrics", ("metric",))):
+        path = folder / file
+        if path.exists():  # orbax does without
+            try:
+                values = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"its {path.name} cannot be read ({error})") from error
+            if not isinstance(values, dict):
+                raise ValueError(f"its {path.name} cannot be read (it holds {values})")
+            for name in names:
+                if not isinstance(values.get(name), (int, float)):
+                    raise ValueError(f"its {path.name} cannot be read (it has no {name})")
+
+
+def set_aside(directory: Path, step: int, error: Damaged) -> Aside:
+    """Move a damaged checkpoint to a folder beside the others."""
     folder = directory.with_name(f"{directory.name}-damaged")
     folder.mkdir(exist_ok=True)
     taken = {path.name for path in folder.iterdir()}
     names = (f"{step}" if i == 0 else f"{step}-{i}" for i in itertools.count())
     new = folder / next(name for name in names if name not in taken)
     (directory / str(step)).rename(new)
-    return f"Checkpoint {step} is damaged: {error.reason}. It is in {new} now."
+    return Aside(step, new, error)
 
 
 def none_whole(directory: Path, damaged: Mapping[int, Damaged]) -> ValueError:
     """The error that no checkpoint can be used."""
-    lines = " ".join(str(error) for error in damaged.values())
+    lines = " ".join(str(error) for _, error in sorted(damaged.items(), reverse=True))
     return ValueError(
         f"no checkpoint in {directory} is whole: {lines} Bring one back from a copy, or start a "
         "new run in another folder."

@@ -1,4 +1,4 @@
-"""Data sets as three arrays in memory: train, validation and test, always disjoint.
+"""Data sets as three arrays, in memory or on disk: train, validation and test, always disjoint.
 
 `load` reads them from a source by name; what is done to the examples before a model sees them
 (binarization, dequantization) is in `preprocessing`, and is never done here.
@@ -53,7 +53,7 @@ def load(
     data_dir: str | None = None,
     num_validation: int | None = None,
 ) -> Dataset:
-    """A data set by name, ready in memory.
+    """A data set by name.
 
     Args:
         name: One of `NAMES`, with NAME, CONFIG and PATH filled in.

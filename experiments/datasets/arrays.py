@@ -7,7 +7,8 @@ data, is split 80/10/10 by a fixed permutation; so is the array of an .npy. Labe
 [N] named labels or y, or after their split: y_train, train_labels.
 
 npy:FOLDER takes the same from files, train.npy and test.npy and so on, and leaves uint8, bool and
-float32 on disk (memory-mapped): for data that are larger than memory.
+float32 on disk (memory-mapped): for data that are larger than memory. What is to be split or to be
+binarized once (--binarize=static), and all other types, are copied into memory.
 """
 
 import contextlib

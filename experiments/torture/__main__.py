@@ -5,6 +5,7 @@ python -m experiments.torture
 
 import logging
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def torture(config: TortureConfig) -> int:
         folder = Path(tempfile.mkdtemp(prefix="jaxvae-torture-"))
         try:
             outcome = case(folder, tries)
-        except RuntimeError as error:
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
             outcome = Outcome(tries, 0, str(error))
         print(f"{name:24}{outcome.tries:>7}{outcome.survived:>10}  {outcome.note}", flush=True)
         if outcome.survived < outcome.tries:

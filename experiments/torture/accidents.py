@@ -1,7 +1,6 @@
 """What befalls a run without a kill: other devices, damaged files, a full disk, NaN, two starts."""
 
 import contextlib
-import resource
 import signal
 import subprocess
 import sys
@@ -111,6 +110,8 @@ def damaged_checkpoint(folder: Path, tries: int) -> Outcome:
 @contextlib.contextmanager
 def _little_room() -> Iterator[None]:
     """Processes that are started meanwhile can write no larger file."""
+    import resource  # which Windows has not
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, hard))
     try:
@@ -160,7 +161,10 @@ def second_start(folder: Path, tries: int) -> Outcome:
         with Victim(run, endless) as third:
             goes_on = third.wait_for("training", SECONDS_TO_TRAIN)
         survived += code == 2 and named and goes_on
-        note = "" if named else f"; it ended with {code}: {line}"
+        if code != 2 or not named:
+            note = f"; it ended with {code}: {line}"
+        elif not goes_on:
+            note = "; the third did not train"
     return Outcome(tries, survived, f"refused within {slowest:.1f} s{note}")
 
 

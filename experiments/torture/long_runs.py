@@ -65,6 +65,8 @@ def growth(looks: list[Look]) -> str:
     ('', 'resident grew from 100 to 200')
     """
     quarter = len(looks) // 4
+    if not quarter:
+        return f"only {len(looks)} looks"
     parts = looks[quarter : 2 * quarter], looks[-quarter:]
     found = []
     for name in Look._fields:
