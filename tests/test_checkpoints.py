@@ -375,6 +375,49 @@ def test_metrics_that_cannot_be_read_are_damage(checkpoints, tmp_path):
     assert kept(tmp_path) == {1, 2}
 
 
+def test_what_was_moved_to_open_the_folder_comes_back_where_none_is_whole(checkpoints, tmp_path):
+    for step in (1, 2):
+        save(checkpoints, step, params=weights(step, (64, 64)))
+    checkpoints.close()
+    (folder(tmp_path) / "2" / "metrics" / "metrics").write_bytes(b"")
+    flipped(data_file(tmp_path, 1))
+    with (
+        contextlib.closing(Checkpoints(folder(tmp_path))) as again,
+        pytest.raises(ValueError, match=r"no checkpoint in .* is whole: checkpoint 2 .* 1 is"),
+    ):
+        again.restore_newest({"params": weights(0, (64, 64))})
+    assert kept(tmp_path) == {1, 2}
+
+
+def test_what_may_not_be_read_now_is_no_damage(checkpoints, tmp_path, monkeypatch):
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+
+    def refuse(path, *arguments, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(PermissionError):
+        Checkpoints(folder(tmp_path))
+    assert kept(tmp_path) == {1, 2}
+
+
+def test_a_bit_of_what_a_checkpoint_says_of_itself_is_seen(checkpoints, tmp_path):
+    save(checkpoints, 1, about={"vae": RECIPE, "step": 1, "words": "of 100"})
+    right = checkpoints.about(1)
+    path = folder(tmp_path) / "1" / "about" / "metadata"
+    content = path.read_bytes()
+    own_name = content.index(b'"digest":')
+    for i in range(0, len(content), 5):
+        if own_name <= i < own_name + 8:
+            continue  # then it has none to hold it against, as in the first release
+        path.write_bytes(content[:i] + bytes([content[i] ^ 2]) + content[i + 1 :])
+        with pytest.raises(Damaged, match="checkpoint 1 is damaged"):
+            checkpoints.about(1)
+    path.write_bytes(content)
+    assert checkpoints.about(1) == right
+
+
 def test_where_all_are_damaged_nothing_is_moved(checkpoints, tmp_path):
     for step in (1, 2):
         save(checkpoints, step, params=weights(step, (64, 64)))

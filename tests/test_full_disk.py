@@ -101,6 +101,33 @@ def test_results_that_do_not_fit_are_written_by_the_same_command(small, tmp_path
     assert (config.run / "report.html").exists()
 
 
+def test_an_end_that_fails_twice_is_one_line():
+    """The last save, unasked for yet, and a row."""
+    said = []
+
+    class Full:
+        problem = OSError("no room for a row.")
+
+        def flush(self):
+            return False
+
+    class Failed:
+        failed = True
+
+        def latest_step(self):
+            if self.failed:
+                raise SaveFailed("not asked about yet")
+            return 3
+
+        def wait(self):
+            self.failed = False
+            raise SaveFailed("no room for a checkpoint.")
+
+    assert not Saving(Failed(), Full(), said.append).finish(5)
+    (line,) = said
+    assert line.startswith("error: no room for a checkpoint. The last one is of step 3, not 5.")
+
+
 def test_a_checkpoint_waits_for_the_rows_before_it():
     """It vouches for them: a run that goes on from it does not write them again."""
     saved, said = [], []

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,27 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     lock.close()
     with contextlib.closing(RunLock(tmp_path)) as lock:
         assert lock.cut_short == ""
+
+
+def test_it_is_let_go_where_nothing_more_can_be_written(tmp_path):
+    lock = RunLock(tmp_path)
+    lock._file.close()
+    lock._file = Path("/dev/full").open("a")  # noqa: SIM115
+    lock.close(KeyboardInterrupt())
+    RunLock(tmp_path).close()
+
+
+def test_a_file_system_without_locks_says_who_may_be_there(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    first, second = RunLock(tmp_path), RunLock(tmp_path)
+    assert first.cut_short == ""
+    assert f"process {os.getpid()} on " in second.cut_short
+    assert "may be training here too" in second.cut_short
+    second.close()
+    first.close()
 
 
 def test_a_refused_one_leaves_the_holders_name(tmp_path):
