@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from experiments.config import TrainConfig
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.memory import require_room_for
 from experiments.model import (
     make_objective,
     make_optimizer,
@@ -57,6 +58,7 @@ class Learning:
             "average_decay": config.average_decay,
             **parts_of_batch(config, vae, mesh.size, rows),
         }
+        require_room_for(jax.eval_shape(self.init_state, jax.random.key(0)))
         self.train_step = make_train_step(vae, self._optimizer, axis_name=axis_name, **self.options)
 
     def init_state(self, key: jax.Array) -> TrainState:

@@ -16,6 +16,7 @@ import optax
 import jaxvae
 from experiments.config import TrainConfig, require
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.memory import require_room
 from jaxvae import regularizers
 from jaxvae.recipes import build
 from jaxvae.regularizers import Regularizer
@@ -72,6 +73,7 @@ def initial_vae(
     recipe: dict[str, Any], config: TrainConfig, preprocessing: Preprocessing, train: np.ndarray
 ) -> VAE:
     """The model of a recipe, starting at the data's mean and scale where the flags say so."""
+    require_room(config, train[0].size)
     start: dict[str, Any] = {}
     if config.data_mean_init:
         start["data_mean"] = jnp.asarray(preprocessing.mean)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import accelerators, datasets, final_report
+from experiments import accelerators, datasets, final_report, memory
 from experiments.command import Refused, refusing
 from experiments.config import TrainConfig
 from experiments.encode import EncodeConfig, encode
@@ -335,3 +335,23 @@ def test_dip_of_a_flow_is_refused_in_its_own_words(small, tmp_path):
     flags = {"regularizer": "dip_i", "posterior": "iaf"}
     with pytest.raises(Refused, match=r"dip: the posterior must have its mean in closed form"):
         train(dataclasses.replace(small, run=tmp_path / "run", **flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"latent_dim": 10**9}, "what is learned .* Lower --latent-dim, --hidden"),
+        ({"hidden": (4, 10**9)}, "what is learned .* Lower --latent-dim, --hidden"),
+        ({"posterior": "full_covariance", "latent_dim": 2**31 - 1}, "--latent-dim=2147483647 must"),
+        ({"batch_size": 2**30}, "--batch-size=1073741824 must have room .* Lower --batch-size"),
+        ({"prior": "vamp", "num_components": 2**30}, "--num-components=1073741824 must have room"),
+        ({"objective": "iwae", "num_samples": 2**31 - 1}, "--num-samples=2147483647 must have"),
+    ],
+)
+def test_what_has_no_room_is_refused_before_a_folder_is_made(
+    flags, message, small, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 2**33)
+    with pytest.raises(Refused, match=message):
+        train(dataclasses.replace(small, run=tmp_path / "run", **flags))
+    assert not (tmp_path / "run").exists()

@@ -12,6 +12,9 @@ from experiments.torture.case import COMMANDS, RUN, Case, Ground
 NO_INT = ("x", "", "1.5", "1e3", "nan", "0x10", "1,000", "[1]", "true", "--", "1 2", "²")
 NO_FLOAT = ("x", "", "1,5", "1.0.0", "--", "one", "1e", "0x1p3", "True", "½")
 HUGE_INT = ("2147483648", "10" * 8, "9" * 30, "-" + "9" * 30)
+NO_ROOM = ("2147483647",)
+LARGE = {("train", flag) for flag in ("latent-dim", "hidden", "num-components")}
+"""Flags of which no machine can take NO_ROOM."""
 HUGE_FLOAT = ("nan", "inf", "-inf", "1e39", "-1e39", "1e308", "1e999")
 POSITIONAL = {"train": (), "evaluate": (RUN,), "sample": (RUN,), "encode": (RUN,),
               "replay": (RUN, "3")}  # fmt: skip
@@ -48,10 +51,8 @@ OUT_OF_RANGE: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """Command -> flag -> values that it must not have."""
 
-Numbers = dict[str, tuple[str, Any]]
 
-
-def flags_of(command: str) -> Numbers:
+def flags_of(command: str) -> dict[str, tuple[str, Any]]:
     """Of a command, flag -> (its name in Python, its type); positional ones are left out."""
     module = importlib.import_module(f"experiments.{command}")
     return {
@@ -109,7 +110,8 @@ def out_of_range(rng: random.Random, ground: Ground) -> Case:
     numbers = [flag for flag, (_, hint) in flags.items() if kinds(hint) & {int, float}]
     flag = rng.choice([*numbers, *ranges])
     types = kinds(flags[flag][1]) if flag in flags else {int}
-    values = ranges.get(flag, ()) + (HUGE_FLOAT if float in types else HUGE_INT)
+    values = ranges.get(flag, ()) + (NO_ROOM if (command, flag) in LARGE else ())
+    values += HUGE_FLOAT if float in types else HUGE_INT
     arguments = (*POSITIONAL[command], *_needed(flag), f"--{flag}", rng.choice(values))
     if command == "train":
         noise = [other for other in _noise(rng) if not other.startswith(f"--{flag}")]

@@ -52,8 +52,6 @@ def in_process(case: Case, folder: Path) -> Ending:
     started, used = time.perf_counter(), time.process_time()
     with _undone(case, folder), contextlib.redirect_stdout(output), \
          contextlib.redirect_stderr(errors):  # fmt: skip
-        signal.signal(signal.SIGALRM, _too_late)
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
         try:
             command.main(flags, getattr(module, case.command))
         except SystemExit as end:
@@ -61,8 +59,6 @@ def in_process(case: Case, folder: Path) -> Ending:
         except Exception as error:
             code, text = 1, f"Traceback: {type(error).__name__}: {error}"
             errors.write(text)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
     seconds = (time.perf_counter() - started, time.process_time() - used)
     return Ending(code, output.getvalue(), errors.getvalue(), *seconds)
 
@@ -75,13 +71,16 @@ def _too_late(number: int, frame: object) -> None:
 def _undone(case: Case, folder: Path) -> Iterator[None]:
     """Around what changes this process: arguments, folder, paths, modules, hooks, warnings."""
     arguments, paths, hook, modules = sys.argv, sys.path[:], sys.unraisablehook, set(sys.modules)
-    bytecode = sys.dont_write_bytecode
+    bytecode, alarm = sys.dont_write_bytecode, signal.signal(signal.SIGALRM, _too_late)
     try:
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
         sys.argv, sys.dont_write_bytecode = [case.command, *case.arguments], True
         with contextlib.chdir(folder), warnings.catch_warnings():
             warnings.simplefilter("always")
             yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
         sys.argv, sys.path[:], sys.unraisablehook = arguments, paths, hook
         sys.dont_write_bytecode = bytecode
         for name in set(sys.modules) - modules:
