@@ -80,11 +80,9 @@ class Processes:
             )
         for name in ("num_processes", "start_timeout_seconds", "lost_timeout_seconds"):
             value = getattr(self, name)
+            limit = "at least 1" if value is None or value < 1 else "below 2,147,483,648"
             if value is not None and not 1 <= value < 2**31:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be at least 1 and below 2,147,483,648, got "
-                    f"{value}."
-                )
+                raise ValueError(f"--{name.replace('_', '-')} must be {limit}, got {value}.")
         if self.coordinator is None or self.num_processes is None or self.process_id is None:
             return
         _, _, port = self.coordinator.rpartition(":")

@@ -291,7 +291,7 @@ def test_results_that_cannot_be_read_are_measured_again(whole_run, tmp_path, mon
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     shutil.copytree(whole_run.run, config.run)
     monkeypatch.setattr(final_report, "_measure", lambda run: {"device": "measured again"})
-    for text in ('{"steps": 60, "eval', "[]", "\0"):
+    for text in ('{"steps": 60, "eval', "[]"):
         (config.run / "results.json").write_text(text)
         assert train(config) == 0
         results = json.loads((config.run / "results.json").read_text())
