@@ -86,18 +86,25 @@ def test_a_second_training_in_the_folder_is_refused(small, tmp_path):
     _advance(config, 5)
 
 
+EVERYWHERE = ((10, 8), (20, 2), (30, 1), (40, 4))
+
+
 @pytest.mark.parametrize(
-    "model",
-    [{}, pytest.param({"model": "conv", "hidden": (4,)}, marks=pytest.mark.long)],
-    ids=["mlp", "conv"],
+    ("model", "moves"),
+    [
+        ({}, ((20, 8), (40, 1))),
+        pytest.param({}, EVERYWHERE, marks=pytest.mark.long),
+        pytest.param({"model": "conv", "hidden": (4,)}, EVERYWHERE, marks=pytest.mark.long),
+    ],
+    ids=["mlp", "mlp everywhere", "conv everywhere"],
 )
-def test_with_a_deterministic_reduction_devices_change_nothing(model, small, tmp_path):
-    """Started on 8, continued on 2, 1 and 4: bit for bit the run that had one all the time."""
+def test_with_a_deterministic_reduction_devices_change_nothing(model, moves, small, tmp_path):
+    """Started on 8 devices, continued on others: bit for bit the run that always had one."""
     options = {"deterministic_reduction": True, "batch_size": 24, "eval_every": 5, **model}
     config = dataclasses.replace(small, **options)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     _advance(dataclasses.replace(config, run=whole), 40)
-    for num_steps, num_devices in ((10, 8), (20, 2), (30, 1), (40, 4)):
+    for num_steps, num_devices in moves:
         _advance(dataclasses.replace(config, run=moved), num_steps, num_devices)
     for split in ("train", "validation"):
         assert _rows(moved, split) == _rows(whole, split)
