@@ -39,8 +39,8 @@ def use(where: str) -> None:
         if where == AUTO:
             return  # a home that cannot be written: compile each time
         raise ValueError(f"--compilation-cache={where}: {error} Give another, or {OFF}.") from error
-    # Where the folder is read-only or its disk full: once for each program.
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
+    # Where the folder is read-only or its disk is or was full: once for each program.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
