@@ -36,6 +36,7 @@ class Learning:
     Attributes:
         options: of `make_train_step`, but for the axis of the devices.
         train_step: the step.
+        state_shapes: of the state, `jax.ShapeDtypeStruct`s.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class Learning:
             "average_decay": config.average_decay,
             **parts_of_batch(config, vae, mesh.size, rows),
         }
-        require_room_for(jax.eval_shape(self.init_state, jax.random.key(0)))
+        self.state_shapes: TrainState = jax.eval_shape(self.init_state, jax.random.key(0))
+        require_room_for(self.state_shapes)
         self.train_step = make_train_step(vae, self._optimizer, axis_name=axis_name, **self.options)
 
     def init_state(self, key: jax.Array) -> TrainState:

@@ -190,7 +190,7 @@ class TrainingRun:
         self._compiled = compile_in_background(
             chunk_step,
             self.mesh,
-            jax.eval_shape(self._learning.init_state, self._key_init),
+            self._learning.state_shapes,
             self._key_train,
             jax.ShapeDtypeStruct(shape, rows.dtype),
             jax.ShapeDtypeStruct((), np.int32),
@@ -208,8 +208,7 @@ class TrainingRun:
         folder = self.config.folder
         self.checkpoints = Checkpoints(folder / "checkpoints")
         init = jax.jit(self._learning.init_state)
-        target = jax.eval_shape(init, self._key_init)
-        newest = self.checkpoints.restore_newest(to_items(target))
+        newest = self.checkpoints.restore_newest(to_items(self._learning.state_shapes))
         state = init(self._key_init) if newest is None else from_items(newest.items)
         self.step = 0 if newest is None else newest.step
         self._skipped = int(state.skipped)

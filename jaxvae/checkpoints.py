@@ -207,7 +207,7 @@ class Checkpoints:
                 for aside in self._aside.values():
                     aside.folder.rename(self._directory / str(aside.step))
                 raise
-            moved = dict(self._aside)
+            moved, self._aside = self._aside, {}
             for newer in damaged.keys() - moved.keys():
                 moved[newer] = set_aside(self._directory, newer, damaged[newer])
             self._manager.reload()

@@ -1,9 +1,7 @@
 """What a run does when it cannot write: nothing is lost, and it goes on when it can."""
 
-import contextlib
 import dataclasses
 import json
-import resource
 
 import jax
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 
 from experiments.run_log import MetricsFile, read_metrics
 from experiments.saving import Saving
+from experiments.torture.accidents import no_file_above
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, SaveFailed, load
 from jaxvae.state import TrainState
@@ -18,17 +17,6 @@ from jaxvae.state import TrainState
 # What orbax leaves behind of a save that failed is collected later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 LARGE = {"w": np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)}
-
-
-@contextlib.contextmanager
-def no_file_above(num_bytes):
-    """The system refuses to let any file of this process grow beyond that."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_rows_that_did_not_fit_are_written_later_in_order(tmp_path):

@@ -108,12 +108,12 @@ def damaged_checkpoint(folder: Path, tries: int) -> Outcome:
 
 
 @contextlib.contextmanager
-def _little_room() -> Iterator[None]:
-    """Processes that are started meanwhile can write no larger file."""
+def no_file_above(num_bytes: int) -> Iterator[None]:
+    """Neither this process nor those it starts can let a file grow beyond that."""
     import resource  # which Windows has not
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
         yield
     finally:
@@ -129,7 +129,7 @@ def full_disk(folder: Path, tries: int) -> Outcome:
     for i in range(tries):
         run = folder / str(i)
         train(run, *larger[:-1], f"--num-steps={STEPS // 2}")
-        with _little_room(), Victim(run, *larger) as victim:
+        with no_file_above(ROOM), Victim(run, *larger) as victim:
             code, line = victim.end()
         with contextlib.closing(Checkpoints(run / "checkpoints", read_only=True)) as checkpoints:
             kept = checkpoints.latest_step() == STEPS // 2

@@ -92,14 +92,17 @@ def trained_run(folder: Path) -> Ground:
     images = np.zeros((40, 8, 8), np.uint8)
     images[np.arange(40), np.arange(40) % 8] = 250
     np.savez(folder / "bars.npz", images=images)
-    sizes = {"latent_dim": 2, "hidden": (4,), "batch_size": 8, "num_steps": STEPS, "eval_every": 3}
     data = f"npz:{folder / 'bars.npz'}"
     config = TrainConfig(
         run=folder / "trained",
         dataset=data,
         log_every=1,
         quiet=True,
-        **sizes,  # type: ignore[arg-type]
+        latent_dim=2,
+        hidden=(4,),
+        batch_size=8,
+        num_steps=STEPS,
+        eval_every=3,
     )
     devices = accelerators.start("cpu", None)[:1]
     from experiments.training_run import TrainingRun
