@@ -104,9 +104,9 @@ def test_what_cannot_be_is_refused(options, num_devices, message):
 
 
 def _scores(num_devices, rows_at_once):
-    """Of 45 examples, 20 in flight; 28 x 28 pixels, a sum that is several vectors long."""
+    """Of 300 examples, 100 in flight; 28 x 28 pixels, a sum that is several vectors long."""
     vae = mlp_vae(data_shape=(28, 28, 1), hidden=(16,), **SMALL)
-    examples = (np.random.default_rng(0).random((45, 28, 28, 1)) < 0.3).astype(np.float32)
+    examples = (np.random.default_rng(0).random((300, 28, 28, 1)) < 0.3).astype(np.float32)
     mesh = make_mesh(jax.devices()[:num_devices])
     mapped = make_map(make_score(vae, prepare=lambda key, x: x), mesh, rows_at_once)
     state = replicate((vae.init(jax.random.key(0)), jax.random.key(1)), mesh)
@@ -115,11 +115,11 @@ def _scores(num_devices, rows_at_once):
         program = mapped.lower(*arguments).compile({"xla_backend_optimization_level": 3})
         return program(*arguments)
 
-    options = {"mesh": mesh, "batch_size": 20, "rows_at_once": rows_at_once}
+    options = {"mesh": mesh, "batch_size": 100, "rows_at_once": rows_at_once}
     return over_dataset(as_a_user, *state, examples, **options).log_likelihood
 
 
 def test_scores_in_parts_are_the_same_bits_on_all_devices():
-    one = _scores(1, 3)
-    assert (_scores(8, 3) == one).all()
+    one = _scores(1, 13)
+    assert (_scores(8, 13) == one).all()
     assert not (_scores(8, None) == _scores(1, None)).all()  # or this would show nothing
