@@ -197,9 +197,11 @@ class TrainingRun:
         )
         score = make_score(self.vae, prepare=self.preprocessing.prepare)
         self._score = make_map(score, self.mesh, evaluated_at_once(self.config))
-        # Simulated devices may wait for each other for ever with two dispatches in flight.
-        device = self.mesh.devices.flat[0]
-        self._most_in_flight = 0 if device.platform == "cpu" and self.mesh.size > 1 else 1
+        # Simulated devices may wait for each other for ever with two dispatches in flight; a GPU
+        # returns from a loop whose length is an argument only when it is done.
+        platform = self.mesh.devices.flat[0].platform
+        one_at_a_time = platform == "gpu" or (platform == "cpu" and self.mesh.size > 1)
+        self._most_in_flight = 0 if one_at_a_time else 1
 
     def _open_folder(self) -> None:
         """Restore the newest checkpoint, if any, and open what is written while training."""
