@@ -9,9 +9,12 @@ from pathlib import Path
 # More threads than simulated devices need: with fewer, collectives on a small machine can wait
 # for a thread for ever (see BUILD.md, "Simulated devices").
 os.environ.setdefault("PJRT_NPROC", "32")
-# Machine code as it comes: most of a test is compilation. XLA's own passes, fusions too, are those
-# of a user; XLA_FLAGS= in front of the command runs the tests on optimised code.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of a test is compilation: machine code as it comes, by the plainer of XLA's two ways to make
+# it. XLA's passes, fusions too, are those of a user; XLA_FLAGS= in front of the command runs the
+# tests on optimised code.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 import jax
 import numpy as np

@@ -15,6 +15,8 @@ from jaxvae.training import make_train_step
 from jaxvae.vae import conv_vae, mlp_vae
 
 BATCH, STEPS, SHARDS = 32, 10, 8
+AS_A_USER = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+"""How it is compiled here; every other test, as `conftest` says."""
 SMALL = {"latent_dim": 3}
 MODELS = {
     "mlp": (partial(mlp_vae, data_shape=(8, 8, 1), hidden=(24,), **SMALL), (8, 8, 1)),
@@ -49,9 +51,7 @@ def _train(model, num_devices, **options):
     state = replicate(init_state(vae, optimizer, jax.random.key(1)), mesh)
     key, count = replicate(jax.random.key(2), mesh), replicate(np.int32(STEPS), mesh)
     arguments = (state, key, shard(np.ascontiguousarray(by_device), mesh), count)
-    # As a user compiles it: machine code of every other test is not optimised.
-    program = chunk_step.lower(*arguments).compile({"xla_backend_optimization_level": 3})
-    state, metrics = program(*arguments)
+    state, metrics = chunk_step.lower(*arguments).compile(AS_A_USER)(*arguments)
     return jax.device_get((state.params, metrics))
 
 
@@ -112,8 +112,7 @@ def _scores(num_devices, rows_at_once):
     state = replicate((vae.init(jax.random.key(0)), jax.random.key(1)), mesh)
 
     def as_a_user(*arguments):
-        program = mapped.lower(*arguments).compile({"xla_backend_optimization_level": 3})
-        return program(*arguments)
+        return mapped.lower(*arguments).compile(AS_A_USER)(*arguments)
 
     options = {"mesh": mesh, "batch_size": 100, "rows_at_once": rows_at_once}
     return over_dataset(as_a_user, *state, examples, **options).log_likelihood
