@@ -184,14 +184,14 @@ def test_a_run_starts_from_the_weights_that_the_others_are_given(tiny, tmp_path,
     first = weights.named(setting.initial_params(seed=3))
     weights.save(initial, first)
     run.advance(2)
-    run.train(initial, 1, final, 3)
+    run.train(initial, [(1, final)], 3)
     for name, value in weights.load(final).items():
         step = np.abs(value - first[name]).max()
         assert step == pytest.approx(setting.config.learning_rate, rel=0.01), name
     assert run.about["compile_seconds"] > 0
     weights.save(initial, first | {name: value + 1 for name, value in first.items()})
     with pytest.raises(ValueError, match="starts from its own seed"):
-        run.train(initial, 1, final, 3)
+        run.train(initial, [(1, final)], 3)
     run.close()
 
 
@@ -216,14 +216,17 @@ def test_bare_loop_and_flax_script_learn_from_given_weights(tiny, tmp_path):
         scanned_loop.Loop(setting, scanned_loop.one_key_per_example()),
         flax_script.Script(setting),
     )
-    initial, final = str(tmp_path / "initial.npz"), str(tmp_path / "final.npz")
+    initial, early, final = (str(tmp_path / f"{name}.npz") for name in ("initial", "early", "late"))
     first = weights.named(setting.initial_params())
     weights.save(initial, first)
     for loop in loops:
         loop.advance(1)
-        loop.train(initial, 20, final, 1)
-        moved = [np.abs(value - first[name]) for name, value in weights.load(final).items()]
-        assert all(0 < change.max() <= 20 * 1.5e-3 for change in moved)  # 20 steps of Adam
+        loop.train(initial, [(5, early), (25, final)], 1)
+        taken = [weights.load(path) for path in (early, final)]
+        for loaded, steps in zip(taken, (5, 25), strict=True):
+            moved = [np.abs(value - first[name]) for name, value in loaded.items()]
+            assert all(0 < change.max() <= steps * 1.5e-3 for change in moved)  # steps of Adam
+        assert all((taken[0][name] != taken[1][name]).any() for name in first)
 
 
 def test_binary_images_are_drawn_with_the_pixels_as_probabilities():

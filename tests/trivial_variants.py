@@ -22,13 +22,13 @@ class Trivial:
     def values(self, num_images):
         return [float(i % 3) for i in range(num_images)]
 
-    def train(self, initial, steps, final, seed):
+    def train(self, initial, snapshots, seed):
         return {"seconds": 1.0}
 
     def write_initial(self, path, seed):
         return None
 
-    def elbo(self, path):
+    def elbo(self, paths):
         return {"value": -100.0, "standard_error": 0.5}
 
     def refuse(self):

@@ -14,7 +14,7 @@ import optax
 from experiments.benchmark import weights
 from experiments.benchmark.nets import CONV_WIDTH, DATA_SIDE, Net
 from experiments.benchmark.setting import Setting, make_setting
-from experiments.benchmark.timed import Timed, Work
+from experiments.benchmark.timed import Snapshots, Timed, Work
 from jaxvae.distributions import soft_clamp
 
 
@@ -119,11 +119,14 @@ class Script:
             )
         jax.block_until_ready(self._params)
 
-    def train(self, initial: str, steps: int, final: str, seed: int) -> None:
-        """From given weights, for a number of steps."""
+    def train(self, initial: str, snapshots: Snapshots, seed: int) -> None:
+        """From given weights; writes those after numbers of steps."""
         self._restart(weights.as_tree(weights.load(initial), self._initial), seed)
-        self.advance(steps)
-        weights.save(final, weights.named(self._params))
+        done = 0
+        for steps, path in snapshots:
+            self.advance(steps - done)
+            done = steps
+            weights.save(path, weights.named(self._params))
 
     def _restart(self, params: Any, seed: int) -> None:
         self._key = jax.random.key(seed)

@@ -26,7 +26,7 @@ class Trained:
         initial = f"{path}.initial.npz"
         weights.save(initial, weights.named(setting.initial_params()))
         loop = Loop(setting, one_draw_for_the_batch())
-        loop.train(initial, -(-steps // CHUNK_STEPS) * CHUNK_STEPS, path, seed=0)
+        loop.train(initial, [(-(-steps // CHUNK_STEPS) * CHUNK_STEPS, path)], seed=0)
         self.about: dict[str, Any] = {}
 
 

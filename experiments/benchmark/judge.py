@@ -13,7 +13,7 @@ BATCH_SIZE = 500
 
 
 class Judge:
-    """Gives a net's first weights, and the test ELBO of any others.
+    """Gives a net's first weights, and the test ELBO of the mean of any others.
 
     All weights meet the same binary images and the same draws of q, so that their difference is
     that of the weights.
@@ -31,9 +31,9 @@ class Judge:
         """Write the weights that a training run of a seed starts from."""
         weights.save(path, weights.named(self._setting.initial_params(seed)))
 
-    def elbo(self, path: str) -> dict[str, float]:
-        """Mean test ELBO of the weights in a file, and its standard error, in nats."""
-        params = weights.as_tree(weights.load(path), self._like)
+    def elbo(self, paths: list[str]) -> dict[str, float]:
+        """Mean test ELBO of the mean of the weights in files, and its standard error, in nats."""
+        params = weights.as_tree(weights.mean([weights.load(path) for path in paths]), self._like)
         scores = over_dataset(
             self._score,
             replicate(params, self._mesh),

@@ -25,7 +25,7 @@ from experiments.benchmark.pytorch_settings import (
     thread_counts,
     wait_for,
 )
-from experiments.benchmark.timed import Fastest, Timed, Work
+from experiments.benchmark.timed import Fastest, Snapshots, Timed, Work
 
 LEARNING_RATE = 1e-3
 
@@ -173,11 +173,14 @@ def prepare(
     about = race.about | {"compile_seconds": time.perf_counter() - started}
 
     def timed(trainer: Trainer, advance: Callable[[int], None]) -> Timed:
-        def train(initial: str, steps: int, final: str, seed: int) -> None:
+        def train(initial: str, snapshots: Snapshots, seed: int) -> None:
             torch.manual_seed(seed)
             trainer.restart(weights.load(initial))
-            advance(steps)
-            weights.save(final, pytorch_weights.dump(trainer.model))
+            done = 0
+            for steps, path in snapshots:
+                advance(steps - done)
+                done = steps
+                weights.save(path, pytorch_weights.dump(trainer.model))
 
         return Timed(Work(advance, 1, spec.batch_size, about, train), segment_seconds)
 

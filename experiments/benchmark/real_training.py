@@ -11,7 +11,7 @@ import jax
 
 from experiments.benchmark import weights
 from experiments.benchmark.setting import Setting, make_setting
-from experiments.benchmark.timed import Timed, Work
+from experiments.benchmark.timed import Snapshots, Timed, Work
 from experiments.run_log import read_metrics
 from experiments.training_run import TrainingRun
 
@@ -50,18 +50,19 @@ class ContinuedRun:
         """Train for so many periods."""
         self._advance_to(self._run.step + calls * self.eval_every)
 
-    def train(self, initial: str, steps: int, final: str, seed: int) -> None:
-        """A run of its own: the raw weights, not their average, after so many steps."""
+    def train(self, initial: str, snapshots: Snapshots, seed: int) -> None:
+        """A run of its own: the raw weights, not their average, after numbers of steps."""
         started_from = weights.named(self._setting.initial_params(seed))
         given = weights.load(initial)
         if any((given[name] != started_from[name]).any() for name in started_from):
             raise ValueError("the command starts from its own seed's weights; give those.")
-        with self._new("quality", num_steps=steps, seed=seed) as run:
-            run.to_the_end()
-            run.checkpoints.wait()
+        with self._new("quality", num_steps=snapshots[-1][0], seed=seed) as run:
             target = jax.eval_shape(run.vae.init, jax.random.key(0))
-            params = run.checkpoints.restore(run.step, {"params": target})["params"]
-        weights.save(final, weights.named(params))
+            for run.num_steps, path in snapshots:
+                run.to_the_end()
+                run.checkpoints.wait()
+                params = run.checkpoints.restore(run.step, {"params": target})["params"]
+                weights.save(path, weights.named(params))
 
     def _new(self, name: str, **flags: Any) -> TrainingRun:
         folder = self.folder / name

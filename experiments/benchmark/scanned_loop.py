@@ -20,7 +20,7 @@ from experiments.benchmark import weights
 from experiments.benchmark.layers import decoder_logits, encoder_outputs
 from experiments.benchmark.nets import Net
 from experiments.benchmark.setting import Setting, make_setting
-from experiments.benchmark.timed import Timed, Work
+from experiments.benchmark.timed import Snapshots, Timed, Work
 from jaxvae.distributions import soft_clamp
 
 CHUNK_STEPS = 20
@@ -124,12 +124,13 @@ class Loop:
             self._steps(CHUNK_STEPS)
         jax.block_until_ready(self._state)
 
-    def train(self, initial: str, steps: int, final: str, seed: int) -> None:
-        """From given weights, for a number of steps."""
+    def train(self, initial: str, snapshots: Snapshots, seed: int) -> None:
+        """From given weights; writes those after numbers of steps."""
         self._restart(weights.as_tree(weights.load(initial), self._initial), seed)
-        for done in range(0, steps, CHUNK_STEPS):
-            self._steps(min(CHUNK_STEPS, steps - done))
-        weights.save(final, weights.named(self._state.params))
+        for steps, path in snapshots:
+            while self._done < steps:
+                self._steps(min(CHUNK_STEPS, steps - self._done))
+            weights.save(path, weights.named(self._state.params))
 
     def _restart(self, params: Any, seed: int) -> None:
         # A copy: the loop donates its state, and starts from these again.

@@ -3,12 +3,16 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 CALIBRATION_SECONDS = 0.3
 """What the pace is taken from."""
+
+
+Snapshots = Sequence[tuple[int, str]]
+"""Numbers of steps, ascending, and the file for the weights after each."""
 
 
 class Work(NamedTuple):
@@ -19,7 +23,8 @@ class Work(NamedTuple):
         steps_per_call: training steps, or whatever is counted, in one call.
         images_per_step: examples in one of these.
         about: what is worth saying of it, in JSON's types; "compile_seconds", "setting", ...
-        train: (file of initial weights, steps, file for the final ones, seed of all else); or None.
+        train: (file of initial weights, snapshots, seed of all else): trains on from the weights
+            and writes those after each number of steps, as [(steps, file), ...]; or None.
         agree: makes one number of those that several processes have, so that all do as many calls.
     """
 
@@ -27,7 +32,7 @@ class Work(NamedTuple):
     steps_per_call: int
     images_per_step: int
     about: dict[str, Any]
-    train: Callable[[str, int, str, int], None] | None = None
+    train: Callable[[str, Snapshots, int], None] | None = None
     agree: Callable[[float], float] = float
 
 
@@ -59,12 +64,12 @@ class Timed:
             "peak_bytes": peak_bytes(),
         }
 
-    def train(self, initial: str, steps: int, final: str, seed: int = 0) -> dict[str, float]:
-        """Train from initial weights for a number of steps, and write the final weights."""
+    def train(self, initial: str, snapshots: Snapshots, seed: int = 0) -> dict[str, float]:
+        """Train from initial weights, and write the weights after numbers of steps."""
         if self._work.train is None:
             raise ValueError("this variant cannot start from given weights.")
         started = time.perf_counter()
-        self._work.train(initial, steps, final, seed)
+        self._work.train(initial, snapshots, seed)
         return {"seconds": time.perf_counter() - started}
 
 
@@ -89,9 +94,9 @@ class Fastest:
         ]
         return max(measured, key=lambda segment: segment["images_per_second"])
 
-    def train(self, initial: str, steps: int, final: str, seed: int = 0) -> dict[str, float]:
+    def train(self, initial: str, snapshots: Snapshots, seed: int = 0) -> dict[str, float]:
         """As `Timed.train`."""
-        return self._first.train(initial, steps, final, seed)
+        return self._first.train(initial, snapshots, seed)
 
 
 def calls_that_take(

@@ -39,6 +39,15 @@ def as_tree(weights: Weights, like: Any, path: str = "") -> Any:
     }
 
 
+def mean(several: list[Weights]) -> Weights:
+    """The mean of each array.
+
+    >>> mean([{"bias": np.zeros(2)}, {"bias": np.ones(2)}])
+    {'bias': array([0.5, 0.5])}
+    """
+    return {name: np.mean([one[name] for one in several], axis=0) for name in several[0]}
+
+
 def save(path: str | Path, weights: Weights) -> None:
     """Write named arrays to an .npz file."""
     np.savez(path, **weights)  # type: ignore[arg-type]
