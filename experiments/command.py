@@ -59,8 +59,10 @@ def main(flags: type[Flags], command: Callable[[Flags], int | None]) -> None:
     Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 130 and 143 for a run
     stopped by Ctrl-C or SIGTERM.
     """
-    # What orbax logs comes as an error, too, and so does what it leaves behind of a failed save.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # What orbax logs comes as an error, too, and so do the tasks and the loop that it leaves behind
+    # of a failed save.
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     sys.unraisablehook = _unless_of_a_closed_loop
     parsed = tyro.cli(
         flags,

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +19,7 @@ from jaxvae.state import TrainState
 
 # What orbax leaves behind of a save that failed is collected later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+ROOT = Path(__file__).parents[1]
 LARGE = {"w": np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)}
 
 
@@ -76,6 +80,42 @@ def test_a_run_goes_on_without_room_and_ends_as_if_there_had_been_some(
     assert without[0] == without[1]
     ours, theirs = load(run, "latest")[1], load(whole_run.run, "latest")[1]
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+LEAVING_A_TASK = """
+import asyncio, gc, sys
+from dataclasses import dataclass
+from experiments import command
+
+@dataclass
+class Nothing:
+    pass
+
+def save(flags):
+    async def write():
+        raise ValueError("of one array")
+    async def all_arrays():
+        asyncio.create_task(write())
+        await asyncio.sleep(0)
+    asyncio.run(all_arrays())
+    gc.collect()
+    return 1
+
+sys.argv = ["save"]
+command.main(Nothing, save)
+"""
+
+
+def test_what_orbax_leaves_behind_of_a_failed_save_is_not_shown():
+    """It waits for the first array that fails, and forgets the others."""
+    ended = subprocess.run(
+        [sys.executable, "-c", LEAVING_A_TASK],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 def test_results_that_do_not_fit_are_written_by_the_same_command(small, tmp_path, capsys):
