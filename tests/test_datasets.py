@@ -670,7 +670,7 @@ def test_array_files_missing_or_folders(tmp_path: Path) -> None:
         load(f"npz:{tmp_path}/no.npz")
     with pytest.raises(ValueError, match=f"{tmp_path} is a folder.*npy:.*folder:{tmp_path}"):
         load(f"npz:{tmp_path}")
-    with pytest.raises(ValueError, match=f"{tmp_path} must have arrays named train and test"):
+    with pytest.raises(ValueError, match=f"npy:{tmp_path} must have arrays named train.npy and"):
         load(f"npy:{tmp_path}")
 
 

@@ -64,7 +64,7 @@ def read_npy(path: Path) -> dict[str, Examples]:
 def read_folder(path: Path) -> dict[str, Examples]:
     """The parts of a folder of .npy files, memory-mapped."""
     arrays = {file.stem: file for file in sorted(path.glob("*.npy"))}
-    names = _data_of_parts(path, list(arrays))
+    names = _data_of_parts(f"npy:{path}", list(arrays), ".npy")
     return {
         split: _examples(
             path,
@@ -83,7 +83,7 @@ def read_npz(path: Path) -> dict[str, Examples]:
             archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise ValueError(f"npz:PATH must name an .npz file; {path} is an .npy. Use npy:{path}.")
-        names = _data_of_parts(path, archive.files)
+        names = _data_of_parts(f"npz:{path}", archive.files)
         return {split: _part(path, archive, data) for split, data in names.items()}
 
 
@@ -169,7 +169,7 @@ def _examples(path: Path, data: str, values: np.ndarray, labels: np.ndarray | No
     return Examples(values, _int32(labels, what))
 
 
-def _data_of_parts(path: Path, names: Sequence[str]) -> dict[str, str]:
+def _data_of_parts(where: str, names: Sequence[str], suffix: str = "") -> dict[str, str]:
     by_split = {
         split: name
         for split, aliases in NAMES_OF_SPLIT.items()
@@ -181,9 +181,10 @@ def _data_of_parts(path: Path, names: Sequence[str]) -> dict[str, str]:
     data = [name for name in names if name in NAMES_OF_DATA]
     data = data or [name for name in names if name not in NAMES_OF_LABELS]
     if len(data) != 1:
+        found = ", ".join(f"{name}{suffix}" for name in names) or "none"
         raise ValueError(
-            f"{path} must have arrays named train and test, or one named images, x or data; it "
-            f"has {', '.join(names) or 'none'}. Rename them."
+            f"{where} must have arrays named train{suffix} and test{suffix}, or one named "
+            f"images{suffix}, x{suffix} or data{suffix}; it has {found}. Rename them."
         )
     return {"all": data[0]}
 
