@@ -78,8 +78,9 @@ def growth(looks: list[Look]) -> str:
     found = []
     for name in Look._fields:
         before, after = ([getattr(look, name) for look in part] for part in parts)
-        grown = [of(after) > of(before) * (1 + GROWTH) for of in (statistics.median, max)]
-        if all(grown):  # what comes and goes with a checkpoint moves one of them
+        measures = (min, statistics.median, max)
+        grown = [of(after) > of(before) * (1 + GROWTH) for of in measures]
+        if all(grown):  # what comes and goes with a checkpoint moves one or two of them
             found.append(f"{name} grew from {max(before)} to {max(after)}")
     return ", ".join(found)
 
