@@ -125,6 +125,22 @@ def test_peers_prints_and_writes(trivially, monkeypatch, tmp_path, capsys):
     assert "net a: the command takes +0 % time over the bare loop" in text
 
 
+def test_peers_that_is_stopped_leaves_what_it_measured(trivially, monkeypatch, tmp_path, capsys):
+    trivially(peers, peers._variants)
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(peers, "verify", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        peers.peers(peers.PeersConfig(nets=("a", "b"), rounds=2, output=tmp_path))
+    results = _json(tmp_path, "peers")["results"]
+    assert results.keys() == {"a"}
+    assert results["a"]["ratios"][peers.TUNED] == [1.0, 1.0]
+    assert results["a"]["learned"] == {}
+    assert f"a: {peers.TUNED}" in capsys.readouterr().out
+
+
 def test_evaluate_prints_and_writes(trivially, monkeypatch, tmp_path, capsys):
     trivially(evaluate, evaluate._variants)
     evaluate.evaluate(evaluate.EvaluateConfig(num_samples=(5, 50), rounds=2, output=tmp_path))

@@ -1,5 +1,7 @@
 """How it is measured: rounds, segments, and the processes that wait for their turn."""
 
+import signal
+import time
 from functools import partial
 
 import pytest
@@ -9,7 +11,7 @@ from experiments.benchmark import (
 )
 from experiments.benchmark.comparison import Comparison, compare
 from experiments.benchmark.timed import Fastest, Timed, Work, calls_that_take
-from experiments.benchmark.workers import Variant, WorkerFailed, Workers, ask_once
+from experiments.benchmark.workers import SECONDS_TO_END, Variant, WorkerFailed, Workers, ask_once
 from experiments.command import Refused
 
 TRIVIAL = "tests.trivial_variants"
@@ -88,6 +90,17 @@ def test_a_worker_prepares_answers_and_ends():
         processes = [worker._process for (worker,) in workers._processes.values()]
         assert len({process.pid for process in processes}) == 2
     assert all(process.returncode == 0 for process in processes)
+
+
+def test_workers_that_are_busy_are_killed_together():
+    with Workers() as workers:
+        for name in ("one", "two", "three"):
+            workers.prepare(trivial(name))
+            workers._group(name)[0].send(name, "sleep")
+        processes = [worker._process for (worker,) in workers._processes.values()]
+        ending = time.monotonic()
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 3
+    assert time.monotonic() - ending < 3 * SECONDS_TO_END  # one wait for all
 
 
 def test_variants_may_share_a_process():

@@ -3,6 +3,7 @@
 import itertools
 import os
 import sys
+import time
 
 SEGMENT = {"steps": 4, "images": 40, "seconds": 0.5, "peak_bytes": 10**8, "rows_per_second": 800.0}
 
@@ -33,6 +34,9 @@ class Trivial:
 
     def refuse(self):
         raise ValueError("a reason\nin two lines")
+
+    def sleep(self):
+        time.sleep(600)
 
     def die(self):
         print("first line", file=sys.stderr)

@@ -56,22 +56,34 @@ class PeersConfig(Measurement):
 
 
 def peers(config: PeersConfig) -> None:
-    """Measure, print the table, write numbers and plot."""
+    """Measure, print the table, write numbers and plot; of what is measured where it is stopped."""
     with command.refusing():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": 1}
     machine = ask_once(Variant("jax", f"{MODULE}.setting:Machine", where))
     found: dict[str, Comparison] = {}
-    learned: dict[str, dict[str, Any]] = {}
-    for name in config.nets:
-        arguments = {"net": name, **where, **config.data()}
-        with (
-            tempfile.TemporaryDirectory(prefix="jaxvae-benchmark-") as folder,
-            Workers(one_process=machine["platform"] == "tpu") as workers,
-        ):
-            variants = _variants(config, name, arguments, Path(folder))
-            found[name] = compare(workers, variants, config.rounds, f"net {name}")
-            learned[name] = _learned(config, workers, found[name], arguments)
+    learned: dict[str, dict[str, Any]] = {name: {} for name in config.nets}
+    try:
+        for name in config.nets:
+            arguments = {"net": name, **where, **config.data()}
+            with (
+                tempfile.TemporaryDirectory(prefix="jaxvae-benchmark-") as folder,
+                Workers(one_process=machine["platform"] == "tpu") as workers,
+            ):
+                variants = _variants(config, name, arguments, Path(folder))
+                found[name] = compare(workers, variants, config.rounds, f"net {name}")
+                learned[name] = _learned(config, workers, found[name], arguments)
+    finally:
+        if found:  # where it is stopped, too: it takes long
+            _report(config, found, learned, machine)
+
+
+def _report(
+    config: PeersConfig,
+    found: dict[str, Comparison],
+    learned: dict[str, dict[str, Any]],
+    machine: dict[str, Any],
+) -> None:
     _print(found, learned, machine)
     results = {
         name: compared.to_json() | {"net": NETS[name]._asdict(), "learned": learned[name],

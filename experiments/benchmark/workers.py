@@ -12,6 +12,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
@@ -104,11 +105,10 @@ class Worker:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
 
-    def close(self) -> None:
-        """Wait for the process to end, or kill it."""
-        self.let_go()
+    def close(self, deadline: float) -> None:
+        """Wait for the process to end until `time.monotonic` says `deadline`, or kill it."""
         try:
-            self._process.wait(SECONDS_TO_END)
+            self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -141,8 +141,9 @@ class Workers:
         workers = [worker for group in self._processes.values() for worker in group]
         for worker in workers:
             worker.let_go()
+        deadline = time.monotonic() + SECONDS_TO_END  # of all: whoever stops us may not wait longer
         for worker in workers:
-            worker.close()
+            worker.close(deadline)
 
     def prepare(self, variant: Variant) -> dict[str, Any]:
         """Import, compile and warm up a variant; returns what it says of itself.
