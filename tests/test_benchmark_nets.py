@@ -231,6 +231,31 @@ def test_bare_loop_and_flax_script_learn_from_given_weights(tiny, tmp_path):
             np.testing.assert_allclose(value, taken[1][name], atol=1e-5, err_msg=name)
 
 
+def test_pytorch_learns_from_given_weights(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch is optional")
+    from experiments.benchmark import pytorch_settings, pytorch_training
+
+    setting, taken = tiny("relu"), []
+
+    def counted(*arguments):
+        trainer = pytorch_training.usual(*arguments)
+        return trainer._replace(step=lambda: taken.append(trainer.step()))
+
+    monkeypatch.setattr(pytorch_settings, "RACE_SECONDS", 0.01)
+    monkeypatch.setitem(pytorch_training.STYLES, "eager", counted)
+    variant = pytorch_training.prepare("relu", 0.01, "eager", **WHERE)
+    initial, early, final = (str(tmp_path / f"{name}.npz") for name in ("initial", "early", "late"))
+    first = weights.named(setting.initial_params())
+    weights.save(initial, first)
+    before = len(taken)
+    variant.train(initial, [(1, early), (25, final)], 1)
+    assert len(taken) - before == 25
+    for name, value in weights.load(early).items():  # Adam's first step is the learning rate
+        assert np.abs(value - first[name]).max() == pytest.approx(1e-3, rel=0.01), name
+    for name, value in weights.load(final).items():
+        assert np.abs(value - first[name]).max() <= 25 * 1.5e-3, name
+
+
 def test_binary_images_are_drawn_with_the_pixels_as_probabilities():
     grey = np.full((200, 28, 28, 1), 51, np.uint8)
     drawn = binary_images(grey)
