@@ -11,6 +11,7 @@ import jax
 from experiments import pictures, report, run_log
 from experiments.accelerators import describe
 from experiments.command import refusing
+from experiments.compilation_cache import give_back_memory
 from experiments.drawing import draw, prepared_head, write_pictures
 from experiments.model import evaluated_at_once
 from experiments.results import make_scorer, print_numbers, summarize, versions
@@ -34,6 +35,7 @@ def finish(run: TrainingRun) -> None:
             run_log.write_json(path, results)
     if not is_first():
         return
+    give_back_memory()
     page = report.write_report(run.config.folder)
     if not run.config.quiet:
         for split in ("validation", "test"):
@@ -69,6 +71,7 @@ def _best_params(run: TrainingRun) -> tuple[int, Params]:
 def _measure(run: TrainingRun) -> dict[str, Any]:
     """The numbers of the best checkpoint on every split kept apart from training, and pictures."""
     config, folder = run.config, run.config.folder / "pictures"
+    give_back_memory()
     step, params = _best_params(run)
     results: dict[str, Any] = {
         "command": f"python -m experiments.train {shlex.join(sys.argv[1:])}".strip(),
@@ -97,6 +100,7 @@ def _measure(run: TrainingRun) -> dict[str, Any]:
         if not len(examples):
             continue
         scores = scorer(examples)
+        give_back_memory()
         results[split] = summarize(
             scores, examples.shape[1:], run.preprocessing, config.eval_samples
         )

@@ -39,9 +39,9 @@ class PeersConfig(Measurement):
     d: convolutional."""
     segment_seconds: float = 5.0
     """Length of a segment, about; the command writes its last checkpoint within it."""
-    verify_steps: int = 1000
+    verify_steps: int = 3000
     """Steps that each variant trains from the same weights, to compare what they learn. 0: none."""
-    verify_runs: int = 3
+    verify_runs: int = 1
     """How often they do, each time from other weights."""
 
     def check(self) -> None:

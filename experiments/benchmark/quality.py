@@ -32,10 +32,11 @@ def verify(
     """Train every variant from the same weights, and judge the mean of its last ones.
 
     The variants draw their own noise and orders of the data, and the weights of one step say more
-    of that step than of what was learned: those of net d were once 8 nats off, those of net c
-    differ by 0.7 (standard deviation). So the raw weights of the last fifth of the steps are
-    averaged, for all in the same way; there are several runs, each from other weights, and in each
-    every variant is held against the median of all.
+    of that step than of what was learned: those of net d were once 8 nats off. So the raw weights
+    of the last fifth of the steps are averaged, for all in the same way. Runs from the same weights
+    come together as they get on (net c: a standard deviation of 0.8 nats after 1,000 steps, 0.2
+    after 2,000): more steps make it surer sooner than more runs. In each run, each from other
+    weights, every variant is held against the median of all.
 
     Args:
         workers: that hold the variants.
