@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import os
 import platform
@@ -47,7 +48,11 @@ def use(where: str) -> None:
 
 
 def give_back_memory() -> None:
-    """Return to the system what a compiler has used and freed, where C's library is glibc."""
+    """Collect garbage and, where C's library is glibc, return to the system what is free.
+
+    What imports, tracing and a compiler leave is not small.
+    """
+    gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

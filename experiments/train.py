@@ -4,7 +4,6 @@ python -m experiments.train
 python -m experiments.train --dataset=mnist --model=conv --run=runs/conv
 """
 
-import gc
 import sys
 import time
 
@@ -38,8 +37,6 @@ def _train(config: TrainConfig) -> int:
         from experiments.final_report import finish
         from experiments.training_run import TrainingRun
 
-        gc.collect()  # what imports have left: nothing takes more memory than compiling the step
-        compilation_cache.give_back_memory()
         run = TrainingRun(config, devices, started)
     with run:
         code = run.to_the_end()

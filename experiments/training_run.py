@@ -187,6 +187,7 @@ class TrainingRun:
         chunk_step = make_chunk_step(self._learning.train_step, self.mesh, batch_size, capacity)
         rows, per_device = self.dataset.train, batch_size // self.mesh.size
         shape = (len(local_positions(self.mesh)), capacity, per_device, *rows.shape[1:])
+        give_back_memory()  # nothing takes more than compiling the step
         self._compiled = compile_in_background(
             chunk_step,
             self.mesh,
