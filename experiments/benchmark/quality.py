@@ -34,7 +34,7 @@ def verify(
     The variants draw their own noise and orders of the data, and the weights of one step say more
     of that step than of what was learned: those of net d were once 8 nats off. So the raw weights
     of the last fifth of the steps are averaged, for all in the same way. Runs from the same weights
-    come together as they get on (net c: a standard deviation of 0.8 nats after 1,000 steps, 0.2
+    come together as they get on (net c: a standard deviation of 0.8 nats after 1,000 steps, 0.4
     after 2,000): more steps make it surer sooner than more runs. In each run, each from other
     weights, every variant is held against the median of all.
 
