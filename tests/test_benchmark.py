@@ -18,7 +18,7 @@ from experiments.benchmark import (
     tables,
 )
 from experiments.benchmark.nets import NETS
-from experiments.benchmark.quality import with_differences
+from experiments.benchmark.quality import Training, verify, with_differences
 from experiments.benchmark.scaling import Point
 from experiments.benchmark.workers import Variant
 from experiments.command import Refused
@@ -41,14 +41,51 @@ def test_numbers_are_written_to_three_digits(value, text):
 def test_variants_agree_when_they_are_near_the_median_of_all():
     found = with_differences(
         {
-            "x": {"elbos": [-100.0, -99.0]},
-            "y": {"elbos": [-100.4, -99.4]},
-            "z": {"elbos": [-102.0, -99.4]},
+            "x": {"bounds": [-100.0, -99.0, -90.0]},
+            "y": {"bounds": [-100.4, -99.4, -99.4]},
+            "z": {"bounds": [-102.0, -98.7, -99.0]},
             "w": {"error": "e"},
         }
     )
-    assert [found[name].get("agrees") for name in "xyzw"] == [True, True, False, None]
-    assert found["x"]["difference"] == pytest.approx(0.4)
+    assert [found[name].get("agrees") for name in "xyzw"] == [True, True, True, None]
+    assert [found[name]["difference"] for name in "xyz"] == pytest.approx([0.4, -0.4, 0.0])
+    assert not with_differences({"x": {"bounds": [-1.0]}, "y": {"bounds": [-2.1]}})["x"]["agrees"]
+
+
+class _Trained:
+    """Stands for workers: each run of a variant is judged as a list says."""
+
+    def __init__(self, bounds):
+        self._bounds = {name: iter(runs) for name, runs in bounds.items()}
+        self.seeds = []
+
+    def prepare(self, variant):
+        assert variant.name == "judge"
+
+    def ask(self, name, method, **arguments):
+        if method == "train":
+            self._last = name
+            self.seeds.append(arguments["seed"])
+        if method == "bound":
+            return {"value": next(self._bounds[self._last])}
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("others", "runs", "agrees"),
+    [
+        ([-100.4], 1, True),
+        ([-104.0, -100.0, -100.0], 3, True),
+        ([-104.0, -100.0, -101.0], 3, False),
+    ],
+)
+def test_all_train_again_only_where_one_lies_off(others, runs, agrees):
+    again = [-100.0] * 3
+    workers = _Trained({"x": again, "y": again, "z": others})
+    found = verify(workers, ["x", "y", "z"], Training(100, runs=3), {}, "net")
+    assert found["z"]["agrees"] == agrees
+    assert found["z"]["bounds"] == others
+    assert workers.seeds == [seed for seed in range(runs) for _ in "xyz"]
 
 
 @pytest.mark.parametrize("name", ["step", "peers", "scaling", "evaluate", "startup"])

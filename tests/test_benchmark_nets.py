@@ -20,6 +20,7 @@ from experiments.benchmark import (
     weights,
 )
 from experiments.benchmark.images import binary_images, check_images
+from experiments.benchmark.judge import Judge
 from experiments.benchmark.library_steps import chunked
 from experiments.benchmark.nets import NETS, Net
 from experiments.benchmark.real_training import ContinuedRun
@@ -254,6 +255,19 @@ def test_pytorch_learns_from_given_weights(tiny, tmp_path, monkeypatch):
         assert np.abs(value - first[name]).max() == pytest.approx(1e-3, rel=0.01), name
     for name, value in weights.load(final).items():
         assert np.abs(value - first[name]).max() <= 25 * 1.5e-3, name
+
+
+def test_weights_are_judged_by_the_bound_that_the_net_is_trained_on(tiny, tmp_path):
+    """Of the same weights: that of 4 samples is tighter. Several weights count by their mean."""
+    given = weights.named(some_params(tiny("relu").vae))
+    shifts = {"low": -0.25, "high": 0.25, "mean": 0.0}
+    paths = {name: str(tmp_path / f"{name}.npz") for name in shifts}
+    for name, shift in shifts.items():
+        weights.save(paths[name], {key: value + np.float32(shift) for key, value in given.items()})
+    one, four = (Judge(name, **WHERE) for name in ("relu", "iwae"))
+    loose, tight = (judge.bound([paths["mean"]])["value"] for judge in (one, four))
+    assert loose < tight < 0
+    assert one.bound([paths["low"], paths["high"]])["value"] == pytest.approx(loose, rel=1e-5)
 
 
 def test_binary_images_are_drawn_with_the_pixels_as_probabilities():

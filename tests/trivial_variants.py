@@ -29,7 +29,7 @@ class Trivial:
     def write_initial(self, path, seed):
         return None
 
-    def elbo(self, paths):
+    def bound(self, paths):
         return {"value": -100.0, "standard_error": 0.5}
 
     def refuse(self):

@@ -13,16 +13,21 @@ BATCH_SIZE = 500
 
 
 class Judge:
-    """Gives a net's first weights, and the test ELBO of the mean of any others.
+    """Gives a net's first weights, and the test bound of the mean of any others.
 
-    All weights meet the same binary images and the same draws of q, so that their difference is
-    that of the weights.
+    The bound is the one that the net is trained on, the ELBO or that of K samples. All weights meet
+    the same binary images and the same draws of q, so that their difference is that of the weights.
     """
 
     def __init__(self, net: str, **where: Any) -> None:
         self._setting = make_setting(net, **where)
         self._mesh = make_mesh(self._setting.devices[:1])
-        score = make_score(self._setting.vae, prepare=self._setting.preprocessing.prepare)
+        self._num_samples = self._setting.net.num_samples
+        score = make_score(
+            self._setting.vae,
+            prepare=self._setting.preprocessing.prepare,
+            num_samples=self._num_samples if self._num_samples > 1 else 0,
+        )
         self._score = make_map(score, self._mesh)
         self._like = self._setting.initial_params()
         self.about: dict[str, Any] = {}
@@ -31,8 +36,8 @@ class Judge:
         """Write the weights that a training run of a seed starts from."""
         weights.save(path, weights.named(self._setting.initial_params(seed)))
 
-    def elbo(self, paths: list[str]) -> dict[str, float]:
-        """Mean test ELBO of the mean of the weights in files, and its standard error, in nats."""
+    def bound(self, paths: list[str]) -> dict[str, float]:
+        """Mean test bound of the mean of the weights in files, and its standard error, in nats."""
         params = weights.as_tree(weights.mean([weights.load(path) for path in paths]), self._like)
         scores = over_dataset(
             self._score,
@@ -42,4 +47,5 @@ class Judge:
             mesh=self._mesh,
             batch_size=BATCH_SIZE,
         )
-        return estimate(scores.elbo)._asdict()
+        bound = scores.elbo if self._num_samples == 1 else scores.log_likelihood_bound
+        return estimate(bound)._asdict()
