@@ -49,6 +49,7 @@ def test_variants_agree_when_they_are_near_the_median_of_all():
     )
     assert [found[name].get("agrees") for name in "xyzw"] == [True, True, True, None]
     assert [found[name]["difference"] for name in "xyz"] == pytest.approx([0.4, -0.4, 0.0])
+    assert [found[name]["bound"] for name in "xyz"] == [-99.0, -99.4, -99.0]
     assert not with_differences({"x": {"bounds": [-1.0]}, "y": {"bounds": [-2.1]}})["x"]["agrees"]
 
 

@@ -228,7 +228,7 @@ def test_a_pipe_is_refused_and_not_waited_for(form, tmp_path):
 @pytest.mark.parametrize("shape", ["(" + "9" * 30 + ", 2)", "(", "[" * 5000])
 def test_headers_that_numpy_does_not_expect_are_refused(shape, tmp_path):
     """OverflowError, tokenize's own error, MemoryError."""
-    header = "{'descr': '<f4', 'fortran_order': False, 'shape': %s}\n" % shape  # noqa: UP031
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + "}\n"
     length = len(header).to_bytes(2, "little")
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + length + header.encode())
     with pytest.raises(ValueError, match=r"a.npy must be a whole .npy file of plain arrays"):

@@ -22,11 +22,11 @@ class Judge:
     def __init__(self, net: str, **where: Any) -> None:
         self._setting = make_setting(net, **where)
         self._mesh = make_mesh(self._setting.devices[:1])
-        self._num_samples = self._setting.net.num_samples
+        num_samples = self._setting.net.num_samples
         score = make_score(
             self._setting.vae,
             prepare=self._setting.preprocessing.prepare,
-            num_samples=self._num_samples if self._num_samples > 1 else 0,
+            num_samples=num_samples if num_samples > 1 else 0,
         )
         self._score = make_map(score, self._mesh)
         self._like = self._setting.initial_params()
@@ -47,5 +47,5 @@ class Judge:
             mesh=self._mesh,
             batch_size=BATCH_SIZE,
         )
-        bound = scores.elbo if self._num_samples == 1 else scores.log_likelihood_bound
-        return estimate(bound)._asdict()
+        many = scores.log_likelihood_bound
+        return estimate(scores.elbo if many is None else many)._asdict()
