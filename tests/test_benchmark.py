@@ -270,3 +270,12 @@ def test_a_training_command_that_ends_before_its_first_step_is_said(tmp_path):
 def test_flags_that_mean_nothing_are_refused(command, config, message):
     with pytest.raises(Refused, match=message):
         command(config)
+
+
+@pytest.mark.parametrize("config", __main__.COMMANDS)
+def test_data_that_are_not_there_are_refused_before_anything_is_measured(config, tmp_path, capsys):
+    flags = {"dataset": f"npz:{tmp_path / 'none.npz'}", "accelerator": "cpu"}
+    with pytest.raises(Refused, match=r"there is no .*none.npz. Correct the path.$"):
+        __main__.COMMANDS[config](config(output=tmp_path / "benchmarks", **flags))
+    assert not any(tmp_path.iterdir())
+    assert not any(capsys.readouterr())

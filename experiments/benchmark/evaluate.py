@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> None:
     with command.refusing():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
-    machine = ask_once(Variant("jax", f"{MODULE}.setting:Machine", where))
+    machine = ask_once(Variant("start", f"{MODULE}.setting:Machine", where | config.data()))
     arguments = {"net": config.net, **where, **config.data()}
     found: dict[int, Comparison] = {}
     agreements: dict[int, dict[str, float] | None] = {}

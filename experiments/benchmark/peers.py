@@ -61,7 +61,7 @@ def peers(config: PeersConfig) -> None:
     with command.refusing():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": 1}
-    machine = ask_once(Variant("jax", f"{MODULE}.setting:Machine", where))
+    machine = ask_once(Variant("start", f"{MODULE}.setting:Machine", where | config.data()))
     found: dict[str, Comparison] = {}
     learned: dict[str, dict[str, Any]] = {name: {} for name in config.nets}
     try:

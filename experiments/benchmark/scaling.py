@@ -92,7 +92,7 @@ def scaling(config: ScalingConfig) -> None:
     where: dict[str, Any] = {"accelerator": config.accelerator, "num_devices": config.num_devices}
     if shares_hosts:
         where["processes"] = _fields(config.processes)
-    about = Variant("jax", f"{MODULE}.setting:Machine", where)
+    about = Variant("start", f"{MODULE}.setting:Machine", where | config.data())
     machine = {} if shares_hosts else ask_once(about)
     with Workers(one_process=shares_hosts or machine["platform"] == "tpu") as workers:
         if shares_hosts:

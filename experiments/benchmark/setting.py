@@ -67,11 +67,16 @@ def make_setting(
     if native_convolutions:
         exchanged.use()
     config = NETS[net].config(dataset=dataset, manual_dir=manual_dir, **flags)
-    data, preprocessing = load_data(config)
-    check_images(data.train)
+    data, preprocessing = _data(config)
     made = recipe(config, data.train.shape[1:])
     vae = initial_vae(made, config, preprocessing, data.train)
     return Setting(NETS[net], config, devices, data, preprocessing, vae)
+
+
+def _data(config: TrainConfig) -> tuple[Dataset, Preprocessing]:
+    data, preprocessing = load_data(config)
+    check_images(data.train)
+    return data, preprocessing
 
 
 def start_devices(
@@ -93,12 +98,22 @@ def start_devices(
 
 
 class Machine:
-    """What jax finds, and the versions of what the numbers depend on."""
+    """What jax finds, and the versions of what the numbers depend on.
+
+    Made before anything is measured: no such device, or data that the nets are not for, end the
+    benchmark here, in one line.
+    """
 
     def __init__(
-        self, accelerator: Any, num_devices: int | None, processes: dict[str, Any] | None = None
+        self,
+        accelerator: Any,
+        num_devices: int | None,
+        dataset: str,
+        manual_dir: str | None,
+        processes: dict[str, Any] | None = None,
     ) -> None:
         devices = start_devices(accelerator, num_devices, processes)
+        _data(TrainConfig(dataset=dataset, manual_dir=manual_dir))
         self.about = {
             "devices": accelerators.describe(devices),
             "platform": devices[0].platform,

@@ -66,7 +66,9 @@ def startup(config: StartupConfig) -> None:
     with command.refusing():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
-    machine = ask_once(Variant("jax", "experiments.benchmark.setting:Machine", where))
+    machine = ask_once(
+        Variant("start", "experiments.benchmark.setting:Machine", where | config.data())
+    )
     with tempfile.TemporaryDirectory(prefix="jaxvae-benchmark-") as folder:
         imports = interleaved(IMPORTS, config.rounds, _import, lambda text: say(f"imports, {text}"))
         commands: dict[str, Rounds] = {

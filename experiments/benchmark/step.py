@@ -51,7 +51,9 @@ def step(config: StepConfig) -> None:
     with command.refusing():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
-    machine = ask_once(Variant("jax", "experiments.benchmark.setting:Machine", where))
+    machine = ask_once(
+        Variant("start", "experiments.benchmark.setting:Machine", where | config.data())
+    )
     found: dict[str, Comparison] = {}
     rows: list[list[str]] = []
     for name in config.nets:
