@@ -54,6 +54,7 @@ from jaxvae.regularizers import (
     total_correlation,
 )
 from jaxvae.state import TrainState, init_state
+from jaxvae.trainable import trainable
 from jaxvae.training import make_train_step
 from jaxvae.vae import VAE, conv_vae, mlp_vae
 
@@ -107,6 +108,7 @@ __all__ = [  # in the order in which data flow through them
     "mmd",
     "density_ratio",
     # training and evaluation
+    "trainable",
     "TrainState",
     "init_state",
     "make_train_step",
