@@ -18,6 +18,8 @@ from experiments.config import TrainConfig, require
 from experiments.datasets.preprocessing import Preprocessing
 from experiments.memory import require_room
 from jaxvae import regularizers
+from jaxvae.evaluation import make_score
+from jaxvae.leaves import is_trained
 from jaxvae.recipes import build
 from jaxvae.regularizers import Regularizer
 from jaxvae.training import Objective
@@ -88,10 +90,10 @@ def initial_vae(
 
 
 def _own_vae(function: str, arguments: dict[str, Any]) -> VAE:
-    """What a function of one's own makes of its arguments.
+    """The `jaxvae.trainable` VAE that a function of the user's makes of its arguments.
 
     Raises:
-        ValueError: it raises, or what it returns is no VAE.
+        ValueError: the function raises, its result is no VAE, or that has no parameters to train.
     """
     named = ", ".join(arguments) or "nothing"
     what = f"--model={function} must return a jaxvae.VAE when called with {named}"
@@ -102,7 +104,43 @@ def _own_vae(function: str, arguments: dict[str, Any]) -> VAE:
         raise ValueError(f"{what}; it gave: {reason}. Correct it.") from error
     if not isinstance(vae, VAE):
         raise ValueError(f"{what}; it returned {str(vae)[:60]}. Correct it.")
+    try:
+        vae = jaxvae.trainable(vae)
+        params = jax.eval_shape(vae.init, jax.random.key(0))
+    except Exception as error:  # so may `init` of it
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"--model={function}: init must return its parameters; {reason}"
+        ) from error
+    if not any(map(is_trained, jax.tree.leaves(params))):
+        raise ValueError(
+            f"--model={function} has no parameters to train: init must return at least one array "
+            "of floating point numbers. Make a number that is to be trained an array."
+        )
     return vae
+
+
+def trace_what_follows(
+    vae: VAE, params: Any, prepare: Callable[..., jax.Array], examples: np.ndarray
+) -> None:
+    """Trace what evaluation and pictures need of a user's model, before it trains.
+
+    Args:
+        vae: the model.
+        params: arrays, or shapes of them.
+        prepare: of the data.
+        examples: [1, ...] as they are stored.
+
+    Raises:
+        Exception: whatever a method of the model's distributions raises, or lacks.
+    """
+
+    def of_one(params: Any, key: jax.Array, stored: jax.Array) -> Any:
+        scores = make_score(vae, prepare=prepare, num_samples=1)(params, key, stored)
+        return scores, vae.decode(params, vae.prior(params).sample(key)).mean()
+
+    example = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
+    jax.eval_shape(of_one, params, jax.random.key(0), example)
 
 
 def rows_at_once(config: TrainConfig, platform: str) -> int | None:

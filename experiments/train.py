@@ -21,7 +21,7 @@ def train(config: TrainConfig) -> int:
 
 def _train(config: TrainConfig) -> int:
     started = time.perf_counter()
-    with command.refusing():
+    with command.refusing(config.model):
         config.check()
         require_packages("matplotlib", "PIL", *(["tensorboardX"] if config.tensorboard else []))
         from experiments import accelerators, compilation_cache

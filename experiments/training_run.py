@@ -19,7 +19,13 @@ from experiments.compilation_cache import give_back_memory
 from experiments.config import TrainConfig, refuse_other_run
 from experiments.journal import Journal
 from experiments.learning import Learning
-from experiments.model import evaluated_at_once, initial_vae, recipe
+from experiments.model import (
+    SHIPPED,
+    evaluated_at_once,
+    initial_vae,
+    recipe,
+    trace_what_follows,
+)
 from experiments.results import validation_row
 from experiments.run_folder import agree_on_data, load_data, read_own_config
 from experiments.run_lock import RunLock
@@ -27,6 +33,7 @@ from experiments.saved_flags import to_json
 from experiments.saving import Saving
 from experiments.stopping import StopRequest
 from jaxvae.evaluation import make_score, over_dataset
+from jaxvae.leaves import is_trained
 from jaxvae.parallel import (
     check_divisible,
     compile_in_background,
@@ -196,6 +203,9 @@ class TrainingRun:
             jax.ShapeDtypeStruct(shape, rows.dtype),
             jax.ShapeDtypeStruct((), np.int32),
         )
+        if self.recipe["function"] not in SHIPPED.values():
+            params, prepare = self._learning.state_shapes.params, self.preprocessing.prepare
+            trace_what_follows(self.vae, params, prepare, rows[:1])
         score = make_score(self.vae, prepare=self.preprocessing.prepare)
         self._score = make_map(score, self.mesh, evaluated_at_once(self.config))
         # Simulated devices may wait for each other for ever with two dispatches in flight; a GPU
@@ -225,7 +235,7 @@ class TrainingRun:
 
     def _introduce(self, display: run_log.Display) -> None:
         config = self.config
-        size = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
+        size = sum(leaf.size for leaf in jax.tree.leaves(self._state.params) if is_trained(leaf))
         display.message(self.dataset.about)
         display.message(
             f"{config.model}, {size:,} parameters, {config.objective}, "

@@ -130,7 +130,9 @@ def _check(params: Params) -> None:
             remedy = "Make it two real arrays"
         else:
             continue
-        raise TypeError(f"parameter {path_of(path)} is {_kind(leaf)}, which has no update. {remedy}.")
+        raise TypeError(
+            f"parameter {path_of(path)} is {_kind(leaf)}, which has no update. {remedy}."
+        )
 
 
 def _split(params: Params) -> tuple[Any, Any]:
