@@ -27,8 +27,10 @@ LARGEST = 3.4e38
 MAY_CHANGE = frozenset(
     {"run", "accelerator", "num_devices", "num_steps", "num_epochs", "eval_samples"}
     | {"manual_dir", "data_dir", "tensorboard", "quiet", "processes", "compilation_cache"}
+    | {"decay_steps", "schedule_start"}
 )
-"""Flags that may differ when a run is continued: they do not change what is learned per step."""
+"""Flags that may differ when a run is continued: they do not change what is learned per step, or
+they are given to change it from there on."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,11 @@ class TrainConfig:
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     decay_steps: int | None = None
-    """Where cosine and linear end. Default: the steps that the run was started with."""
+    """Step at which cosine and linear end. Default: the steps that the run was started with. Give
+    it to continue a run past that step: the learning rate then falls to 0 there instead."""
+    schedule_start: int | None = None
+    """Step at which warm-up and schedule start anew, one that the run has come to; with
+    --decay-steps, where they then end. Default: 0, or what the run was continued with."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices and kernels (adamw only)."""
     gradient_clip: float | None = None
@@ -216,7 +222,7 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         at_least_zero = (
             "beta_warmup_steps warmup_steps weight_decay beta seed free_bits capacity "
-            "capacity_steps regularizer_weight"
+            "capacity_steps regularizer_weight schedule_start"
         )
         for name in at_least_zero.split():
             value = getattr(self, name)
@@ -255,6 +261,12 @@ class TrainConfig:
             raise ValueError("--capacity-steps goes with --capacity.")
         if self.beta_schedule != "linear" and not self.beta_warmup_steps:
             raise ValueError("--beta-schedule goes with --beta-warmup-steps.")
+        start, end = self.schedule_start or 0, self.decay_steps
+        if start and self.schedule != "constant" and end is not None and end <= start:
+            raise ValueError(
+                f"--decay-steps must be above --schedule-start={start}, where the schedule starts "
+                f"anew, got {end}. Give the step at which the learning rate is to reach 0."
+            )
         if self.regularizer_weight != 1 and self.regularizer == "none":
             raise ValueError("--regularizer-weight goes with --regularizer.")
         if self.deterministic_reduction:
@@ -292,6 +304,16 @@ GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "weight_decay": ("optimizer", ("adamw",)),
 }
 """Flags that mean something with some values of another flag only."""
+
+
+def continued(config: TrainConfig, saved: TrainConfig) -> TrainConfig:
+    """The flags with which a run continues: its schedule stays, unless a flag says otherwise."""
+    stays = {
+        name: getattr(saved, name)
+        for name in ("decay_steps", "schedule_start")
+        if getattr(config, name) is None
+    }
+    return dataclasses.replace(config, **stays)
 
 
 def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:

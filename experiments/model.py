@@ -251,14 +251,18 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
     updates = lambda steps: -(-steps // config.accumulate_steps)  # what the schedules count
     decay_steps = updates(config.decay_steps or num_steps)
     peak, warmup = config.learning_rate, updates(config.warmup_steps)
+    start = updates(config.schedule_start or 0)
+    length = max(decay_steps - start - warmup, 1)
     after = {
         "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, max(decay_steps - warmup, 1)),
-        "linear": optax.linear_schedule(peak, 0.0, max(decay_steps - warmup, 1)),
+        "cosine": optax.cosine_decay_schedule(peak, length),
+        "linear": optax.linear_schedule(peak, 0.0, length),
     }[config.schedule]
     rate = after
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    if start:
+        rate = _shifted(rate, start)
     matrices = lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params)
     optimizer = {
         "adam": lambda: optax.adam(rate),
@@ -272,6 +276,36 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
         steps = optax.MultiSteps(optimizer, config.accumulate_steps)
         return steps.gradient_transformation()
     return optimizer
+
+
+def ended_schedule(config: TrainConfig, step: int, num_steps: int) -> str | None:
+    """A warning where steps that are still to be trained have learning rate 0; else None.
+
+    No other schedule ends at 0: beta and capacity stay at the values that their flags name.
+
+    Args:
+        config: the flags.
+        step: steps done.
+        num_steps: where the run ends.
+    """
+    end = config.decay_steps
+    if config.schedule == "constant" or end is None or max(step, end) >= num_steps:
+        return None
+    anew = f"; --schedule-start={step} --decay-steps={num_steps} starts it anew at step {step:,}"
+    return (
+        f"warning: the learning rate is 0 from step {end:,} on, where --schedule={config.schedule} "
+        f"ends: steps {max(step, end) + 1:,} to {num_steps:,} change no parameter. "
+        f"--decay-steps={num_steps} plans its fall to end at step {num_steps:,} instead"
+        f"{anew if step else ''}."
+    )
+
+
+def _shifted(schedule: optax.Schedule, start: int) -> optax.Schedule:
+    """A schedule that begins at update `start`; before, it is as at its beginning.
+
+    The optimizer's count may still be below `start` there: skipped steps are no updates.
+    """
+    return lambda count: schedule(jnp.maximum(count - start, 0))
 
 
 def _is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:

@@ -9,6 +9,7 @@ import time
 
 from experiments import command
 from experiments.config import TrainConfig
+from experiments.continuing import flags_of_run
 from experiments.packages import require_packages
 from experiments.processes import agree_on_flags, one_of
 
@@ -39,6 +40,8 @@ def _train(config: TrainConfig) -> int:
 
         run = TrainingRun(config, devices, started)
     with run:
+        with command.refusing():
+            run.check_schedule()
         code = run.to_the_end()
         if code == 0:
             try:
@@ -54,4 +57,4 @@ def _train(config: TrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    command.main(TrainConfig, train)
+    command.main(TrainConfig, train, flags_of_run)

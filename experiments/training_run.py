@@ -16,11 +16,12 @@ from experiments.accelerators import describe
 from experiments.batches import Batches
 from experiments.chunks import Chunk, Chunks, Unread, fits
 from experiments.compilation_cache import give_back_memory
-from experiments.config import TrainConfig, refuse_other_run
+from experiments.config import TrainConfig, continued, refuse_other_run, require
 from experiments.journal import Journal
 from experiments.learning import Learning
 from experiments.model import (
     SHIPPED,
+    ended_schedule,
     evaluated_at_once,
     initial_vae,
     recipe,
@@ -84,8 +85,7 @@ class TrainingRun:
         saved = read_own_config(config)
         with together():
             if saved is not None:
-                if config.decay_steps is None:
-                    config = dataclasses.replace(config, decay_steps=saved.decay_steps)
+                config = continued(config, saved)
                 refuse_other_run(config, saved)
             check_divisible(config.batch_size, len(devices))
             self.dataset, self.preprocessing = load_data(config)
@@ -141,6 +141,15 @@ class TrainingRun:
             stack.callback(self._lock.close, error)
             stack.callback(self.checkpoints.close)
             stack.callback(self._journal.close)
+
+    def check_schedule(self) -> None:
+        """Reject a schedule that starts anew after the step that the run has come to.
+
+        Raises:
+            ValueError: in one line that names the flag.
+        """
+        start = self.config.schedule_start or 0
+        require(start <= self.step, "schedule_start", start, f"at most {self.step}, where it is")
 
     def to_the_end(self) -> int:
         """Train until `num_steps`; returns 0, or the exit code of what stopped it before."""
@@ -243,6 +252,8 @@ class TrainingRun:
         )
         for line in self._set_aside:
             display.message(line)
+        if (warning := ended_schedule(config, self.step, self.num_steps)) is not None:
+            self._say(display, warning)
         if self.step or self._lock.cut_short:
             display.message(f"Continuing from step {self.step:,}. {self._lock.cut_short}".strip())
 

@@ -116,3 +116,15 @@ __all__ = [  # in the order in which data flow through them
     "make_chunk_step",
     "log_likelihood",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up when it is asked for: the metadata cost more than the import."""
+    if name != "__version__":
+        raise AttributeError(f"module 'jaxvae' has no attribute {name!r}")
+    from importlib import metadata
+
+    try:
+        return metadata.version("jaxvae")
+    except metadata.PackageNotFoundError:  # a clone that is not installed
+        return "0+unknown"

@@ -42,10 +42,10 @@ def check_draws(what: str, q: Any) -> None:
     sample = getattr(q, "sample", None)
     if callable(sample) and _key_is_enough(sample):
         return
+    has = f"sample{inspect.signature(sample)}" if callable(sample) else "no sample"
     raise TypeError(
-        f"{what} must have sample(key); got {_described(q)}, which has "
-        f"{_signature(sample) if callable(sample) else 'no sample'}. For a distribution of distrax, "
-        "TFP or numpyro, pass jaxvae.adapt(...) of it."
+        f"{what} must have sample(key); got {_described(q)}, which has {has}. For a distribution "
+        "of distrax, TFP or numpyro, pass jaxvae.adapt(...) of it."
     )
 
 
@@ -85,10 +85,6 @@ def _key_is_enough(method: Any) -> bool:
     except ValueError:  # it does not tell its arguments
         return True
     return "seed" not in signature.parameters
-
-
-def _signature(method: Any) -> str:
-    return f"sample{inspect.signature(method)}"
 
 
 def _described(value: Any) -> str:
