@@ -91,15 +91,16 @@ def main(
     sys.unraisablehook = _unless_of_a_closed_loop
     # Of every command, and of no run: config.json has the fields of `flags`.
     arguments = [argument for argument in sys.argv[1:] if argument != SHOW_TRACEBACK]
+    about = inspect.getdoc(flags) if isinstance(flags, type) else ""  # not of a union's own type
     try:
         with refusing():
             before = default(arguments)
         parsed = tyro.cli(
             flags,
             prog=f"python -m experiments.{command.__name__}",
-            description=f"{inspect.getdoc(flags)}\n\n{SHOW_TRACEBACK}: {TRACEBACK_HELP}",
+            description=f"{about}\n\n{SHOW_TRACEBACK}: {TRACEBACK_HELP}",
             args=arguments,
-            default=before,
+            default=tyro.MISSING_NONPROP if before is None else before,
             config=(tyro.conf.OmitArgPrefixes,),
         )
         with _describing(getattr(parsed, "model", None) or ""):

@@ -42,7 +42,8 @@ class TrainConfig:
     """
 
     run: Path | None = None
-    """Folder of the run. Default: runs/DATASET-MODEL."""
+    """Folder of the run. Default: runs/DATASET-MODEL. Of a run that is there, flags that are not
+    given are the run's own, but for those of the machine: --run=RUN alone continues it."""
     dataset: str = "mnist_small"
     """mnist_small (ships with the code), mnist, fashion_mnist, kmnist, tfds:NAME, npz:PATH,
     npy:PATH or folder:PATH (your own data; a folder of .npy files stays on disk)."""
@@ -54,7 +55,8 @@ class TrainConfig:
     """Training examples kept apart as the validation split. Default: the data set's own."""
 
     model: str = "mlp"
-    """mlp, conv, or package.module:function, a function of yours that returns a jaxvae.VAE."""
+    """mlp, conv, or package.module:function, a function of yours that returns a jaxvae.VAE. Its
+    parameters may be any pytree, such as an Equinox module: floating point arrays are trained."""
     latent_dim: int = 32
     """Number of latents."""
     hidden: tuple[int, ...] | None = None

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments import saved_flags
 from experiments.config import TrainConfig
@@ -33,7 +34,7 @@ def flags_of_run(arguments: Sequence[str]) -> TrainConfig | None:
     if values is None:
         return None
     saved = saved_flags.from_json(values, Path(run) / CONFIG)
-    replaced: dict[str, object] = {name: _default(name) for name in OF_THE_MACHINE}
+    replaced: dict[str, Any] = {name: _default(name) for name in OF_THE_MACHINE}
     replaced["run"] = Path(run)
     if ":" in saved.model:
         if _value(arguments, "model") is None:
@@ -47,7 +48,7 @@ def flags_of_run(arguments: Sequence[str]) -> TrainConfig | None:
     return dataclasses.replace(saved, **replaced)
 
 
-def _default(name: str) -> object:
+def _default(name: str) -> Any:
     return getattr(TrainConfig(), name)
 
 

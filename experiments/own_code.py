@@ -12,33 +12,34 @@ LONGEST = 400
 """Characters of an error's text that are shown: those of jax fill pages."""
 
 
-def place(error: BaseException, model: str = "") -> str:
-    """File, line and function of the innermost frame of the user's own code; "" if there is none.
+def described(error: Exception, model: str = "") -> str | None:
+    """One line about an error that a user's own code raised, or led to; None of any other error.
 
     Args:
         error: as it was caught. Frames outside the `with` or `try` that caught it do not count.
         model: --model: its package is the user's own, also where it is installed.
     """
     package = model.partition(":")[0].partition(".")[0]
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            if _is_own(frame.filename, package):
-                return f"{frame.filename}, line {frame.lineno}, in {frame.name}"
-        cause = cause.__cause__ or cause.__context__
-    return ""
-
-
-def described(error: BaseException, model: str = "") -> str | None:
-    """One line about an error that a user's own code raised; None of any other error."""
-    where = place(error, model)
-    if not where:
-        return None
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = " ".join(str(error).split())
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-    return f"{text} (in your code: {where}; --traceback shows all)"
+    if where := _place(error, package):
+        named = f"--model={model}: " if ":" in model else ""
+        what = f"{type(error).__name__}: {text}".rstrip(".: ")
+        return f"{named}your code at {where} gave: {what}. Correct it; --traceback shows all."
+    cause: BaseException | None = error.__cause__ or error.__context__
+    while cause is not None:
+        if where := _place(cause, package):
+            return f"{text} It comes from your code at {where}; --traceback shows all."
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _place(error: BaseException, package: str) -> str:
+    """File, line and function of the innermost frame of the user's own code; "" if none is."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_own(frame.filename, package):
+            return f"{frame.filename}, line {frame.lineno}, in {frame.name},"
+    return ""
 
 
 def _is_own(file: str, package: str) -> bool:

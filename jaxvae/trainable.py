@@ -123,10 +123,9 @@ def check_stored(params: Params, *, averaging: bool) -> None:
 
 def _check(params: Params) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = getattr(leaf, "dtype", None)
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.extended):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
             remedy = "Keep jax.random.key_data(key) in the parameters, and wrap it where it is used"
-        elif is_array(leaf) and jnp.issubdtype(dtype, jnp.complexfloating):
+        elif is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             remedy = "Make it two real arrays"
         else:
             continue
