@@ -51,15 +51,15 @@ def _main(monkeypatch, *arguments):
     return end.value.code
 
 
-def _rates(config, num_updates, start=0):
+def _rates(config, num_updates):
     """The learning rates of plain SGD's updates, read off its steps on a gradient of 1."""
     optimizer = make_optimizer(dataclasses.replace(config, optimizer="sgd"), config.num_steps)
-    state = optimizer.init(jnp.zeros(()))
-    rates = []
-    for _ in range(num_updates):
+
+    def one(state, _):
         update, state = optimizer.update(jnp.ones(()), state)
-        rates.append(-float(update))
-    return np.array(rates[start:])
+        return state, -update
+
+    return np.asarray(jax.lax.scan(one, optimizer.init(jnp.zeros(())), None, num_updates)[1])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

@@ -137,6 +137,18 @@ def test_any_kind_of_error_names_the_innermost_line_of_own_code(
     assert f"mine.py, line {_line_of(source, mistake)}, in encode, gave: " in errors
 
 
+def test_the_line_is_where_own_code_failed_and_not_where_it_was_called(
+    data, tmp_path, monkeypatch, capsys
+):
+    calls = "return (lambda: helper(x))()"
+    source = _write(tmp_path, monkeypatch, encode=calls)
+    source += "\ndef helper(x):\n    return jnp.ones(3) @ x\n"
+    (tmp_path / "mine.py").write_text(source)
+    code, errors = _main(monkeypatch, capsys, *_flags(data, tmp_path / "run"))
+    assert code == 2
+    assert f"mine.py, line {_line_of(source, 'jnp.ones(3) @ x')}, in helper, gave: " in errors
+
+
 def test_traceback_flag_shows_every_frame_and_the_line_last(data, tmp_path, monkeypatch, capsys):
     _write(tmp_path, monkeypatch, encode='{}["absent"]')
     flags = _flags(data, tmp_path / "run", "--traceback")
@@ -269,7 +281,7 @@ BOUNDS = {
     "miwae": lambda *a, **k: jaxvae.miwae(*a, num_samples=2, num_groups=1, **k),
     "piwae": lambda *a, **k: jaxvae.piwae(*a, num_samples=2, num_groups=1, **k),
     "ciwae": lambda *a, **k: jaxvae.ciwae(*a, num_samples=2, **k),
-    "renyi": lambda *a, **k: jaxvae.renyi(*a, num_samples=2, **k),
+    "renyi": lambda *a, **k: jaxvae.renyi(*a, num_samples=2, alpha=0.5, **k),
     "tvo": lambda *a, **k: jaxvae.tvo(*a, num_samples=2, num_intervals=2, **k),
     "log_likelihood": lambda *a, **k: jaxvae.log_likelihood(*a, num_samples=2, **k),
 }
