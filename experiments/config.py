@@ -264,11 +264,8 @@ class TrainConfig:
         if self.beta_schedule != "linear" and not self.beta_warmup_steps:
             raise ValueError("--beta-schedule goes with --beta-warmup-steps.")
         start, end = self.schedule_start or 0, self.decay_steps
-        if start and self.schedule != "constant" and end is not None and end <= start:
-            raise ValueError(
-                f"--decay-steps must be above --schedule-start={start}, where the schedule starts "
-                f"anew, got {end}. Give the step at which the learning rate is to reach 0."
-            )
+        ends_later = self.schedule == "constant" or end is None or end > start
+        require(ends_later, "decay_steps", end, f"above --schedule-start={start}")
         if self.regularizer_weight != 1 and self.regularizer == "none":
             raise ValueError("--regularizer-weight goes with --regularizer.")
         if self.deterministic_reduction:
@@ -306,36 +303,6 @@ GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "weight_decay": ("optimizer", ("adamw",)),
 }
 """Flags that mean something with some values of another flag only."""
-
-
-def continued(config: TrainConfig, saved: TrainConfig) -> TrainConfig:
-    """The flags with which a run continues: its schedule stays, unless a flag says otherwise."""
-    stays = {
-        name: getattr(saved, name)
-        for name in ("decay_steps", "schedule_start")
-        if getattr(config, name) is None
-    }
-    return dataclasses.replace(config, **stays)
-
-
-def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
-    """Refuse to continue a run with flags that would make it another one.
-
-    Raises:
-        ValueError: it names every flag that differs.
-    """
-    differences = [
-        f"--{field.name.replace('_', '-')} is {getattr(config, field.name)} now and "
-        f"{getattr(saved, field.name)} there"
-        for field in dataclasses.fields(TrainConfig)
-        if field.name not in MAY_CHANGE
-        and getattr(config, field.name) != getattr(saved, field.name)
-    ]
-    if differences:
-        raise ValueError(
-            f"{config.folder} holds another run: {'; '.join(differences)}. Give the flags it was "
-            "started with, or another folder with --run."
-        )
 
 
 def require(holds: bool, name: str, value: object, what: str) -> None:

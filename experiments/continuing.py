@@ -1,4 +1,4 @@
-"""The flags of a run as defaults of the command line that continues it."""
+"""The flags with which a run continues: those of its folder, and those that may change."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import saved_flags
-from experiments.config import TrainConfig
+from experiments.config import MAY_CHANGE, TrainConfig, require
 
 CONFIG = "config.json"
 OF_THE_MACHINE = (
@@ -61,3 +61,65 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
         if name in spellings:
             found = value if equals else next(iter(arguments[i + 1 : i + 2]), None)
     return found
+
+
+def continued(config: TrainConfig, saved: TrainConfig) -> TrainConfig:
+    """The flags with which a run continues: its schedule stays, unless a flag says otherwise."""
+    stays = {
+        name: getattr(saved, name)
+        for name in ("decay_steps", "schedule_start")
+        if getattr(config, name) is None
+    }
+    return dataclasses.replace(config, **stays)
+
+
+def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
+    """Refuse to continue a run with flags that would make it another one.
+
+    Raises:
+        ValueError: it names every flag that differs.
+    """
+    differences = [
+        f"--{field.name.replace('_', '-')} is {getattr(config, field.name)} now and "
+        f"{getattr(saved, field.name)} there"
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in MAY_CHANGE
+        and getattr(config, field.name) != getattr(saved, field.name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{config.folder} holds another run: {'; '.join(differences)}. Give the flags it was "
+            "started with, or another folder with --run."
+        )
+
+
+def check_schedule(config: TrainConfig, step: int) -> None:
+    """Reject a schedule that starts anew after the step that the run has come to.
+
+    Raises:
+        ValueError: in one line that names the flag.
+    """
+    start = config.schedule_start or 0
+    require(start <= step, "schedule_start", start, f"at most {step}, where the run is")
+
+
+def ended_schedule(config: TrainConfig, step: int, num_steps: int) -> str | None:
+    """A warning where steps that are still to be trained have learning rate 0; else None.
+
+    No other schedule ends at 0: beta and capacity stay at the values that their flags name.
+
+    Args:
+        config: the flags.
+        step: steps done.
+        num_steps: where the run ends.
+    """
+    end = config.decay_steps
+    if config.schedule == "constant" or end is None or max(step, end) >= num_steps:
+        return None
+    anew = f"; --schedule-start={step} --decay-steps={num_steps} starts it anew at step {step:,}"
+    return (
+        f"warning: the learning rate is 0 from step {end:,} on, where --schedule={config.schedule} "
+        f"ends: steps {max(step, end) + 1:,} to {num_steps:,} change no parameter. "
+        f"--decay-steps={num_steps} plans its fall to end at step {num_steps:,} instead"
+        f"{anew if step else ''}."
+    )

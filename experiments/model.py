@@ -17,9 +17,8 @@ import jaxvae
 from experiments.config import TrainConfig, require
 from experiments.datasets.preprocessing import Preprocessing
 from experiments.memory import require_room
+from experiments.own_model import own_vae
 from jaxvae import regularizers
-from jaxvae.evaluation import make_score
-from jaxvae.leaves import is_trained
 from jaxvae.recipes import build
 from jaxvae.regularizers import Regularizer
 from jaxvae.training import Objective
@@ -86,61 +85,7 @@ def initial_vae(
     arguments = recipe["arguments"] | _accepted(function, start)
     if function in SHIPPED.values():
         return build(recipe | {"arguments": arguments})
-    return _own_vae(function, arguments)
-
-
-def _own_vae(function: str, arguments: dict[str, Any]) -> VAE:
-    """The `jaxvae.trainable` VAE that a function of the user's makes of its arguments.
-
-    Raises:
-        ValueError: the function raises, its result is no VAE, or that has no parameters to train.
-    """
-    named = ", ".join(arguments) or "nothing"
-    what = f"--model={function} must return a jaxvae.VAE when called with {named}"
-    try:
-        vae = build({"function": function, "arguments": arguments})
-    except Exception as error:  # anything, as it is not this project's
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{what}; it gave: {reason}. Correct it.") from error
-    if not isinstance(vae, VAE):
-        raise ValueError(f"{what}; it returned {str(vae)[:60]}. Correct it.")
-    try:
-        vae = jaxvae.trainable(vae)
-        params = jax.eval_shape(vae.init, jax.random.key(0))
-    except Exception as error:  # so may `init` of it
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"--model={function}: init must return its parameters; {reason}"
-        ) from error
-    if not any(map(is_trained, jax.tree.leaves(params))):
-        raise ValueError(
-            f"--model={function} has no parameters to train: init must return at least one array "
-            "of floating point numbers. Make a number that is to be trained an array."
-        )
-    return vae
-
-
-def trace_what_follows(
-    vae: VAE, params: Any, prepare: Callable[..., jax.Array], examples: np.ndarray
-) -> None:
-    """Trace what evaluation and pictures need of a user's model, before it trains.
-
-    Args:
-        vae: the model.
-        params: arrays, or shapes of them.
-        prepare: of the data.
-        examples: [1, ...] as they are stored.
-
-    Raises:
-        Exception: whatever a method of the model's distributions raises, or lacks.
-    """
-
-    def of_one(params: Any, key: jax.Array, stored: jax.Array) -> Any:
-        scores = make_score(vae, prepare=prepare, num_samples=1)(params, key, stored)
-        return scores, vae.decode(params, vae.prior(params).sample(key)).mean()
-
-    example = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
-    jax.eval_shape(of_one, params, jax.random.key(0), example)
+    return own_vae(function, arguments, preprocessing, train)
 
 
 def rows_at_once(config: TrainConfig, platform: str) -> int | None:
@@ -276,28 +221,6 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
         steps = optax.MultiSteps(optimizer, config.accumulate_steps)
         return steps.gradient_transformation()
     return optimizer
-
-
-def ended_schedule(config: TrainConfig, step: int, num_steps: int) -> str | None:
-    """A warning where steps that are still to be trained have learning rate 0; else None.
-
-    No other schedule ends at 0: beta and capacity stay at the values that their flags name.
-
-    Args:
-        config: the flags.
-        step: steps done.
-        num_steps: where the run ends.
-    """
-    end = config.decay_steps
-    if config.schedule == "constant" or end is None or max(step, end) >= num_steps:
-        return None
-    anew = f"; --schedule-start={step} --decay-steps={num_steps} starts it anew at step {step:,}"
-    return (
-        f"warning: the learning rate is 0 from step {end:,} on, where --schedule={config.schedule} "
-        f"ends: steps {max(step, end) + 1:,} to {num_steps:,} change no parameter. "
-        f"--decay-steps={num_steps} plans its fall to end at step {num_steps:,} instead"
-        f"{anew if step else ''}."
-    )
 
 
 def _shifted(schedule: optax.Schedule, start: int) -> optax.Schedule:

@@ -9,7 +9,7 @@ import time
 
 from experiments import command
 from experiments.config import TrainConfig
-from experiments.continuing import flags_of_run
+from experiments.continuing import check_schedule, ended_schedule, flags_of_run
 from experiments.packages import require_packages
 from experiments.processes import agree_on_flags, one_of
 
@@ -37,11 +37,15 @@ def _train(config: TrainConfig) -> int:
         agree_on_flags(config)
         from experiments.final_report import finish
         from experiments.training_run import TrainingRun
+        from jaxvae.processes import is_first
 
         run = TrainingRun(config, devices, started)
     with run:
         with command.refusing():
-            run.check_schedule()
+            check_schedule(run.config, run.step)
+        warning = ended_schedule(run.config, run.step, run.num_steps)
+        if warning is not None and is_first():
+            print(warning, file=sys.stderr)
         code = run.to_the_end()
         if code == 0:
             try:

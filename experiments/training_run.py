@@ -16,17 +16,11 @@ from experiments.accelerators import describe
 from experiments.batches import Batches
 from experiments.chunks import Chunk, Chunks, Unread, fits
 from experiments.compilation_cache import give_back_memory
-from experiments.config import TrainConfig, continued, refuse_other_run, require
+from experiments.config import TrainConfig
+from experiments.continuing import continued, refuse_other_run
 from experiments.journal import Journal
 from experiments.learning import Learning
-from experiments.model import (
-    SHIPPED,
-    ended_schedule,
-    evaluated_at_once,
-    initial_vae,
-    recipe,
-    trace_what_follows,
-)
+from experiments.model import evaluated_at_once, initial_vae, recipe
 from experiments.results import validation_row
 from experiments.run_folder import agree_on_data, load_data, read_own_config
 from experiments.run_lock import RunLock
@@ -34,7 +28,6 @@ from experiments.saved_flags import to_json
 from experiments.saving import Saving
 from experiments.stopping import StopRequest
 from jaxvae.evaluation import make_score, over_dataset
-from jaxvae.leaves import is_trained
 from jaxvae.parallel import (
     check_divisible,
     compile_in_background,
@@ -142,15 +135,6 @@ class TrainingRun:
             stack.callback(self.checkpoints.close)
             stack.callback(self._journal.close)
 
-    def check_schedule(self) -> None:
-        """Reject a schedule that starts anew after the step that the run has come to.
-
-        Raises:
-            ValueError: in one line that names the flag.
-        """
-        start = self.config.schedule_start or 0
-        require(start <= self.step, "schedule_start", start, f"at most {self.step}, where it is")
-
     def to_the_end(self) -> int:
         """Train until `num_steps`; returns 0, or the exit code of what stopped it before."""
         config = self.config
@@ -212,9 +196,6 @@ class TrainingRun:
             jax.ShapeDtypeStruct(shape, rows.dtype),
             jax.ShapeDtypeStruct((), np.int32),
         )
-        if self.recipe["function"] not in SHIPPED.values():
-            params, prepare = self._learning.state_shapes.params, self.preprocessing.prepare
-            trace_what_follows(self.vae, params, prepare, rows[:1])
         score = make_score(self.vae, prepare=self.preprocessing.prepare)
         self._score = make_map(score, self.mesh, evaluated_at_once(self.config))
         # Simulated devices may wait for each other for ever with two dispatches in flight; a GPU
@@ -244,7 +225,7 @@ class TrainingRun:
 
     def _introduce(self, display: run_log.Display) -> None:
         config = self.config
-        size = sum(leaf.size for leaf in jax.tree.leaves(self._state.params) if is_trained(leaf))
+        size = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
         display.message(self.dataset.about)
         display.message(
             f"{config.model}, {size:,} parameters, {config.objective}, "
@@ -252,8 +233,6 @@ class TrainingRun:
         )
         for line in self._set_aside:
             display.message(line)
-        if (warning := ended_schedule(config, self.step, self.num_steps)) is not None:
-            self._say(display, warning)
         if self.step or self._lock.cut_short:
             display.message(f"Continuing from step {self.step:,}. {self._lock.cut_short}".strip())
 

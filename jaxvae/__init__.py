@@ -54,7 +54,7 @@ from jaxvae.regularizers import (
     total_correlation,
 )
 from jaxvae.state import TrainState, init_state
-from jaxvae.trainable import trainable
+from jaxvae.stored_parameters import trainable
 from jaxvae.training import make_train_step
 from jaxvae.vae import VAE, conv_vae, mlp_vae
 

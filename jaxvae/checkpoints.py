@@ -37,7 +37,7 @@ from jaxvae.orbax_manager import (
 )
 from jaxvae.processes import arrays_from_first, from_first, is_first, together
 from jaxvae.recipes import build
-from jaxvae.trainable import trainable
+from jaxvae.stored_parameters import trainable
 from jaxvae.vae import VAE, Params
 
 FORMAT = 1

@@ -8,7 +8,7 @@ import optax
 
 from jaxvae.leaves import is_trained, partition
 from jaxvae.regularizers import Regularizer, no_state
-from jaxvae.trainable import check_stored
+from jaxvae.stored_parameters import check_stored
 from jaxvae.vae import VAE, Params
 
 REGULARIZER_KEY = 2**31

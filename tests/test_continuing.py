@@ -14,8 +14,8 @@ import pytest
 from experiments import command, saved_flags
 from experiments.command import Refused
 from experiments.config import TrainConfig
-from experiments.continuing import flags_of_run
-from experiments.model import ended_schedule, make_optimizer, make_schedules
+from experiments.continuing import ended_schedule, flags_of_run
+from experiments.model import make_optimizer, make_schedules
 from experiments.train import train
 from jaxvae.checkpoints import load
 
@@ -165,7 +165,7 @@ def test_the_same_command_after_the_end_changes_no_weight(copied, capsys):
 
 
 def test_schedule_start_is_a_step_that_the_run_has_come_to(copied, tmp_path):
-    line = "--schedule-start must be at most 6, where it is, got 7"
+    line = "--schedule-start must be at most 6, where the run is, got 7"
     with pytest.raises(Refused, match=line):
         train(dataclasses.replace(copied, num_steps=12, decay_steps=12, schedule_start=7))
     with pytest.raises(Refused, match=r"--decay-steps must be above --schedule-start=6.*got 6"):
