@@ -27,8 +27,10 @@ LARGEST = 3.4e38
 MAY_CHANGE = frozenset(
     {"run", "accelerator", "num_devices", "num_steps", "num_epochs", "eval_samples"}
     | {"manual_dir", "data_dir", "tensorboard", "quiet", "processes", "compilation_cache"}
+    | {"decay_steps", "schedule_start"}
 )
-"""Flags that may differ when a run is continued: they do not change what is learned per step."""
+"""Flags that may differ when a run is continued: they do not change what is learned per step, or
+they are given to change it from there on."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class TrainConfig:
     """
 
     run: Path | None = None
-    """Folder of the run. Default: runs/DATASET-MODEL."""
+    """Folder of the run. Default: runs/DATASET-MODEL. Of a run that is there, flags that are not
+    given are the run's own, but for those of the machine: --run=RUN alone continues it."""
     dataset: str = "mnist_small"
     """mnist_small (ships with the code), mnist, fashion_mnist, kmnist, tfds:NAME, npz:PATH,
     npy:PATH or folder:PATH (your own data; a folder of .npy files stays on disk)."""
@@ -52,7 +55,8 @@ class TrainConfig:
     """Training examples kept apart as the validation split. Default: the data set's own."""
 
     model: str = "mlp"
-    """mlp, conv, or package.module:function, a function of yours that returns a jaxvae.VAE."""
+    """mlp, conv, or package.module:function, a function of yours that returns a jaxvae.VAE. Its
+    parameters may be any pytree, such as an Equinox module: floating point arrays are trained."""
     latent_dim: int = 32
     """Number of latents."""
     hidden: tuple[int, ...] | None = None
@@ -138,7 +142,11 @@ class TrainConfig:
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     decay_steps: int | None = None
-    """Where cosine and linear end. Default: the steps that the run was started with."""
+    """Step at which cosine and linear end. Default: the steps that the run was started with. Give
+    it to continue a run past that step: the learning rate then falls to 0 there instead."""
+    schedule_start: int | None = None
+    """Step at which warm-up and schedule start anew, one that the run has come to; with
+    --decay-steps, where they then end. Default: 0, or what the run was continued with."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices and kernels (adamw only)."""
     gradient_clip: float | None = None
@@ -216,7 +224,7 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         at_least_zero = (
             "beta_warmup_steps warmup_steps weight_decay beta seed free_bits capacity "
-            "capacity_steps regularizer_weight"
+            "capacity_steps regularizer_weight schedule_start"
         )
         for name in at_least_zero.split():
             value = getattr(self, name)
@@ -255,6 +263,9 @@ class TrainConfig:
             raise ValueError("--capacity-steps goes with --capacity.")
         if self.beta_schedule != "linear" and not self.beta_warmup_steps:
             raise ValueError("--beta-schedule goes with --beta-warmup-steps.")
+        start, end = self.schedule_start or 0, self.decay_steps
+        ends_later = self.schedule == "constant" or end is None or end > start
+        require(ends_later, "decay_steps", end, f"above --schedule-start={start}")
         if self.regularizer_weight != 1 and self.regularizer == "none":
             raise ValueError("--regularizer-weight goes with --regularizer.")
         if self.deterministic_reduction:
@@ -292,26 +303,6 @@ GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "weight_decay": ("optimizer", ("adamw",)),
 }
 """Flags that mean something with some values of another flag only."""
-
-
-def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
-    """Refuse to continue a run with flags that would make it another one.
-
-    Raises:
-        ValueError: it names every flag that differs.
-    """
-    differences = [
-        f"--{field.name.replace('_', '-')} is {getattr(config, field.name)} now and "
-        f"{getattr(saved, field.name)} there"
-        for field in dataclasses.fields(TrainConfig)
-        if field.name not in MAY_CHANGE
-        and getattr(config, field.name) != getattr(saved, field.name)
-    ]
-    if differences:
-        raise ValueError(
-            f"{config.folder} holds another run: {'; '.join(differences)}. Give the flags it was "
-            "started with, or another folder with --run."
-        )
 
 
 def require(holds: bool, name: str, value: object, what: str) -> None:

@@ -17,6 +17,7 @@ import jaxvae
 from experiments.config import TrainConfig, require
 from experiments.datasets.preprocessing import Preprocessing
 from experiments.memory import require_room
+from experiments.own_model import own_vae
 from jaxvae import regularizers
 from jaxvae.recipes import build
 from jaxvae.regularizers import Regularizer
@@ -84,25 +85,7 @@ def initial_vae(
     arguments = recipe["arguments"] | _accepted(function, start)
     if function in SHIPPED.values():
         return build(recipe | {"arguments": arguments})
-    return _own_vae(function, arguments)
-
-
-def _own_vae(function: str, arguments: dict[str, Any]) -> VAE:
-    """What a function of one's own makes of its arguments.
-
-    Raises:
-        ValueError: it raises, or what it returns is no VAE.
-    """
-    named = ", ".join(arguments) or "nothing"
-    what = f"--model={function} must return a jaxvae.VAE when called with {named}"
-    try:
-        vae = build({"function": function, "arguments": arguments})
-    except Exception as error:  # anything, as it is not this project's
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{what}; it gave: {reason}. Correct it.") from error
-    if not isinstance(vae, VAE):
-        raise ValueError(f"{what}; it returned {str(vae)[:60]}. Correct it.")
-    return vae
+    return own_vae(function, arguments, preprocessing, train)
 
 
 def rows_at_once(config: TrainConfig, platform: str) -> int | None:
@@ -213,14 +196,18 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
     updates = lambda steps: -(-steps // config.accumulate_steps)  # what the schedules count
     decay_steps = updates(config.decay_steps or num_steps)
     peak, warmup = config.learning_rate, updates(config.warmup_steps)
+    start = updates(config.schedule_start or 0)
+    length = max(decay_steps - start - warmup, 1)
     after = {
         "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, max(decay_steps - warmup, 1)),
-        "linear": optax.linear_schedule(peak, 0.0, max(decay_steps - warmup, 1)),
+        "cosine": optax.cosine_decay_schedule(peak, length),
+        "linear": optax.linear_schedule(peak, 0.0, length),
     }[config.schedule]
     rate = after
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    if start:
+        rate = _shifted(rate, start)
     matrices = lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params)
     optimizer = {
         "adam": lambda: optax.adam(rate),
@@ -234,6 +221,14 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
         steps = optax.MultiSteps(optimizer, config.accumulate_steps)
         return steps.gradient_transformation()
     return optimizer
+
+
+def _shifted(schedule: optax.Schedule, start: int) -> optax.Schedule:
+    """A schedule that begins at update `start`; before, it is as at its beginning.
+
+    The optimizer's count may still be below `start` there: skipped steps are no updates.
+    """
+    return lambda count: schedule(jnp.maximum(count - start, 0))
 
 
 def _is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:

@@ -216,7 +216,11 @@ def one_of(processes: Processes) -> Iterator[None]:
             _leave(f"{processes.name} was interrupted; the others end for it.", INTERRUPTED)
         if _is_loss(error) or _is_loss(error.__cause__):
             _leave(f"{processes.name} has stopped: {LOST_LINE}{AGAIN}", FAILED)
-        if isinstance(error.__cause__, (ValueError, TypeError, OSError)):
+        from experiments.command import Refused
+
+        if isinstance(error, Refused) or isinstance(
+            error.__cause__, (ValueError, TypeError, OSError)
+        ):
             _leave(str(error), USER_ERROR)
         traceback.print_exc()
         _leave(f"{processes.name} has failed; the others end for it.", FAILED)

@@ -16,7 +16,8 @@ from experiments.accelerators import describe
 from experiments.batches import Batches
 from experiments.chunks import Chunk, Chunks, Unread, fits
 from experiments.compilation_cache import give_back_memory
-from experiments.config import TrainConfig, refuse_other_run
+from experiments.config import TrainConfig
+from experiments.continuing import continued, refuse_other_run
 from experiments.journal import Journal
 from experiments.learning import Learning
 from experiments.model import evaluated_at_once, initial_vae, recipe
@@ -77,8 +78,7 @@ class TrainingRun:
         saved = read_own_config(config)
         with together():
             if saved is not None:
-                if config.decay_steps is None:
-                    config = dataclasses.replace(config, decay_steps=saved.decay_steps)
+                config = continued(config, saved)
                 refuse_other_run(config, saved)
             check_divisible(config.batch_size, len(devices))
             self.dataset, self.preprocessing = load_data(config)

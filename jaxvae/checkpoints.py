@@ -37,6 +37,7 @@ from jaxvae.orbax_manager import (
 )
 from jaxvae.processes import arrays_from_first, from_first, is_first, together
 from jaxvae.recipes import build
+from jaxvae.stored_parameters import trainable
 from jaxvae.vae import VAE, Params
 
 FORMAT = 1
@@ -306,8 +307,8 @@ def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VA
         which: "best" by the validation bound, or "latest".
 
     Returns:
-        The VAE, rebuilt by the function that the checkpoint names, and its parameters (their
-        running average where the run kept one) as numpy arrays.
+        The VAE, rebuilt by the function that the checkpoint names and made `jaxvae.trainable`, and
+        its parameters (their running average where the run kept one) as numpy arrays.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
@@ -322,7 +323,7 @@ def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VA
                 raise FileNotFoundError(f"{folder} holds no checkpoint yet.")
         about = checkpoints.about(step)
         with together():
-            vae = build(about["vae"])
+            vae = trainable(build(about["vae"]))
         item = "average" if "average" in about["digests"] else "params"
         target = jax.eval_shape(vae.init, jax.random.key(0))
         return vae, checkpoints.restore(step, {item: target})[item]

@@ -11,6 +11,7 @@ import optax
 from jaxvae.batch_parts import check_block_size, mean_over_blocks, mean_over_shards
 from jaxvae.bounds import Bound, elbo, posterior_samples
 from jaxvae.distributions import NoClosedForm
+from jaxvae.leaves import arrays_only, combine, is_trained, partition
 from jaxvae.regularizers import Regularizer, gathered
 from jaxvae.state import TrainState, check_state
 from jaxvae.vae import VAE, Params
@@ -120,19 +121,22 @@ def make_train_step(
         return mean_over_shards(of_shard, virtual_shards, axis_name, *stored)
 
     def loss(
-        params: Params,
+        trained: Params,
+        carried_params: Params,
         keys: jax.Array,
         xs: jax.Array,
         scheduled: dict[str, Any],
         key: Any,
         carried: Any,
     ) -> tuple[jax.Array, tuple[Bound, jax.Array | None, Any, jax.Array]]:
+        params = combine(trained, carried_params)
+
         def bound_of(key: jax.Array, x: jax.Array) -> tuple[Bound, jax.Array | None, Any]:
             q, prior = vae.encode(params, x), vae.prior(params)
             decode = lambda z: vae.decode(params, z)
             encode = lambda seen: q if seen is x else vae.encode(params, seen)
             bound = objective(key, x, encode=encode, decode=decode, prior=prior, **scheduled)
-            return bound, _mean_if_known(q), None if regularizer is None else q
+            return bound, _mean_if_known(q), None if regularizer is None else arrays_only(q)
 
         bounds, means, q = jax.vmap(bound_of)(keys, xs)
         batch, penalty = (q, bounds.samples[:, 0]), jnp.zeros(())
@@ -158,14 +162,14 @@ def make_train_step(
             error = over_devices(_squared_error(vae, state.params, keys, xs))
         elif vae.with_log_scale is not None:
             error = over_shards(lambda *rows: _squared_error(vae, state.params, *rows), stored)
-        params = with_sigma(state.params, error)
+        trained, carried_params = partition(with_sigma(state.params, error), is_trained)
         key_penalty: Any = None
         if regularizer is not None:
             key_penalty, key_update = jax.random.split(gathered(keys_batch[:1], axis_name)[0])
 
         def gradient(keys: jax.Array, xs: jax.Array) -> tuple[tuple[Any, Any, Any], Any, jax.Array]:
             gradients, (bounds, means, batch, penalty) = jax.grad(loss, has_aux=True)(
-                params, keys, xs, scheduled, key_penalty, state.regularizer
+                trained, carried_params, keys, xs, scheduled, key_penalty, state.regularizer
             )
             moments = () if means is None else (means.mean(0), jnp.square(means).mean(0))
             return (gradients, _batch_means(bounds), moments), batch, penalty
@@ -190,10 +194,10 @@ def make_train_step(
             metrics |= more
 
         def moved(state: TrainState) -> TrainState:
-            params = with_sigma(state.params, error)
+            trained, rest = partition(with_sigma(state.params, error), is_trained)
             with jax.named_scope("update"):
-                updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-                params = optax.apply_updates(params, updates)
+                updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+                params = combine(optax.apply_updates(trained, updates), rest)
             new = state._replace(params=params, opt_state=opt_state, regularizer=carried)
             with jax.named_scope("average"):
                 return _with_running_values(vae, new, error, average_decay)
@@ -249,7 +253,9 @@ def _with_running_values(
         params = vae.with_log_scale(params, _log_scale(squared_error))
     if average_decay is not None:
         decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
-        average = optax.incremental_update(params, average, 1 - decay)
+        trained, rest = partition(params, is_trained)
+        averaged, _ = partition(average, is_trained)
+        average = combine(optax.incremental_update(trained, averaged, 1 - decay), rest)
         if vae.with_log_scale is not None:
             average = vae.with_log_scale(average, _log_scale(squared_error))
     return state._replace(params=params, average=average, squared_error=squared_error)

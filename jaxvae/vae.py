@@ -19,7 +19,7 @@ from jaxvae.posteriors import Posterior, posterior_named
 from jaxvae.priors import Prior, Setting, prior_named
 
 Params = Any
-"""The parameters of a VAE: any pytree of arrays."""
+"""The parameters of a VAE: any pytree of arrays; `jaxvae.trainable` makes one of any pytree."""
 Precision = Literal["float32", "bfloat16"]
 DTYPES: dict[Precision, DTypeLike | None] = {"float32": None, "bfloat16": jnp.bfloat16}
 """What the networks compute in; None: the type of data and parameters, which are float32."""

@@ -48,12 +48,13 @@ def in_process(case: Case, folder: Path) -> Ending:
     """Run a command as `python -m` does, in this process, with `folder` as the current one."""
     module = importlib.import_module(f"experiments.{case.command}")
     flags = getattr(module, f"{case.command.capitalize()}Config")
+    default = [module.flags_of_run] if hasattr(module, "flags_of_run") else []
     output, errors, code = io.StringIO(), io.StringIO(), 0
     started, used = time.perf_counter(), time.process_time()
     with _undone(case, folder), contextlib.redirect_stdout(output), \
          contextlib.redirect_stderr(errors):  # fmt: skip
         try:
-            command.main(flags, getattr(module, case.command))
+            command.main(flags, getattr(module, case.command), *default)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         except Exception as error:

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions import check_summed, sample_and_log_prob
+from jaxvae.distributions import (
+    check_density,
+    check_draws,
+    check_function,
+    check_summed,
+    sample_and_log_prob,
+)
 from jaxvae.divergences import has_closed_form, kl, kl_per_latent, splits_by_latent
 
 Encode = Callable[[jax.Array], Any]
@@ -63,6 +69,7 @@ class Example(NamedTuple):
     def log_likelihood(self, z: jax.Array) -> jax.Array:
         """log p(x|z) of the observed entries, for one z."""
         p = self.decode(z)
+        check_density("decode(z)", p)
         if self.mask is None:
             return p.log_prob(self.x)
         if not hasattr(p, "log_prob_per_entry"):
@@ -85,18 +92,22 @@ def observe(
     """The example with its posterior; the encoder sees 0 where an entry is missing.
 
     Raises:
+        TypeError: encode or decode is no function, or encode(x) or prior is no distribution.
         ValueError: the mask has another shape than x, or chunk_size < 1.
     """
+    check_function("encode", encode)
+    check_function("decode", decode)
+    check_density("prior", prior)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, or None, got {chunk_size}.")
-    if mask is None:
-        return Example(x, encode(x), decode, prior, None, chunk_size)
-    if jnp.shape(mask) != jnp.shape(x):
+    if mask is not None and jnp.shape(mask) != jnp.shape(x):
         raise ValueError(
             f"mask must have x's shape {jnp.shape(x)}, got {jnp.shape(mask)}. Give one entry of "
             "it per entry of x, True where x is observed."
         )
-    return Example(x, encode(_observed(x, mask)), decode, prior, mask, chunk_size)
+    q = encode(x if mask is None else _observed(x, mask))
+    check_draws("encode(x)", q)
+    return Example(x, q, decode, prior, mask, chunk_size)
 
 
 def _observed(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -147,6 +158,7 @@ def over_draws(function: Callable[..., Any], *draws: Any, chunk_size: int | None
 
 def posterior_samples(key: jax.Array, q: Any, num_samples: int) -> tuple[jax.Array, jax.Array]:
     """The draws that the bounds make of q(z|x) with this key: z [K, Z] and log q(z|x) [K]."""
+    check_draws("q", q)
     return jax.vmap(partial(sample_and_log_prob, q))(_draw_keys(key, num_samples))
 
 

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jaxvae.bounds.bound import Bound, Example, Terms, assemble, draw_terms, over_draws
+from jaxvae.leaves import is_array
 
 Estimator = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
 SMALLEST_WEIGHT = 1e-20
@@ -176,7 +177,8 @@ def with_gradient(
     z = stop_gradient(terms.samples)
     if weights.path is not None:
         z = jax.vmap(_scale_gradient)(terms.samples, stop_gradient(weights.path) / model)
-    still = jax.tree.map(stop_gradient, example.q)
+    # A network among q's fields has functions as leaves, which stop_gradient does not take.
+    still = jax.tree.map(lambda leaf: stop_gradient(leaf) if is_array(leaf) else leaf, example.q)
 
     def of_draw(z: jax.Array) -> Terms:
         return Terms(z, example.log_likelihood(z), example.prior.log_prob(z), still.log_prob(z))

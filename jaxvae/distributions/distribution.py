@@ -5,6 +5,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxvae.distributions.requirements import check_array
+
 
 class Distribution(Protocol):
     """A distribution over one event, as encoders, decoders and priors return it.
@@ -114,8 +116,10 @@ def check_summed(what: str, per_sample: jax.Array) -> None:
     """Refuse log probabilities [K] of K events that are not scalars, at trace time.
 
     Raises:
+        TypeError: they are no array.
         ValueError: there is more than the one axis.
     """
+    check_array(what, per_sample)
     if per_sample.ndim != 1:
         raise ValueError(
             f"{what} must be a scalar, summed over the event; for one z it has shape "
