@@ -175,10 +175,10 @@ def require_data_of_run(
     alike = _kind(trained["train"]) == _kind(now["train"])
     if allow_other and alike:
         return differences
-    remedy = ", or pass --allow-other-data to continue on these rows" if alike else ""
+    remedy = "pass --allow-other-data to continue on these rows, " if alike else ""
     raise ValueError(
         f"the run was trained on other data: {differences}. Restore the data (a relative path is "
-        f"relative to the current folder), start a new run with --run{remedy}."
+        f"relative to the current folder), {remedy}or start a new run with --run."
     )
 
 
