@@ -21,7 +21,7 @@ class EncodeConfig:
 
     `mean` (estimated where q has none in closed form), `log_scale` (of Gaussian posteriors) and
     `sample` are [N, Z], in the order of the rows. `index` [N] is each row's position in the array
-    or list of files that it is from; `labels`, `file` (of folders) and `part` (train, test, ... of
+    or list of files that it is from; `labels`, `files` (of folders) and `parts` (train, test of
     --dataset) are there where the data have them.
     """
 
@@ -105,8 +105,11 @@ def encode(config: EncodeConfig) -> None:
             progress=progress,
         )
     origin = {
-        "labels": rows.labels, "index": rows.indices, "file": rows.files, "part": rows.parts
-    }  # fmt: skip
+        "labels": rows.labels,
+        "index": rows.indices,
+        "files": rows.files,
+        "parts": rows.parts,
+    }
     codes |= {name: array for name, array in origin.items() if array is not None}
     with command.refusing():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """A run's folder: what it was started with, and its trained model with the data it is for."""
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -125,10 +124,16 @@ def recorded_data(checkpoints: "Checkpoints", steps: Iterable[int]) -> DataIdent
 
     Those that cannot are passed over: restoring one says what is wrong with it. None where the
     checkpoint is of an older release, or there is none.
+
+    Raises:
+        ValueError: The record is malformed.
     """
     for step in steps:
-        with contextlib.suppress(ValueError):
-            return data_identity.from_json(checkpoints.about(step))
+        try:
+            about = checkpoints.about(step)
+        except ValueError:
+            continue
+        return data_identity.from_json(about)
     return None
 
 

@@ -154,7 +154,7 @@ def _relation(
         return split, split in same
     if same:
         return same[0], True
-    if split is None and _is_all_of_run(config, source, identity, trained):
+    if _is_all_of_run(config, source, identity, trained):
         return "all", True
     return split or "all", False
 

@@ -18,6 +18,7 @@ from experiments.datasets import Dataset
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.replay import ReplayConfig, replay
+from experiments.run_folder import recorded_data
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints
@@ -115,6 +116,22 @@ def test_identity_rejects_value_of_another_type(field):
         data_identity.from_json({"data_digest": values})
 
 
+class Fake:
+    """Checkpoints of which 3 is damaged, 2 has a malformed record, and 1 is of an older release."""
+
+    def about(self, step):
+        if step == 3:
+            raise ValueError("damaged")
+        return {"data_digest": 0} if step == 2 else {}
+
+
+def test_record_of_the_first_readable_checkpoint_counts():
+    assert recorded_data(Fake(), [3]) is None
+    assert recorded_data(Fake(), [3, 1, 2]) is None
+    with pytest.raises(ValueError, match=r"data_digest must hold"):
+        recorded_data(Fake(), [3, 2, 1])
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -200,7 +217,7 @@ def test_replay_rejects_other_data(run):
         replay(ReplayConfig(run.run, 7))
 
 
-def test_data_that_are_binarized_once_are_identified_as_warnings_of(run):
+def test_data_that_are_binarized_once_are_identified_as_loaded(run):
     config = dataclasses.replace(run, binarize="static", run=Path("static"))
     assert train(config) == 0
     assert set(recorded(config.run).values()) == set(recorded(run.run).values())

@@ -149,7 +149,8 @@ def _left_out(folder: Path, parts: dict[str, Found]) -> list[str]:
     """Say how many files are no pictures, and what lies beside the folders of the splits."""
     others = sum((found.others for found in parts.values()), Counter[str]())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common())
-    lines = [f"{others.total():,} files left out: {kinds}"] if others else []
+    plural = "s" * (others.total() != 1)
+    lines = [f"{others.total():,} file{plural} left out: {kinds}"] if others else []
     if "all" in parts:
         return lines
     beside = sorted(

@@ -81,13 +81,14 @@ def select_rows(source: Source, split: str | None) -> Rows:
     dropped = f"; labels left out, as {', '.join(unlabelled)} has none"
     some_labels = 0 < len(unlabelled) < len(parts)
     in_parts = " + ".join(f"{count:,} {part}" for part, count in zip(parts, counts, strict=True))
+    total = f"{sum(counts):,} row{'s' * (sum(counts) != 1)}"
     return Rows(
         examples=_joined([piece.values for piece in pieces]),
         labels=_joined_if_all([piece.labels for piece in pieces]),
         indices=np.concatenate([np.arange(count) for count in counts]),
         files=_joined_if_all([piece.files for piece in pieces]),
         parts=np.repeat(list(parts), counts) if len(parts) > 1 else None,
-        about=f"{source.what}, {sum(counts):,} rows ({in_parts}), {source.origin}"
+        about=f"{source.what}, {total}{f' ({in_parts})' * (len(parts) > 1)}; {source.origin}"
         + (dropped if some_labels else ""),
     )
 
