@@ -27,7 +27,7 @@ LARGEST = 3.4e38
 MAY_CHANGE = frozenset(
     {"run", "accelerator", "num_devices", "num_steps", "num_epochs", "eval_samples"}
     | {"manual_dir", "data_dir", "tensorboard", "quiet", "processes", "compilation_cache"}
-    | {"decay_steps", "schedule_start"}
+    | {"decay_steps", "schedule_start", "allow_other_data"}
 )
 """Flags that may differ when a run is continued: they do not change what is learned per step, or
 they are given to change it from there on."""
@@ -53,6 +53,8 @@ class TrainConfig:
     """Where tensorflow-datasets keeps what it has prepared. Default: its own."""
     num_validation: int | None = None
     """Training examples kept apart as the validation split. Default: the data set's own."""
+    allow_other_data: bool = False
+    """Continue the run although its data have changed; from then on it is a run of the new data."""
 
     model: str = "mlp"
     """mlp, conv, or package.module:function, a function of yours that returns a jaxvae.VAE. Its

@@ -5,12 +5,15 @@ python -m experiments.evaluate runs/mnist_small-mlp --num-samples=5000
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from experiments import command
 from experiments.config import Accelerator, require, require_representable
 from experiments.places import require_folder
 from experiments.processes import ALONE, Processes, agree_on_flags, one_of
+
+if TYPE_CHECKING:
+    from experiments.run_rows import RunRows
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,13 @@ class EvaluateConfig:
     """Measure a run: ELBO, K-sample log-likelihood, bits per dimension, active units.
 
     Prints a table, and writes SPLIT-CHECKPOINT-K.json and, with every example's own numbers, the
-    same name as .npz.
+    same name as .npz. Another --seed, and rows that are not the run's data, are part of the name.
     """
 
     run: Annotated[Path, command.Positional]
     """Folder of the run."""
-    split: Literal["test", "validation", "train"] = "test"
-    """Which examples."""
+    split: Literal["test", "validation", "train"] | None = None
+    """Which examples. Default: test; of --dataset all rows in their order."""
     num_samples: int = 1000
     """Samples K of the log-likelihood estimate; more are tighter."""
     checkpoint: Literal["best", "latest"] = "best"
@@ -58,6 +61,11 @@ class EvaluateConfig:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require_representable(self)
 
+    def name_of_results(self, data: "RunRows") -> str:
+        """Name of the files, which differs wherever the numbers may."""
+        seed = [f"seed{self.seed}"] if self.seed else []
+        return "-".join([data.split, self.checkpoint, str(self.num_samples), *seed, *data.label])
+
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure a run on a split, print the table and write the numbers."""
@@ -87,10 +95,12 @@ def _evaluate(config: EvaluateConfig) -> None:
         with together():
             if is_first():
                 require_folder(folder, "--output")
-        run = open_run(config.run, config.checkpoint, config.dataset)
-        examples = getattr(run.dataset, config.split)
+        run = open_run(config.run, config.checkpoint, config.dataset, config.split)
+        data, examples = run.data, run.data.rows.examples
         with together():
             require(len(examples) > 0, "split", config.split, "a split that has examples")
+    if is_first():
+        data.print_doubts()
     scorer = make_scorer(
         run.vae,
         run.params,
@@ -105,10 +115,11 @@ def _evaluate(config: EvaluateConfig) -> None:
     if not is_first():
         return
     numbers = summarize(scores, examples.shape[1:], run.preprocessing, config.num_samples)
-    name = f"{config.split}-{config.checkpoint}-{config.num_samples}"
+    name = config.name_of_results(data)
     about = {
-        "dataset": run.dataset.name,
-        "split": config.split,
+        "dataset": data.name,
+        "split": data.split,
+        "data": data.to_json(),
         "checkpoint": {"which": config.checkpoint, "step": run.step},
         "preprocessing": run.preprocessing.name,
         "seed": config.seed,
@@ -118,9 +129,9 @@ def _evaluate(config: EvaluateConfig) -> None:
     arrays = {key: value for key, value in scores._asdict().items() if value is not None}
     with command.refusing():
         folder.mkdir(parents=True, exist_ok=True)
-        run_log.write_json(folder / f"{name}.json", about | {config.split: numbers})
+        run_log.write_json(folder / f"{name}.json", about | {data.split: numbers})
         np.savez_compressed(folder / f"{name}.npz", **arrays)
-    print_numbers(f"{run.dataset.name} {config.split}, step {run.step:,}", numbers)
+    print_numbers(f"{data.title}, step {run.step:,}", numbers)
     print(f"written: {folder / name}.json and .npz")
 
 

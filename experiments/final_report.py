@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from experiments import pictures, report, run_log
+from experiments import data_identity, pictures, report, run_log
 from experiments.accelerators import describe
 from experiments.command import refusing
 from experiments.compilation_cache import give_back_memory
@@ -27,9 +27,14 @@ def finish(run: TrainingRun) -> None:
     processes all measure and process 0 writes.
     """
     path = run.config.folder / "results.json"
-    asked = {"steps": run.step, "eval_samples": run.config.eval_samples}
+    asked = {
+        "steps": run.step,
+        "eval_samples": run.config.eval_samples,
+        "data": data_identity.to_json(run.data_identity),
+    }
     results = from_first(lambda: _known(path))
-    if any(results.get(name) != value for name, value in asked.items()):
+    before = {"data": asked["data"]} | results  # older releases did not record the data
+    if any(before.get(name) != value for name, value in asked.items()):
         results = asked | _measure(run)
         if is_first():
             run_log.write_json(path, results)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.data_identity import describe_differences
+from experiments.run_folder import recorded_data
 from experiments.training_run import TrainingRun
 from jaxvae.checkpoints import Checkpoints
 from jaxvae.parallel import replicate
@@ -42,7 +44,16 @@ class ReplayedRun(TrainingRun):
     def start_before(self, checkpoints: Path, step: int) -> int:
         """Go on from the newest of other checkpoints before a step, of the same run; from which."""
         with contextlib.closing(Checkpoints(checkpoints, read_only=True)) as others:
-            before = max((known for known in others.steps() if known < step), default=0)
+            steps = others.steps()
+            before = max((known for known in steps if known < step), default=0)
+            # The next checkpoint says which data the step was computed from.
+            trained = recorded_data(others, [s for s in steps if s >= step] or steps[::-1])
+            other = describe_differences(trained, self.data_identity) if trained else ""
+            if other:
+                raise ValueError(
+                    f"the run was trained on other data: {other}. Restore the data to compute one "
+                    "of its steps again."
+                )
             if before:
                 target = jax.eval_shape(self._learning.init_state, self._key_init)
                 items = others.restore(before, to_items(target))

@@ -1,26 +1,28 @@
 """A run's folder: what it was started with, and its trained model with the data it is for."""
 
-import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 
-from experiments import datasets, saved_flags
+from experiments import data_identity, datasets, saved_flags
 from experiments.config import TrainConfig
+from experiments.data_identity import DataIdentity
 from experiments.datasets.preprocessing import Preprocessing, preprocess
 from experiments.journal import Journal
 from experiments.places import require_folder
 from experiments.processes import agree
-from jaxvae.processes import from_first, together
+from experiments.run_rows import RunRows, load_run_rows
+from jaxvae.processes import from_first, is_first, together
 from jaxvae.vae import VAE, Params
+
+if TYPE_CHECKING:
+    from jaxvae.checkpoints import Checkpoints  # orbax, which loads while a step compiles
 
 Which = Literal["best", "latest"]
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 """In a run's folder."""
-DIGEST_BYTES = 2**24
-"""How much of a split is made contiguous at once for its digest."""
 
 
 class OpenRun(NamedTuple):
@@ -31,6 +33,7 @@ class OpenRun(NamedTuple):
         vae, params: the model and its parameters, on the host.
         step: of the checkpoint they are from.
         preprocessing, dataset: what it is for.
+        data: the rows of it that were asked for.
     """
 
     config: TrainConfig
@@ -39,6 +42,15 @@ class OpenRun(NamedTuple):
     step: int
     preprocessing: Preprocessing
     dataset: datasets.Dataset
+    data: RunRows
+
+
+class RunData(NamedTuple):
+    """The data of a run, ready to be trained on, and their identity as they were loaded."""
+
+    dataset: datasets.Dataset
+    preprocessing: Preprocessing
+    identity: DataIdentity
 
 
 def read_config(run: Path) -> TrainConfig | None:
@@ -75,52 +87,66 @@ def _read_own(config: TrainConfig) -> dict[str, Any] | None:
     return values
 
 
-def load_data(
-    config: TrainConfig, dataset: str | None = None
-) -> tuple[datasets.Dataset, Preprocessing]:
-    """The data of a run, or another data set with the run's preprocessing."""
+def load_data(config: TrainConfig) -> RunData:
+    """The data of a run."""
     data = datasets.load(
-        dataset or config.dataset,
+        config.dataset,
         manual_dir=config.manual_dir,
         data_dir=config.data_dir,
         num_validation=config.num_validation,
     )
-    return preprocess(
+    identity = data_identity.identify_splits(data, quiet=config.quiet or not is_first())
+    prepared, preprocessing = preprocess(
         data,
         likelihood=config.likelihood,
         binarize=config.binarize,
         grey_probabilities=config.grey_probabilities,
     )
+    return RunData(prepared, preprocessing, identity)
 
 
-def agree_on_data(data: datasets.Dataset) -> None:
+def agree_on_data(identity: DataIdentity) -> None:
     """Refuse to go on unless all processes have read the same examples.
 
     Raises:
         ValueError: naming the split that differs.
     """
     if jax.process_count() > 1:
-        splits = ("train", "validation", "test")
-        agree("data", {f"{split} data": _contents(getattr(data, split)) for split in splits})
+        facts = {
+            f"{split} data": f"{rows.shape} {rows.dtype} with digest {rows.digest[:12]}"
+            for split, rows in identity.items()
+        }
+        agree("data", facts)
 
 
-def _contents(examples: np.ndarray) -> str:
-    """Shape, type and digest of a split."""
-    total = hashlib.sha256()
-    count = max(1, DIGEST_BYTES * len(examples) // max(1, examples.nbytes))
-    for start in range(0, len(examples), count):
-        piece = np.ascontiguousarray(examples[start : start + count])
-        total.update(piece.reshape(-1).view(np.uint8).data)
-    return f"{list(examples.shape)} {examples.dtype} with digest {total.hexdigest()[:12]}"
+def recorded_data(checkpoints: "Checkpoints", steps: Iterable[int]) -> DataIdentity | None:
+    """The data that a run was trained on, by the first of some checkpoints that can be read.
+
+    Those that cannot are passed over: restoring one says what is wrong with it. None where the
+    checkpoint is of an older release, or there is none.
+
+    Raises:
+        ValueError: The record is malformed.
+    """
+    for step in steps:
+        try:
+            about = checkpoints.about(step)
+        except ValueError:
+            continue
+        return data_identity.from_json(about)
+    return None
 
 
-def open_run(run: Path, which: Which, dataset: str | None = None) -> OpenRun:
+def open_run(
+    run: Path, which: Which, dataset: str | None = None, split: str | None = None
+) -> OpenRun:
     """A trained run's model and data.
 
     Args:
         run: its folder.
         which: the best checkpoint by the validation bound, or the latest.
         dataset: another data set than the run's own.
+        split: rows to take, as `load_run_rows` has it.
 
     Raises:
         FileNotFoundError: no run, or no checkpoint yet.
@@ -140,12 +166,8 @@ def open_run(run: Path, which: Which, dataset: str | None = None) -> OpenRun:
     about = checkpoints.about(step or 0)
     checkpoints.close()
     with together():
-        data, preprocessing = load_data(config, dataset)
-        shape, trained = list(data.train.shape[1:]), about["data_shape"]
-        if shape != trained:
-            raise ValueError(
-                f"the run's model takes examples of shape {trained}, {data.name} has {shape}. "
-                "Give data of the run's shape."
-            )
-    agree_on_data(data)
-    return OpenRun(config, vae, params, about["step"], preprocessing, data)
+        trained = data_identity.from_json(about)
+        loaded = load_run_rows(config, about["data_shape"], trained, dataset, split)
+    data = loaded.rows
+    agree_on_data({data.split: data.identity})
+    return OpenRun(config, vae, params, about["step"], loaded.preprocessing, loaded.dataset, data)

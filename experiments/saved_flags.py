@@ -10,19 +10,19 @@ from typing import Any, Literal
 from experiments.config import TrainConfig
 from experiments.places import require_file
 
-NOT_SAVED = "processes"
-"""Which process this is: not the run's."""
+NOT_SAVED = frozenset({"processes", "allow_other_data"})
+"""Flags of one command, not of the run: which process this is, and a permission given once."""
 WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "text",
          NoneType: "null"}  # fmt: skip
 """What a value of JSON is called."""
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """The flags as JSON values, but for which process this is."""
+    """The flags as JSON values, except those of one command alone."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
-        if name != NOT_SAVED
+        if name not in NOT_SAVED
     }
 
 
@@ -38,7 +38,7 @@ def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> Train
             it names the file.
     """
     hints = {name: hint for name, hint in typing.get_type_hints(TrainConfig).items()
-             if name != NOT_SAVED}  # fmt: skip
+             if name not in NOT_SAVED}  # fmt: skip
     if unknown := sorted(values.keys() - hints.keys()):
         raise ValueError(
             f"{path} has {', '.join(map(repr, unknown))}, which this release does not know. "

@@ -11,7 +11,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from experiments import run_log
+from experiments import data_identity, run_log
 from experiments.accelerators import describe
 from experiments.batches import Batches
 from experiments.chunks import Chunk, Chunks, Unread, fits
@@ -22,7 +22,7 @@ from experiments.journal import Journal
 from experiments.learning import Learning
 from experiments.model import evaluated_at_once, initial_vae, recipe
 from experiments.results import validation_row
-from experiments.run_folder import agree_on_data, load_data, read_own_config
+from experiments.run_folder import agree_on_data, load_data, read_own_config, recorded_data
 from experiments.run_lock import RunLock
 from experiments.saved_flags import to_json
 from experiments.saving import Saving
@@ -52,6 +52,7 @@ class TrainingRun:
     Attributes:
         config: the flags.
         dataset, preprocessing, recipe, vae: what it trains, and on what.
+        data_identity: of the data as they were loaded.
         mesh: of the devices.
         num_steps, step: where it ends and where it is.
         checkpoints: of the run.
@@ -81,8 +82,8 @@ class TrainingRun:
                 config = continued(config, saved)
                 refuse_other_run(config, saved)
             check_divisible(config.batch_size, len(devices))
-            self.dataset, self.preprocessing = load_data(config)
-        agree_on_data(self.dataset)
+            self.dataset, self.preprocessing, self.data_identity = load_data(config)
+        agree_on_data(self.data_identity)
         with together():
             self._set_up(config, devices)
         with together():
@@ -210,18 +211,34 @@ class TrainingRun:
 
         folder = self.config.folder
         self.checkpoints = Checkpoints(folder / "checkpoints")
+        other_data = self._check_data()
         init = jax.jit(self._learning.init_state)
         newest = self.checkpoints.restore_newest(to_items(self._learning.state_shapes))
         state = init(self._key_init) if newest is None else from_items(newest.items)
         self.step = 0 if newest is None else newest.step
         self._skipped = int(state.skipped)
-        self._set_aside = [] if newest is None else newest.set_aside
+        self._warnings = other_data + ([] if newest is None else newest.set_aside)
         self._state = replicate(state, self.mesh)
         with together():
             if is_first():
                 run_log.write_json(folder / "config.json", to_json(self.config))
             keep = -1 if newest is None else newest.step
             self._journal = Journal(folder, keep, tensorboard=self.config.tensorboard)
+
+    def _check_data(self) -> list[str]:
+        """A line where the newest checkpoint is of other data, which the flags allow."""
+        trained = recorded_data(self.checkpoints, reversed(self.checkpoints.steps()))
+        allow_other = self.config.allow_other_data
+        with together():
+            other = data_identity.require_data_of_run(
+                trained, self.data_identity, allow_other=allow_other
+            )
+        if not other:
+            return []
+        return [
+            f"warning: from here on the run has other data: {other}. Its validation bounds do not "
+            "compare with earlier ones, by which the best checkpoint is chosen, too."
+        ]
 
     def _introduce(self, display: run_log.Display) -> None:
         config = self.config
@@ -231,7 +248,7 @@ class TrainingRun:
             f"{config.model}, {size:,} parameters, {config.objective}, "
             f"{self.preprocessing.name}; {describe(list(self.mesh.devices.flat))}; {config.folder}"
         )
-        for line in self._set_aside:
+        for line in self._warnings:
             display.message(line)
         if self.step or self._lock.cut_short:
             display.message(f"Continuing from step {self.step:,}. {self._lock.cut_short}".strip())
@@ -320,6 +337,7 @@ class TrainingRun:
             "step": self.step,
             "data": self._batches.position(self.step),
             "data_shape": list(self.dataset.train.shape[1:]),
+            data_identity.ABOUT: data_identity.to_json(self.data_identity),
             "vae": self.recipe,
             "config": to_json(self.config),
         }

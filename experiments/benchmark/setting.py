@@ -74,7 +74,7 @@ def make_setting(
 
 
 def _data(config: TrainConfig) -> tuple[Dataset, Preprocessing]:
-    data, preprocessing = load_data(config)
+    data, preprocessing, _ = load_data(config)
     check_images(data.train)
     return data, preprocessing
 

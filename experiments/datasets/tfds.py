@@ -13,15 +13,14 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-from experiments.datasets import Dataset
 from experiments.datasets.arrays import stored
 from experiments.datasets.folder import decode
-from experiments.datasets.splits import SPLITS, Examples, assemble
+from experiments.datasets.splits import SPLITS, Examples, Source
 
 MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def load(name: str, data_dir: str | None, num_validation: int | None) -> Dataset:
+def read_source(name: str, data_dir: str | None) -> Source:
     """The data set NAME or NAME/CONFIG, as prepared in data_dir.
 
     A validation split stands in for a missing test split. A data set with one split is split
@@ -33,12 +32,11 @@ def load(name: str, data_dir: str | None, num_validation: int | None) -> Dataset
     parts = {split: read(builder, split) for split in splits}
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
-    return assemble(
+    return Source(
         f"tfds:{name}",
         parts,
         what=builder.info.full_name,
-        source=f"from the splits {', '.join(splits)} of tensorflow-datasets",
-        num_validation=num_validation,
+        origin=f"from the splits {', '.join(splits)} of tensorflow-datasets",
     )
 
 
@@ -50,13 +48,12 @@ def read(builder: Any, split: str) -> Examples:
     wanted = tfds.features.FeaturesDict(
         {key: features[key] for key in ([image, "label"] if labelled else [image])}
     )
-    encoded = isinstance(features[image], tfds.features.Image)
-    mode = _mode(builder, image) if encoded else None
-    decoders = {image: tfds.decode.SkipDecoding()} if encoded else None
+    mode = _mode(builder, image) if isinstance(features[image], tfds.features.Image) else None
+    decoders = {image: tfds.decode.SkipDecoding()} if mode else None
     images, labels = [], []
     for record in _records(builder, split):
         example = wanted.deserialize_example_np(record, decoders=decoders)
-        pixels = decode(io.BytesIO(example[image]), mode) if encoded else example[image]
+        pixels = decode(io.BytesIO(example[image]), mode) if mode else example[image]
         images.append(np.asarray(pixels))
         labels.append(example.get("label"))
         _require_one_size(builder, images[0], images[-1])
