@@ -27,6 +27,9 @@ class EncodeConfig:
     """Another data set than the run's own, of the same shape: npz:PATH, folder:PATH, ..."""
     split: Literal["test", "validation", "train"] = "test"
     """Which examples."""
+    model: str | None = None
+    """package.module:function, for a run that was trained with this --model: it is imported only
+    if you name it here."""
     output: Path | None = None
     """The file to write. Default: RUN/codes/SPLIT.npz."""
     checkpoint: Literal["best", "latest"] = "best"
@@ -64,7 +67,7 @@ def encode(config: EncodeConfig) -> None:
         from jaxvae.evaluation import MEAN_SAMPLES, over_dataset
         from jaxvae.parallel import make_map, make_mesh, replicate
 
-        run = open_run(config.run, config.checkpoint, config.dataset)
+        run = open_run(config.run, config.checkpoint, config.dataset, config.model)
         examples = getattr(run.dataset, config.split)
         require(len(examples) > 0, "split", config.split, "a split that has examples")
 

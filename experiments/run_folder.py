@@ -13,6 +13,7 @@ from experiments.datasets.preprocessing import Preprocessing, preprocess
 from experiments.journal import Journal
 from experiments.places import require_folder
 from experiments.processes import agree
+from experiments.run_files import require_own_files
 from jaxvae.processes import from_first, together
 from jaxvae.vae import VAE, Params
 
@@ -47,8 +48,13 @@ def read_config(run: Path) -> TrainConfig | None:
     Raises:
         ValueError: config.json is there and cannot be read.
     """
-    values = from_first(lambda: saved_flags.read(run / CONFIG))
+    values = from_first(lambda: _read_config(run))
     return None if values is None else saved_flags.from_json(values)
+
+
+def _read_config(run: Path) -> dict[str, Any] | None:
+    require_own_files(run)
+    return saved_flags.read(run / CONFIG)
 
 
 def read_own_config(config: TrainConfig) -> TrainConfig | None:
@@ -65,7 +71,7 @@ def _read_own(config: TrainConfig) -> dict[str, Any] | None:
     folder = config.folder
     require_folder(folder, "--run")
     require_folder(folder / CHECKPOINTS, CHECKPOINTS)
-    values = saved_flags.read(folder / CONFIG)
+    values = _read_config(folder)
     if values is None and any((folder / CHECKPOINTS).glob("*")):
         raise ValueError(
             f"{folder} must have its {CONFIG}, which says what the run there was started with; "
@@ -114,18 +120,22 @@ def _contents(examples: np.ndarray) -> str:
     return f"{list(examples.shape)} {examples.dtype} with digest {total.hexdigest()[:12]}"
 
 
-def open_run(run: Path, which: Which, dataset: str | None = None) -> OpenRun:
+def open_run(
+    run: Path, which: Which, dataset: str | None = None, model: str | None = None
+) -> OpenRun:
     """A trained run's model and data.
 
     Args:
         run: its folder.
         which: the best checkpoint by the validation bound, or the latest.
         dataset: another data set than the run's own.
+        model: the user's --model, without which no function outside jaxvae is imported.
 
     Raises:
         FileNotFoundError: no run, or no checkpoint yet.
         ValueError: a damaged run, or data of another shape than the model's.
     """
+    from experiments.consent import check_same_model, consented
     from jaxvae.checkpoints import Checkpoints, load  # orbax: a new run needs it later
 
     config = read_config(run)
@@ -134,18 +144,20 @@ def open_run(run: Path, which: Which, dataset: str | None = None) -> OpenRun:
             raise FileNotFoundError(
                 f"no run at {run}: give the folder that `python -m experiments.train` wrote."
             )
-    vae, params = load(run, which)
+        models = consented(model, config.model, run)
+    vae, params = load(run, which, models)
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
     about = checkpoints.about(step or 0)
     checkpoints.close()
     with together():
+        check_same_model(config, about, run)
         data, preprocessing = load_data(config, dataset)
-        shape, trained = list(data.train.shape[1:]), about["data_shape"]
+        shape, trained = list(data.train.shape[1:]), about.get("data_shape")
         if shape != trained:
             raise ValueError(
                 f"the run's model takes examples of shape {trained}, {data.name} has {shape}. "
                 "Give data of the run's shape."
             )
     agree_on_data(data)
-    return OpenRun(config, vae, params, about["step"], preprocessing, data)
+    return OpenRun(config, vae, params, step or 0, preprocessing, data)

@@ -40,9 +40,11 @@ MAY_IMPORT = {
     "evaluation": {"bounds", "distributions", "parallel", "training", "vae"},
     "processes": set(),
     "recipes": {"vae"},
-    "manifest": set(),
-    "orbax_manager": {"manifest"},
-    "checkpoints": {"manifest", "orbax_manager", "processes", "recipes", "vae"},
+    "contained": set(),
+    "manifest": {"contained"},
+    "orbax_manager": {"contained", "manifest"},
+    "rebuilding": {"contained", "manifest", "processes", "recipes", "vae"},
+    "checkpoints": {"manifest", "orbax_manager", "processes", "rebuilding", "recipes", "vae"},
     "testing": {"distributions", "divergences"},
 }
 """Layer by layer: what each file, or folder, of jaxvae takes from the others."""
