@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from experiments.packages import install_line
+from experiments.terminal import one_line
 
 USER_ERROR = 2
 
@@ -35,7 +36,7 @@ def refusing() -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise Refused(install_line(error)) from error
     except (ValueError, TypeError, OSError) as error:
-        raise Refused(" ".join(_in_words(error).split())) from error
+        raise Refused(one_line(_in_words(error))) from error
 
 
 def _in_words(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""Consent to a model of the user's own: only --model imports it, never the name in a run's folder.
+"""Consent of the user: what config.json and checkpoints may name, and what only a flag may.
 
-Importing a module runs it, and anybody may have made the folder.
+Anybody may have made a run's folder. Importing a module runs it: --model alone imports one.
 """
 
 from collections.abc import Callable
@@ -81,6 +81,27 @@ def check_same_sizes(config: TrainConfig, about: dict[str, Any], run: Path) -> N
                 f"{run} has {name}={now[name]} in its config.json and {name}="
                 f"{str(saved[name])[:60]} in a checkpoint. Restore the folder from a copy."
             )
+
+
+def check_prepared(config: TrainConfig, dataset: str | None = None) -> None:
+    """Check that nothing needs to be downloaded to a folder that only config.json names.
+
+    Args:
+        config: from config.json.
+        dataset: the user's --dataset; None: the run's own.
+
+    Raises:
+        FileNotFoundError: naming the folder.
+    """
+    name = dataset or config.dataset
+    if name not in ("mnist", "fashion_mnist", "kmnist") or config.data_dir is None:
+        return
+    if not (Path(config.data_dir).expanduser() / f"{name}_idx").is_dir():
+        raise FileNotFoundError(
+            f"{name} is not prepared in {config.data_dir}, the --data-dir of the run, and is not "
+            "downloaded to a place because a run's folder names it. Bring the data back, or "
+            "prepare them there with a training of your own."
+        )
 
 
 def _builder(model: str) -> str:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments.config import TrainConfig
-from experiments.consent import check_same_sizes, consented
+from experiments.consent import check_prepared, check_same_sizes, consented
 from experiments.training_run import TrainingRun
 from jaxvae.checkpoints import Checkpoints
 from jaxvae.parallel import replicate
@@ -52,6 +52,7 @@ def check_replayable(config: TrainConfig, run: Path, model: str | None) -> None:
             another one.
     """
     models = consented(model, config.model, run)
+    check_prepared(config)
     if not (run / "checkpoints").is_dir():
         return
     with contextlib.closing(Checkpoints(run / "checkpoints", read_only=True)) as checkpoints:

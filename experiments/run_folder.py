@@ -135,7 +135,7 @@ def open_run(
         FileNotFoundError: no run, or no checkpoint yet.
         ValueError: a damaged run, or data of another shape than the model's.
     """
-    from experiments.consent import check_same_model, consented
+    from experiments.consent import check_prepared, check_same_model, consented
     from jaxvae.checkpoints import Checkpoints, load  # orbax: a new run needs it later
 
     config = read_config(run)
@@ -152,6 +152,7 @@ def open_run(
     checkpoints.close()
     with together():
         check_same_model(config, about, run)
+        check_prepared(config, dataset)
         data, preprocessing = load_data(config, dataset)
         shape, trained = list(data.train.shape[1:]), about.get("data_shape")
         if shape != trained:

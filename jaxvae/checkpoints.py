@@ -42,8 +42,9 @@ from jaxvae.rebuilding import checkpoints_folder, rebuild
 from jaxvae.recipes import MODELS
 from jaxvae.vae import VAE, Params
 
-FORMAT = 1
-"""Version of what a checkpoint holds; raised when an older reader could not read it."""
+FORMAT = 2
+"""Version of what a checkpoint holds; raised when an older reader could not read it. Release 0.1.0
+wrote 1, whose recipes name "jaxvae.vae:mlp_vae"."""
 
 
 class Restored(NamedTuple):
