@@ -137,7 +137,7 @@ def clear_the_way(directory: Path, read_only: bool) -> dict[int, Aside]:
     damaged = _unreadable(directory)
     if damaged and read_only:
         raise damaged[max(damaged)]
-    if damaged and len(damaged) == sum(path.name.isdigit() for path in directory.glob("*")):
+    if damaged and len(damaged) == sum(_is_step(path) for path in directory.glob("*")):
         raise none_whole(directory, damaged)
     return {step: set_aside(directory, step, error) for step, error in damaged.items()}
 
@@ -146,12 +146,16 @@ def _unreadable(directory: Path) -> dict[int, Damaged]:
     """Checkpoints whose metric or metadata cannot be read: orbax opens no folder with one."""
     found = {}
     for path in directory.glob("*"):
-        if path.name.isdigit() and path.is_dir():
+        if _is_step(path) and path.is_dir():
             try:
                 _read_as_orbax_does(path)
             except (ValueError, TypeError, NotADirectoryError, IsADirectoryError) as error:
                 found[int(path.name)] = Damaged(path, reason_of(error))
     return found
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isascii() and path.name.isdigit()
 
 
 def _read_as_orbax_does(folder: Path) -> None:
