@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from experiments import own_code
 from experiments.packages import install_line
+from experiments.terminal import one_line
 
 USER_ERROR = 2
 SHOW_TRACEBACK = "--traceback"
@@ -51,7 +52,7 @@ def refusing(model: str = "") -> Iterator[None]:
         line = own_code.described(error, model)
         if line is None and not isinstance(error, (ValueError, TypeError, OSError)):
             raise
-        raise Refused(line or " ".join(_in_words(error).split())) from error
+        raise Refused(one_line(line or _in_words(error))) from error
 
 
 def _in_words(error: Exception) -> str:

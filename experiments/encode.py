@@ -31,6 +31,9 @@ class EncodeConfig:
     """Another data set than the run's own, of the same shape: npz:PATH, folder:PATH, ..."""
     split: Literal["test", "validation", "train"] | None = None
     """Which examples. Default: test; of --dataset all rows in their order."""
+    model: str | None = None
+    """package.module:function, for a run that was trained with this --model: it is imported only
+    if you name it here."""
     output: Path | None = None
     """The file to write. Default: RUN/codes/SPLIT.npz; --checkpoint=latest, another --seed, and
     rows that are not the run's data, are part of the name."""
@@ -78,7 +81,7 @@ def encode(config: EncodeConfig) -> None:
         from jaxvae.evaluation import MEAN_SAMPLES, over_dataset
         from jaxvae.parallel import make_map, make_mesh, replicate
 
-        run = open_run(config.run, config.checkpoint, config.dataset, config.split)
+        run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
         data, rows = run.data, run.data.rows
         require(len(rows.examples) > 0, "split", config.split, "a split that has examples")
         path = config.output or folder / f"{config.name_of_codes(data)}.npz"

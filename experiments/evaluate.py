@@ -34,6 +34,9 @@ class EvaluateConfig:
     """Which weights: best by the validation bound, or latest."""
     dataset: str | None = None
     """Another data set than the run's own, of the same shape."""
+    model: str | None = None
+    """package.module:function, for a run that was trained with this --model: it is imported only
+    if you name it here."""
     output: Path | None = None
     """Folder for the results. Default: RUN/evaluations."""
     batch_size: int = 100
@@ -95,7 +98,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         with together():
             if is_first():
                 require_folder(folder, "--output")
-        run = open_run(config.run, config.checkpoint, config.dataset, config.split)
+        run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
         data, examples = run.data, run.data.rows.examples
         with together():
             require(len(examples) > 0, "split", config.split, "a split that has examples")

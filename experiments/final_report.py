@@ -1,9 +1,7 @@
 """What follows the training: final numbers, pictures, the report, the table on the screen."""
 
-import json
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ from experiments.compilation_cache import give_back_memory
 from experiments.drawing import draw, prepared_head, write_pictures
 from experiments.model import evaluated_at_once
 from experiments.results import make_scorer, print_numbers, summarize, versions
+from experiments.saved_results import read_results
 from experiments.training_run import TrainingRun
 from jaxvae.processes import from_first, is_first
 from jaxvae.vae import Params
@@ -32,7 +31,7 @@ def finish(run: TrainingRun) -> None:
         "eval_samples": run.config.eval_samples,
         "data": data_identity.to_json(run.data_identity),
     }
-    results = from_first(lambda: _known(path))
+    results = from_first(lambda: read_results(path))
     before = {"data": asked["data"]} | results  # older releases did not record the data
     if any(before.get(name) != value for name, value in asked.items()):
         results = asked | _measure(run)
@@ -47,15 +46,6 @@ def finish(run: TrainingRun) -> None:
             if split in results:
                 print_numbers(f"{split}, step {results['checkpoint']['step']:,}", results[split])
     print(f"report: {page}")
-
-
-def _known(path: Path) -> dict[str, Any]:
-    """The results of a file; empty where there is none, or one that is no JSON object."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return results if isinstance(results, dict) else {}
 
 
 def _best_params(run: TrainingRun) -> tuple[int, Params]:

@@ -19,7 +19,7 @@ from experiments.datasets.preprocessing import Preprocessing
 from experiments.memory import require_room
 from experiments.own_model import own_vae
 from jaxvae import regularizers
-from jaxvae.recipes import build
+from jaxvae.recipes import MODELS, build
 from jaxvae.regularizers import Regularizer
 from jaxvae.training import Objective
 from jaxvae.vae import VAE
@@ -32,7 +32,8 @@ ROWS_IN_CACHE = {"conv": 64}
 """Rows of which a CPU's cache holds the intermediate values, by model; of others 1,000."""
 CYCLES = 4
 """Of a cyclical beta."""
-SHIPPED = {"mlp": "jaxvae.vae:mlp_vae", "conv": "jaxvae.vae:conv_vae"}
+SHIPPED = {"mlp": "mlp_vae", "conv": "conv_vae"}
+"""Value of --model -> name in `jaxvae.recipes.MODELS`."""
 
 
 def recipe(config: TrainConfig, data_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def recipe(config: TrainConfig, data_shape: tuple[int, ...]) -> dict[str, Any]:
         ValueError: no such model or function, or one that does not take what a flag asks for.
     """
     function = SHIPPED.get(config.model, config.model)
-    if ":" not in function:
+    if config.model not in SHIPPED and ":" not in function:
         raise ValueError(
             f"--model must be {', '.join(SHIPPED)} or package.module:function, got {config.model}."
         )
@@ -82,10 +83,10 @@ def initial_vae(
     if config.prior == "vamp":
         start["pseudo_inputs"] = _pseudo_inputs(config, preprocessing, train)
     function = recipe["function"]
-    arguments = recipe["arguments"] | _accepted(function, start)
+    start = _accepted(function, start)
     if function in SHIPPED.values():
-        return build(recipe | {"arguments": arguments})
-    return own_vae(function, arguments, preprocessing, train)
+        return build(recipe, **start)
+    return own_vae(recipe, start, own_function(function), preprocessing, train)
 
 
 def rows_at_once(config: TrainConfig, platform: str) -> int | None:
@@ -235,20 +236,31 @@ def _is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
     return jnp.ndim(leaf) > 1 and getattr(path[-1], "key", None) not in NO_KERNELS
 
 
-def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that the function "package.module:function" takes."""
-    module_name, _, name = function.partition(":")
+def own_function(model: str) -> Callable[..., VAE]:
+    """Import the function "package.module:function" that a user has named with --model.
+
+    Never call this with a name that a run's folder holds: importing a module runs it.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    module_name, _, name = model.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        parameters = inspect.signature(
-            getattr(importlib.import_module(module_name), name)
-        ).parameters
+        function: Callable[..., VAE] = getattr(importlib.import_module(module_name), name)
+        inspect.signature(function)
     except Exception as error:  # a module of one's own may raise anything
         raise ValueError(
-            f"--model={function}: {error}. Give an importable package.module:function that "
+            f"--model={model}: {error}. Give an importable package.module:function that "
             "returns a jaxvae.VAE."
         ) from error
+    return function
+
+
+def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function takes, in `MODELS` or "package.module:function"."""
+    parameters = inspect.signature(MODELS.get(function) or own_function(function)).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments
     return {name: value for name, value in arguments.items() if name in parameters}

@@ -1,5 +1,6 @@
 """A model that is a user's own code: built, checked and traced before it trains."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,25 +15,31 @@ from jaxvae.vae import VAE
 
 
 def own_vae(
-    function: str, arguments: dict[str, Any], preprocessing: Preprocessing, train: np.ndarray
+    recipe: dict[str, Any],
+    start: dict[str, Any],
+    make: Callable[..., VAE],
+    preprocessing: Preprocessing,
+    train: np.ndarray,
 ) -> VAE:
     """The `jaxvae.trainable` VAE that a function of the user's makes of its arguments.
 
     What evaluation and pictures need of it is traced, so that it does not fail after training.
 
     Args:
-        function: "package.module:function".
-        arguments: that it is called with.
+        recipe: the name "package.module:function" of the user's function, and its arguments.
+        start: more arguments, which the recipe does not hold.
+        make: the user's function.
         preprocessing: of the data.
         train: [N, ...] examples as they are stored.
 
     Raises:
         ValueError: the function raises, its result is no VAE, or that has no parameters to train.
     """
-    named = ", ".join(arguments) or "nothing"
+    function = recipe["function"]
+    named = ", ".join(recipe["arguments"] | start) or "nothing"
     what = f"--model={function} must return a jaxvae.VAE when called with {named}"
     try:
-        vae = build({"function": function, "arguments": arguments})
+        vae = build(recipe, {function: make}, **start)
     except Exception as error:  # anything, as it is not this project's
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{what}; it gave: {reason}. Correct it.") from error

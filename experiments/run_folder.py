@@ -13,6 +13,7 @@ from experiments.datasets.preprocessing import Preprocessing, preprocess
 from experiments.journal import Journal
 from experiments.places import require_folder
 from experiments.processes import agree
+from experiments.run_files import require_own_files
 from experiments.run_rows import RunRows, load_run_rows
 from jaxvae.processes import from_first, is_first, together
 from jaxvae.vae import VAE, Params
@@ -59,8 +60,13 @@ def read_config(run: Path) -> TrainConfig | None:
     Raises:
         ValueError: config.json is there and cannot be read.
     """
-    values = from_first(lambda: saved_flags.read(run / CONFIG))
+    values = from_first(lambda: _read_config(run))
     return None if values is None else saved_flags.from_json(values)
+
+
+def _read_config(run: Path) -> dict[str, Any] | None:
+    require_own_files(run)
+    return saved_flags.read(run / CONFIG)
 
 
 def read_own_config(config: TrainConfig) -> TrainConfig | None:
@@ -77,7 +83,7 @@ def _read_own(config: TrainConfig) -> dict[str, Any] | None:
     folder = config.folder
     require_folder(folder, "--run")
     require_folder(folder / CHECKPOINTS, CHECKPOINTS)
-    values = saved_flags.read(folder / CONFIG)
+    values = _read_config(folder)
     if values is None and any((folder / CHECKPOINTS).glob("*")):
         raise ValueError(
             f"{folder} must have its {CONFIG}, which says what the run there was started with; "
@@ -138,7 +144,11 @@ def recorded_data(checkpoints: "Checkpoints", steps: Iterable[int]) -> DataIdent
 
 
 def open_run(
-    run: Path, which: Which, dataset: str | None = None, split: str | None = None
+    run: Path,
+    which: Which,
+    dataset: str | None = None,
+    split: str | None = None,
+    model: str | None = None,
 ) -> OpenRun:
     """A trained run's model and data.
 
@@ -147,11 +157,13 @@ def open_run(
         which: the best checkpoint by the validation bound, or the latest.
         dataset: another data set than the run's own.
         split: rows to take, as `load_run_rows` has it.
+        model: the user's --model, without which no function outside jaxvae is imported.
 
     Raises:
         FileNotFoundError: no run, or no checkpoint yet.
         ValueError: a damaged run, or data of another shape than the model's.
     """
+    from experiments.consent import check_prepared, check_same_model, consented
     from jaxvae.checkpoints import Checkpoints, load  # orbax: a new run needs it later
 
     config = read_config(run)
@@ -160,14 +172,17 @@ def open_run(
             raise FileNotFoundError(
                 f"no run at {run}: give the folder that `python -m experiments.train` wrote."
             )
-    vae, params = load(run, which)
+        models = consented(model, config.model, run)
+    vae, params = load(run, which, models)
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
     about = checkpoints.about(step or 0)
     checkpoints.close()
     with together():
+        check_same_model(config, about, run)
+        check_prepared(config, dataset)
         trained = data_identity.from_json(about)
-        loaded = load_run_rows(config, about["data_shape"], trained, dataset, split)
+        loaded = load_run_rows(config, about.get("data_shape"), trained, dataset, split)
     data = loaded.rows
     agree_on_data({data.split: data.identity})
-    return OpenRun(config, vae, params, about["step"], loaded.preprocessing, loaded.dataset, data)
+    return OpenRun(config, vae, params, step or 0, loaded.preprocessing, loaded.dataset, data)

@@ -13,16 +13,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
-from experiments.metrics_row import ROW, parsed_row
+from experiments.metrics_row import read_metrics as read_metrics
 from experiments.packages import require_packages
-from experiments.places import require_file
 
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step: readers and crashes find the old text or the new, no part."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        part.unlink(missing_ok=True)
+        with part.open("x", encoding="utf-8") as file:  # never through a link that lies there
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -47,28 +47,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, in order, without a last line that a kill cut short.
-
-    Raises:
-        ValueError: if any other line is no row, or what is there is no file.
-    """
-    require_file(path)
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = len(lines) - 1 if lines[-1] else len(lines) - 2
-    rows = []
-    for index, line in enumerate(lines[: last + 1]):
-        row = parsed_row(line)
-        if row is not None:
-            rows.append(row)
-        elif index < last:
-            raise ValueError(
-                f"read_metrics: a line must be {ROW}, line {index + 1} of {path} is "
-                f"{line[:60]!r}. Delete that line, or start a new folder."
-            )
-    return rows
 
 
 class MetricsFile:

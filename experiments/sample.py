@@ -33,6 +33,9 @@ class SampleConfig:
     """Of the samples."""
     checkpoint: Literal["best", "latest"] = "best"
     """Which weights: best by the validation bound, or latest."""
+    model: str | None = None
+    """package.module:function, for a run that was trained with this --model: it is imported only
+    if you name it here."""
     output: Path | None = None
     """Folder for the results. Default: RUN/samples; where other flags differ from their defaults,
     or the run's data have changed, it has a name of its own, RUN/samples-seed1 for example."""
@@ -78,7 +81,7 @@ def sample(config: SampleConfig) -> None:
         from experiments.drawing import draw, prepared_head, write_pictures
         from experiments.run_folder import open_run
 
-        run = open_run(config.run, config.checkpoint)
+        run = open_run(config.run, config.checkpoint, model=config.model)
         folder = config.output or config.run / config.name_of_folder(run.data)
         require_folder(folder, "--output")
     run.data.print_doubts()

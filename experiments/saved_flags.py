@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 from experiments.config import TrainConfig
 from experiments.places import require_file
+from jaxvae.contained import read_json
 
 NOT_SAVED = frozenset({"processes", "allow_other_data"})
 """Flags of one command, not of the run: which process this is, and a permission given once."""
+MOST_BYTES = 2**20
+"""Largest config.json that is read; training writes two kilobytes."""
 WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "text",
          NoneType: "null"}  # fmt: skip
 """What a value of JSON is called."""
@@ -73,10 +76,8 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
     require_file(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("its outermost value is no object")
-    except (ValueError, RecursionError) as error:
+        values = read_json(path, MOST_BYTES)
+    except ValueError as error:
         raise ValueError(
             f"{path} must be a JSON object, as training wrote it; reading it gave: {error}. "
             "Restore it, or use another --run."

@@ -10,7 +10,7 @@ methods in the same order.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,9 +26,11 @@ from jaxvae.manifest import (
     digest,
     digest_of_values,
     leaves,
+    read_about,
     reason_of,
 )
 from jaxvae.orbax_manager import (
+    check_stored,
     clear_the_way,
     none_whole,
     open_manager,
@@ -36,12 +38,13 @@ from jaxvae.orbax_manager import (
     set_aside,
 )
 from jaxvae.processes import arrays_from_first, from_first, is_first, together
-from jaxvae.recipes import build
-from jaxvae.stored_parameters import trainable
+from jaxvae.rebuilding import checkpoints_folder, rebuild
+from jaxvae.recipes import MODELS
 from jaxvae.vae import VAE, Params
 
-FORMAT = 1
-"""Version of what a checkpoint holds; raised when an older reader could not read it."""
+FORMAT = 2
+"""Version of what a checkpoint holds; raised when an older reader could not read it. Release 0.1.0
+wrote 1, whose recipes name "jaxvae.vae:mlp_vae"."""
 
 
 class Restored(NamedTuple):
@@ -253,18 +256,10 @@ class Checkpoints:
         self._background.shutdown()
 
     def _about(self, step: int) -> dict[str, Any]:
-        arguments = ocp.args.Composite(about=ocp.args.JsonRestore())
+        self._settled()
         with self._reading(step):
-            about: dict[str, Any] = self._settled().restore(step, args=arguments)["about"]
-            told = about.pop("digest", None)  # the first release had none
-            if told not in (None, digest_of_values(about)):
-                raise ValueError(
-                    "what it says of itself does not have the digest it was saved with"
-                )
-            newer = about["format"] > FORMAT
-            if not newer and not {"digests", "leaves"} <= about.keys():
-                raise ValueError("what it says of itself is not whole")
-        if newer:  # which is no damage
+            about = read_about(self._directory / str(step), FORMAT)
+        if about["format"] > FORMAT:  # which is no damage
             raise ValueError(
                 f"checkpoint {step} in {self._directory}: format {about['format']} is newer than "
                 f"this release of jaxvae reads ({FORMAT}). Upgrade jaxvae."
@@ -280,6 +275,8 @@ class Checkpoints:
             for name, tree in targets.items()
         }
         with self._reading(step):
+            for name, target in targets.items():
+                check_stored(self._directory / str(step) / name, target)
             restored = self._settled().restore(step, args=ocp.args.Composite(**args))
             for name in targets:
                 if digest(restored[name]) != about["digests"][name]:
@@ -297,14 +294,23 @@ class Checkpoints:
             raise Damaged(self._directory / str(step), reason_of(error)) from error
 
 
-def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VAE, Params]:
-    """A trained VAE and its parameters, from a run's folder.
+def load(
+    run: str | Path,
+    which: Literal["best", "latest"] = "best",
+    models: Mapping[str, Callable[..., VAE]] = MODELS,
+) -> tuple[VAE, Params]:
+    """Load a trained VAE and its parameters from a run's folder.
 
         vae, params = jaxvae.checkpoints.load("runs/mnist")
+        vae, params = jaxvae.checkpoints.load("runs/own", models={"my.models:make": make})
+
+    The folder may come from anybody: nothing in it is imported, evaluated or unpickled.
 
     Args:
         run: the run's folder, or its `checkpoints` folder.
         which: "best" by the validation bound, or "latest".
+        models: functions outside `jaxvae.recipes.MODELS` that may build the model, each under the
+            name that the checkpoint has for it: the --model of the training.
 
     Returns:
         The VAE, rebuilt by the function that the checkpoint names and made `jaxvae.trainable`, and
@@ -312,9 +318,10 @@ def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VA
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
-        ValueError: the checkpoint is damaged or newer than this release.
+        ValueError: the checkpoint is damaged or newer than this release, or names a function that
+            is in neither `MODELS` nor `models`.
     """
-    folder = Path(from_first(lambda: _checkpoints_folder(Path(run))))
+    folder = Path(from_first(lambda: checkpoints_folder(Path(run))))
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
@@ -322,20 +329,11 @@ def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VA
             if step is None:
                 raise FileNotFoundError(f"{folder} holds no checkpoint yet.")
         about = checkpoints.about(step)
-        with together():
-            vae = trainable(build(about["vae"]))
-        item = "average" if "average" in about["digests"] else "params"
-        target = jax.eval_shape(vae.init, jax.random.key(0))
-        return vae, checkpoints.restore(step, {item: target})[item]
+        vae, target = rebuild(about, folder / str(step), models)
+        (params,) = checkpoints.restore(step, target).values()
+        return vae, params
     finally:
         checkpoints.close()
-
-
-def _checkpoints_folder(run: Path) -> str:
-    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no run at {run}: give the folder that training wrote.")
-    return str(folder)
 
 
 def _empty(leaf: Any) -> np.ndarray:

@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxvae.contained import read_json
+
+ABOUT = "metadata"
+"""File of the values in the folder of an item that is JSON; orbax's own name for it."""
 SYSTEM_ERRORS = (
     "No space left on device",
     "Disk quota exceeded",
@@ -68,6 +74,56 @@ def leaves(tree: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def num_values(leaves: dict[str, str]) -> int:
+    """Count the entries of all arrays, from what `leaves` says of them.
+
+    >>> num_values(leaves({"a": np.zeros((2, 3)), "b": np.zeros(())}))
+    7
+
+    Raises:
+        ValueError: a text is not one of `leaves`.
+    """
+    shapes = [re.fullmatch(r"\w+ \[([\d, ]*)\]", text) for text in leaves.values()]
+    if not all(shapes):
+        raise ValueError(f"the leaves must be texts such as 'float32 [3, 4]', got {leaves}"[:200])
+    return sum(math.prod(map(int, re.findall(r"\d+", shape[1]))) for shape in shapes if shape)
+
+
+def read_about(folder: Path, newest_format: int) -> dict[str, Any]:
+    """Read a checkpoint's own description, and check what reading the checkpoint relies on.
+
+    Args:
+        folder: of the checkpoint.
+        newest_format: of a newer one the fields are unknown, and not checked.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    about = read_json(folder / "about" / ABOUT)
+    told = about.pop("digest", None)  # the first release had none
+    if told not in (None, digest_of_values(about)):
+        raise ValueError("what it says of itself does not have the digest it was saved with")
+    if type(about.get("format")) is not int:
+        raise ValueError("what it says of itself has no format")
+    if about["format"] > newest_format:
+        return about
+    if not {"digests", "leaves"} <= about.keys():
+        raise ValueError("what it says of itself is not whole")
+    right = {
+        "step": about.get("step", int(folder.name)) == int(folder.name),
+        "digests": _is_texts(about["digests"]),
+        "leaves": isinstance(about["leaves"], dict)
+        and all(map(_is_texts, about["leaves"].values())),
+    }
+    if wrong := [name for name, holds in right.items() if not holds]:
+        raise ValueError(f"what it says of itself has another {wrong[0]} than was saved")
+    return about
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
 def check_leaves(step: int, name: str, saved: dict[str, str], asked: dict[str, str]) -> None:

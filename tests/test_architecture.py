@@ -45,12 +45,11 @@ MAY_IMPORT = {
     "evaluation": {"bounds", "distributions", "parallel", "training", "vae"},
     "processes": set(),
     "recipes": {"vae"},
-    "manifest": set(),
-    "orbax_manager": {"manifest"},
-    "checkpoints": {
-        *("manifest", "orbax_manager", "processes", "recipes", "stored_parameters"),
-        "vae",
-    },
+    "contained": set(),
+    "manifest": {"contained"},
+    "orbax_manager": {"contained", "manifest"},
+    "rebuilding": {"contained", "manifest", "processes", "recipes", "stored_parameters", "vae"},
+    "checkpoints": {"manifest", "orbax_manager", "processes", "rebuilding", "recipes", "vae"},
     "testing": {"distributions", "divergences"},
 }
 """Layer by layer: what each file, or folder, of jaxvae takes from the others."""

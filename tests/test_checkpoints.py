@@ -14,8 +14,9 @@ import optax
 import pytest
 
 from jaxvae import checkpoints as checkpoints_module
-from jaxvae.checkpoints import Checkpoints, Damaged, build, digest, load
+from jaxvae.checkpoints import Checkpoints, Damaged, digest, load
 from jaxvae.parallel import make_mesh, replicate
+from jaxvae.recipes import build
 from jaxvae.state import TrainState
 from jaxvae.vae import mlp_vae
 
@@ -240,8 +241,8 @@ def test_paths_may_be_relative_and_words(tmp_path, monkeypatch):
 
 
 def test_a_recipe_is_a_function_and_its_arguments():
-    recipe = {"function": "builtins:dict", "arguments": {"hidden": [3, 2], "sigma": 0.5}}
-    assert build(recipe) == {"hidden": (3, 2), "sigma": 0.5}
+    recipe = {"function": "my:dict", "arguments": {"hidden": [3, 2], "sigma": 0.5}}
+    assert build(recipe, {"my:dict": dict}) == {"hidden": (3, 2), "sigma": 0.5}
 
 
 # Failure
@@ -476,8 +477,8 @@ def test_a_format_of_the_future_is_refused(checkpoints, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("function", ["nowhere.at_all:mlp", "jaxvae.vae:nothing", "jaxvae.vae", ""])
-def test_a_function_that_cannot_be_imported_is_refused(checkpoints, tmp_path, function):
+def test_a_function_that_the_caller_does_not_give_is_refused(checkpoints, tmp_path, function):
     recipe = {"function": function, "arguments": {}}
     save(checkpoints, 1, about={"vae": recipe}, params=model_params(1))
-    with pytest.raises(ValueError, match=rf"no function '{function}' .*package.module:function"):
+    with pytest.raises(ValueError, match=rf"built by '{function}', which .* load\(path, models="):
         load(tmp_path / "run")

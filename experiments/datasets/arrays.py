@@ -30,6 +30,9 @@ NAMES_OF_SPLIT = {
 NAMES_OF_DATA = ("images", "x", "data")
 NAMES_OF_LABELS = ("labels", "y")
 EXAMPLES_AT_ONCE = 4096
+LARGEST_IN_ANY_CASE = 2**29
+LARGEST_RATIO = 200
+"""Bytes that an .npz may have decompressed, and so many times its own size: data have fewer."""
 
 
 class Arrays(NamedTuple):
@@ -83,8 +86,25 @@ def read_npz(path: Path) -> Arrays:
             archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise ValueError(f"npz:PATH must name an .npz file; {path} is an .npy. Use npy:{path}.")
+        _require_plausible(path, archive)
         names = _data_of_parts(f"npz:{path}", archive.files)
         return _arrays(path, names, archive.files, lambda name: _member(path, archive, name))
+
+
+def _require_plausible(path: Path, archive: NpzFile) -> None:
+    """Refuse a small file that would fill the memory once it is decompressed.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    members = archive.zip.infolist() if archive.zip is not None else []
+    size, packed = (sum(getattr(member, name) for member in members)
+                    for name in ("file_size", "compress_size"))  # fmt: skip
+    if size > LARGEST_IN_ANY_CASE and size > LARGEST_RATIO * packed:
+        raise ValueError(
+            f"{path} must hold data; its {packed:,} bytes become {size:,} when they are "
+            "decompressed, as those of one repeated number do. Save it with numpy.savez."
+        )
 
 
 def stored(array: np.ndarray, where: str) -> np.ndarray:
