@@ -82,7 +82,7 @@ class Loaded(NamedTuple):
 
 def load_run_rows(
     config: TrainConfig,
-    data_shape: list[int],
+    data_shape: list[int] | None,
     trained: DataIdentity | None,
     dataset: str | None,
     split: str | None,
