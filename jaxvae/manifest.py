@@ -2,20 +2,25 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
 
-SYSTEM_ERRORS = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-    "Input/output error",
-    "Read-only file system",
-)
-"""As systems word them."""
+REMEDIES = {
+    "No space left on device": "Make room",
+    "Disk quota exceeded": "Make room, or ask for a larger quota",
+    "File too large": "Make room for larger files (ulimit -f)",
+    "Input/output error": "Check the disk",
+    "Read-only file system": "Make the file system writable",
+    "Permission denied": "Make the folder writable",
+}
+"""Errors as systems word them -> what to do about a file that could not be written."""
+MAY_PASS = frozenset(list(REMEDIES)[:4])
+"""Those that somebody else may cure while a program runs."""
 
 
 class Damaged(ValueError):
@@ -36,6 +41,10 @@ class Damaged(ValueError):
 
 class SaveFailed(OSError):
     """A checkpoint could not be written; those before it are whole."""
+
+
+class Unusable(ValueError):
+    """No checkpoint can be saved in a folder and read again: training there would be lost."""
 
 
 def digest(tree: Any) -> str:
@@ -80,21 +89,53 @@ def check_leaves(step: int, name: str, saved: dict[str, str], asked: dict[str, s
     Raises:
         ValueError: naming the first leaf that differs.
     """
-    for path in sorted(saved.keys() | asked.keys()):
-        there, here = saved.get(path, "absent"), asked.get(path, "absent")
-        if there != here:
+    different = {
+        path: (saved.get(path, "absent"), asked.get(path, "absent"))
+        for path in sorted(saved.keys() | asked.keys())
+        if saved.get(path) != asked.get(path)
+    }
+    other = {path: both for path, both in different.items() if not _differ_in_width(*both)}
+    for path, (there, here) in (other or different).items():
+        leaf = f"{name}{path} is {there} there and {here} here"
+        if other:
             raise ValueError(
-                f"checkpoint {step} holds another model or optimizer: {name}{path} is {there} "
-                f"there and {here} here. Build both as they were when it was saved."
+                f"checkpoint {step} holds another model or optimizer: {leaf}. Build both as they "
+                "were when it was saved."
             )
+        was = int("64" in there)
+        raise ValueError(
+            f"checkpoint {step} was saved with JAX_ENABLE_X64={was}, and this program runs with "
+            f"JAX_ENABLE_X64={1 - was}: {leaf}. Set JAX_ENABLE_X64={was}."
+        )
 
 
-def reason_of(error: Exception) -> str:
+def _differ_in_width(one: str, other: str) -> bool:
+    """Whether two leaves, as `leaves` describes them, differ in 32 and 64 bits alone."""
+    narrow = [leaf.replace("64 [", "32 [") for leaf in (one, other)]
+    return one != other and narrow[0] == narrow[1]
+
+
+def reason_of(error: Exception, names: Mapping[str, str] = MappingProxyType({})) -> str:
     """What went wrong, as a part of a line; of a system's error only that.
+
+    Args:
+        error: as it was raised.
+        names: text in it -> what to say instead.
 
     >>> reason_of(ValueError("Failed to write a file: No space left on device [code 28]"))
     'No space left on device'
     """
     text = " ".join(str(error).split())
-    known = [reason for reason in SYSTEM_ERRORS if reason in text]
+    for name, other in names.items():
+        text = text.replace(name, other)
+    known = [reason for reason in REMEDIES if reason in text]
     return known[0] if known else text[:200].rstrip(".") or type(error).__name__
+
+
+def remedy(error: Exception) -> str:
+    """The advice for an error in writing files, as the start of a sentence; empty where none fits.
+
+    >>> remedy(ValueError("Failed to write a file: No space left on device [code 28]"))
+    'Make room'
+    """
+    return REMEDIES.get(reason_of(error), "")
