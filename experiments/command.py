@@ -1,6 +1,7 @@
 """What every command does: read flags, run, and end with one line instead of a traceback."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -63,6 +64,8 @@ def main(flags: type[Flags], command: Callable[[Flags], int | None]) -> None:
     # of a failed save.
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no text of its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.unraisablehook = _unless_of_a_closed_loop
     parsed = tyro.cli(
         flags,

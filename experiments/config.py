@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.places import same_text
 from experiments.processes import ALONE, Processes
 
 Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
@@ -305,7 +306,7 @@ def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
         f"{getattr(saved, field.name)} there"
         for field in dataclasses.fields(TrainConfig)
         if field.name not in MAY_CHANGE
-        and getattr(config, field.name) != getattr(saved, field.name)
+        and not same_text(getattr(config, field.name), getattr(saved, field.name))
     ]
     if differences:
         raise ValueError(

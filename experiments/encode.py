@@ -91,7 +91,8 @@ def encode(config: EncodeConfig) -> None:
         codes["labels"] = run.dataset.labels[config.split]
     with command.refusing():
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **codes)
+        with path.open("wb") as file:  # given a path, numpy adds a suffix of its own
+            np.savez_compressed(file, **codes)
     print(f"written: {path} ({', '.join(f'{k} {v.shape}' for k, v in codes.items())})")
 
 

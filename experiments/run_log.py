@@ -22,7 +22,8 @@ def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step: readers and crashes find the old text or the new, no part."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        # A file's name may hold bytes that are no text.
+        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -98,8 +98,7 @@ class Checkpoints:
             What went wrong with the save before this one, which is under way in any case.
 
         Raises:
-            ValueError: the step is older than the latest, an item has no leaf, or a leaf is no
-                array of numbers.
+            ValueError: the step is older than the latest, or no checkpoint can hold the items.
             Unusable: the first checkpoint that was saved here cannot be read back, or could not be
                 saved for a reason that does not pass.
         """
@@ -116,8 +115,7 @@ class Checkpoints:
         if latest is not None and step < latest:
             raise ValueError(f"step {step} is not newer than the latest, {latest}.")
         if step != latest:
-            items = {name: copied(name, tree) for name, tree in items.items()}
-            self._saving = self._background.submit(self._write, step, items, about, metric)
+            self._saving = self._background.submit(self._write, step, copied(items), about, metric)
         return problem
 
     def _settled(self) -> OrbaxFolder:

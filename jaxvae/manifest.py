@@ -79,6 +79,38 @@ def leaves(tree: Any) -> dict[str, str]:
     }
 
 
+def check_savable(items: dict[str, Any]) -> None:
+    """Check that a checkpoint can hold items: orbax saves no empty item and no empty array.
+
+    Args:
+        items: name -> pytree of anything that has a shape and dtype, or of Python's numbers.
+
+    Raises:
+        ValueError: naming the item or leaf.
+    """
+    for name, tree in items.items():
+        held: dict[str, str] = {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+            number = jax.dtypes.issubdtype(dtype, np.number)
+            if not (number or jax.dtypes.issubdtype(dtype, np.bool_)) or 0 in np.shape(leaf):
+                raise ValueError(
+                    f"{where} must be an array of numbers, got {type(leaf).__name__} of type "
+                    f"{dtype} and shape {list(np.shape(leaf))}. Leave it out."
+                )
+            # orbax writes the names of a leaf with dots between them.
+            written = jax.tree_util.keystr(path, simple=True, separator=".")
+            if written in held:
+                raise ValueError(
+                    f"{where} and {held[written]} have one name in a checkpoint, {written}. "
+                    "Rename one of them."
+                )
+            held[written] = where
+        if not held:
+            raise ValueError(f"{name} must have an array of numbers, it has none.")
+
+
 def check_leaves(step: int, name: str, saved: dict[str, str], asked: dict[str, str]) -> None:
     """Refuse to restore a step's item into leaves that it does not have.
 

@@ -10,8 +10,8 @@ SYNTAX = frozenset("[]{}*?\\|%#:")
 
 epath's `glob`, by which orbax finds what it has to merge, takes the whole absolute path for a
 pattern: with [x] in it orbax merges nothing, says so in a log, and the checkpoint is empty.
-tensorstore turns a backslash into a slash, and writes elsewhere. orbax takes the end of "logs:/" for
-the start of a bucket's URL.
+tensorstore turns a backslash into a slash, and writes elsewhere. orbax takes the end of "logs:/"
+for the start of a bucket's URL.
 """
 BUCKETS = ("gs", "s3", "az", "hf")
 """First folders of an absolute path that epath takes for the scheme of a URL."""

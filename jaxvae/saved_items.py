@@ -12,6 +12,7 @@ from jaxvae.manifest import (
     Damaged,
     Unusable,
     check_leaves,
+    check_savable,
     digest,
     digest_of_values,
     leaves,
@@ -22,22 +23,14 @@ FORMAT = 1
 """Version of what a checkpoint holds; raised when an older reader could not read it."""
 
 
-def copied(name: str, tree: Any) -> Any:
-    """An item with copies of its leaves on the host.
+def copied(items: dict[str, Any]) -> dict[str, Any]:
+    """The items with copies of their leaves on the host.
 
     Raises:
-        ValueError: it has no leaf, or a leaf that is no array of numbers; orbax saves neither.
+        ValueError: as `check_savable`.
     """
-    if not jax.tree.leaves(tree):
-        raise ValueError(f"save: {name!r} has no array. Leave it out, or save some with it.")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        kind = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-        if not (jax.dtypes.issubdtype(kind, np.number) or jax.dtypes.issubdtype(kind, np.bool_)):
-            raise ValueError(
-                f"save: {name}{jax.tree_util.keystr(path)} must be an array of numbers, got "
-                f"{type(leaf).__name__} of {kind}. Leave it out."
-            )
-    return jax.tree.map(np.array, jax.device_get(tree))
+    check_savable(items)
+    return jax.tree.map(np.array, jax.device_get(items))
 
 
 def described(items: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from numpy.lib.npyio import NpzFile
 
 from experiments.datasets import Dataset
 from experiments.datasets.splits import Examples, assemble
-from experiments.places import require_file
+from experiments.places import path_of, require_file
 
 NAMES_OF_SPLIT = {
     "train": ("train", "x_train"),
@@ -34,7 +34,7 @@ EXAMPLES_AT_ONCE = 4096
 
 def load(form: str, where: str, num_validation: int | None) -> Dataset:
     """The arrays of a file of a form, npz or npy."""
-    path = Path(where).expanduser()
+    path = path_of(where)
     if not path.exists():
         raise FileNotFoundError(
             f"{form}:PATH must name a .{form} file; there is no {path}. Correct the path."

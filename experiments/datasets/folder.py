@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments.datasets import Dataset
 from experiments.datasets.splits import SPLITS, Examples, assemble
-from experiments.places import require_file
+from experiments.places import path_of, require_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 GREY_MODES = ("1", "L", "LA")
@@ -24,7 +24,7 @@ COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 def load(where: str, num_validation: int | None) -> Dataset:
     """The pictures below a folder, uint8 [H, W, 1] or [H, W, 3]."""
-    folder = Path(where).expanduser()
+    folder = path_of(where)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"folder:PATH must name a folder of images; {folder} is none. Correct the path."
