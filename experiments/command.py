@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import io
 import logging
 import os
 import sys
@@ -89,6 +90,8 @@ def main(
     # of a failed save.
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no text of its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.unraisablehook = _unless_of_a_closed_loop
     # Of every command, and of no run: config.json has the fields of `flags`.
     arguments = [argument for argument in sys.argv[1:] if argument != SHOW_TRACEBACK]

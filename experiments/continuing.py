@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments import saved_flags
 from experiments.config import MAY_CHANGE, TrainConfig, require
+from experiments.places import same_text
 
 CONFIG = "config.json"
 OF_THE_MACHINE = (
@@ -84,7 +85,7 @@ def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
         f"{getattr(saved, field.name)} there"
         for field in dataclasses.fields(TrainConfig)
         if field.name not in MAY_CHANGE
-        and getattr(config, field.name) != getattr(saved, field.name)
+        and not same_text(getattr(config, field.name), getattr(saved, field.name))
     ]
     if differences:
         raise ValueError(

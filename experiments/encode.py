@@ -116,7 +116,8 @@ def encode(config: EncodeConfig) -> None:
     codes |= {name: array for name, array in origin.items() if array is not None}
     with command.refusing():
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **codes)
+        with path.open("wb") as file:  # given a path, numpy adds a suffix of its own
+            np.savez_compressed(file, **codes)
     print(f"written: {path} ({', '.join(f'{k} {v.shape}' for k, v in codes.items())})")
 
 

@@ -259,10 +259,11 @@ def _leave(line: str, code: int) -> None:
         os._exit(code)
     try:
         if _last_words is not None:
-            with contextlib.suppress(OSError), _last_words.open("a", encoding="utf-8") as file:
-                file.write(f"{line.partition(AGAIN)[0]}\n")
+            words = f"{line.partition(AGAIN)[0]}\n".encode(errors="backslashreplace")
+            with contextlib.suppress(OSError), _last_words.open("ab") as file:
+                file.write(words)
         with contextlib.suppress(OSError):
-            os.write(2, f"error: {line}\n".encode())
+            os.write(2, f"error: {line}\n".encode(errors="backslashreplace"))
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
     finally:

@@ -22,7 +22,8 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         part.unlink(missing_ok=True)
-        with part.open("x", encoding="utf-8") as file:  # never through a link that lies there
+        # "x": never through a link that lies there. A file's name may hold bytes that are no text.
+        with part.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -36,6 +36,7 @@ def _train(config: TrainConfig) -> int:
         )
         agree_on_flags(config)
         from experiments.final_report import finish
+        from experiments.saving import advice
         from experiments.training_run import TrainingRun
         from jaxvae.processes import is_first
 
@@ -52,8 +53,8 @@ def _train(config: TrainConfig) -> int:
                 finish(run)
             except OSError as error:
                 print(
-                    f"error: the trained model is saved, its results are not: {error}. Make room; "
-                    "the same command writes them.",
+                    f"error: the trained model is saved, its results are not: {error}. "
+                    + advice(error, "the same command writes them."),
                     file=sys.stderr,
                 )
                 code = 1

@@ -37,7 +37,7 @@ from jaxvae.parallel import (
     make_mesh,
     replicate,
 )
-from jaxvae.processes import Stopped, is_first, together
+from jaxvae.processes import is_first, together
 from jaxvae.state import TrainState, from_items, to_items
 
 LOST = 1
@@ -357,7 +357,7 @@ class TrainingRun:
         what = f"the loss or gradient of {self._skipped_in_row} steps in a row was not finite"
         if not self._skipped_in_row:
             what = "the parameters are not finite"
-        with contextlib.suppress(OSError, Stopped):
+        with contextlib.suppress(OSError, ValueError):
             self.checkpoints.wait()
         self._say(
             display,

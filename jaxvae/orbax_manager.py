@@ -1,5 +1,6 @@
 """orbax's manager of a run's checkpoints, and what must be out of its way before it can open."""
 
+import contextlib
 import itertools
 import math
 import shutil
@@ -14,22 +15,53 @@ from orbax.checkpoint import checkpoint_managers
 
 from jaxvae.contained import read_json, require_contained
 from jaxvae.manifest import ABOUT, Damaged, reason_of
+from jaxvae.plain_path import plain_path
 
 
-def open_manager(directory: Path, read_only: bool) -> ocp.CheckpointManager:
-    """orbax's manager, of process 0 alone: it keeps the two latest and the best."""
+class OrbaxFolder:
+    """A folder of checkpoints as orbax has it open, by a path that orbax can take.
+
+    For process 0 alone. Nothing in it changes before the first save: orbax's own `read_only` does
+    no more than that, and warns of itself.
+
+    Args:
+        directory: an absolute path.
+
+    Attributes:
+        directory: the same.
+        path: to it, for orbax.
+        manager: orbax's; it keeps the two latest checkpoints and the best.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        with contextlib.ExitStack() as stack:
+            self.path = stack.enter_context(plain_path(directory))
+            self.manager = _open_manager(self.path)
+            stack.callback(self.manager.close)
+            self._open = stack.pop_all()
+
+    def reason(self, error: Exception) -> str:
+        """What went wrong in orbax, with the folder's own path in place of orbax's."""
+        return reason_of(error, {str(self.path): str(self.directory)})
+
+    def close(self) -> None:
+        """Wait for orbax, and end what it has started."""
+        self._open.close()
+
+
+def _open_manager(path: Path) -> ocp.CheckpointManager:
     best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["metric"], n=1)
     policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
     processes = _process_0()
     return ocp.CheckpointManager(
-        directory,
+        path,
         handler_registry=_handlers(processes),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             best_fn=lambda metrics: metrics["metric"],
             best_mode="max",
             create=False,
-            read_only=read_only,
             multiprocessing_options=processes,
         ),
     )

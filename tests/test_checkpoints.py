@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvae import checkpoints as checkpoints_module
+from jaxvae import saved_items
 from jaxvae.checkpoints import Checkpoints, Damaged, digest, load
 from jaxvae.parallel import make_mesh, replicate
 from jaxvae.recipes import build
@@ -108,7 +108,7 @@ def test_about_comes_back_with_format_and_digests(checkpoints):
     save(checkpoints, 1, about=about)
     restored = checkpoints.about(1)
     expected = about | {
-        "format": checkpoints_module.FORMAT,
+        "format": saved_items.FORMAT,
         "digests": {"params": digest(weights(1))},
     }
     assert {name: restored[name] for name in expected} == expected
@@ -468,8 +468,8 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path):
 
 
 def test_a_format_of_the_future_is_refused(checkpoints, tmp_path, monkeypatch):
-    newer = checkpoints_module.FORMAT + 1
-    monkeypatch.setattr(checkpoints_module, "FORMAT", newer)
+    newer = saved_items.FORMAT + 1
+    monkeypatch.setattr(saved_items, "FORMAT", newer)
     save(checkpoints, 1, params=model_params(1))
     monkeypatch.undo()
     with pytest.raises(ValueError, match=rf"format {newer} is newer .*\({newer - 1}\). Upgrade"):

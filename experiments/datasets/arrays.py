@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from experiments.datasets.splits import Examples, Source
-from experiments.places import require_file
+from experiments.places import path_of, require_file
 
 NAMES_OF_SPLIT = {
     "train": ("train", "x_train"),
@@ -49,7 +49,7 @@ class Arrays(NamedTuple):
 
 def read_source(form: str, where: str) -> Source:
     """The arrays of a file of a form, npz or npy."""
-    path = Path(where).expanduser()
+    path = path_of(where)
     if not path.exists():
         raise FileNotFoundError(
             f"{form}:PATH must name a .{form} file; there is no {path}. Correct the path."

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from experiments.datasets.splits import SPLITS, Examples, Source
-from experiments.places import require_file
+from experiments.places import path_of, require_file
 
 NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow recognises but does not decode by itself; for EPS it starts Ghostscript."""
@@ -51,7 +51,7 @@ class Found(NamedTuple):
 
 def read_source(where: str) -> Source:
     """The pictures below a folder, uint8 [H, W, 1] or [H, W, 3]."""
-    folder = Path(where).expanduser()
+    folder = path_of(where)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"folder:PATH must name a folder of images; {folder} is none. Correct the path."

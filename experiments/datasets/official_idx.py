@@ -29,6 +29,7 @@ from experiments.datasets.idx import (
 )
 from experiments.datasets.splits import Source
 from experiments.datasets.tfds import one_line, read
+from experiments.places import path_of
 from experiments.progress import counted
 
 DEFAULT_VALIDATION = 5_000
@@ -106,7 +107,7 @@ def _prepare(name: str, builder: IdxImages, manual_dir: str | None) -> None:
             manual_dir = until_prepared.enter_context(fetched)
             _fetch(name, builder, Path(manual_dir))
         else:
-            require_official(name, builder.official, Path(manual_dir).expanduser())
+            require_official(name, builder.official, path_of(manual_dir))
         try:
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
