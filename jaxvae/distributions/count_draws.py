@@ -4,7 +4,6 @@
 `jax.random.gamma` waits in a loop for every lane (see `jaxvae.distributions.rejection`).
 """
 
-
 import jax
 import jax.numpy as jnp
 

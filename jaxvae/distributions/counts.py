@@ -18,6 +18,7 @@ from jaxvae.distributions.count_draws import log_gamma, poisson
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
 from jaxvae.distributions.stirling import excess
 
+
 def log_mean_exp(weight: jax.Array, other_weight: jax.Array, r: jax.Array) -> jax.Array:
     """log(weight exp(r) + other_weight) for weights that add up to 1: 0 at r = 0, to rounding."""
     shift = weight * jnp.expm1(jnp.minimum(r, 80.0))  # short of overflow, even of the gradient
@@ -68,7 +69,7 @@ class Poisson:
         check_event(value, jnp.shape(self.log_rate), "Poisson", REMEDY)
         value, log_rate = at_least_float32(value, self.log_rate)
         count = jnp.where(value > 0, value, 1.0)
-        # Each branch has a rate of its own: one that overflows makes no NaN of the other's gradient.
+        # Each branch has a rate of its own: an overflow in one makes no NaN of the other's gradient.
         r = jnp.where(value > 0, log_rate - jnp.log(count), 0.0)
         positive = -count * (jnp.expm1(r) - r) - excess(count)
         zero = -jnp.exp(jnp.where(value > 0, 0.0, log_rate))

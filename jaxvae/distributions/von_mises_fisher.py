@@ -103,7 +103,8 @@ class VonMisesFisher:
         """A unit vector [Z], differentiable by loc and by log_concentration.
 
         An angle to loc by rejection in a fixed number of rounds, a uniform direction around the
-        first axis, and a reflection that takes this axis to loc. The gradient by k is that of the angle's quantile function.
+        first axis, and a reflection that takes this axis to loc. The gradient by k is that of the
+        angle's quantile function.
 
         Ref: Ulrich, Computer Generation of Distributions on the m-Sphere, 1984, Applied
         Statistics; Wood, Simulation of the von Mises Fisher Distribution, 1994; Figurnov, Mohamed
