@@ -122,7 +122,8 @@ def make_chunk_step(
 def compile_in_background(chunk_step: Any, mesh: Mesh, *arguments: Any) -> "Future[ChunkStep]":
     """Trace a chunk step now and compile it in a thread.
 
-    Under `JAX_DISABLE_JIT` the trace shows what cannot train, and nothing is compiled.
+    Under `JAX_DISABLE_JIT` the trace shows what cannot train, and nothing is compiled. Under
+    `JAX_DEBUG_NANS` the result is the chunk step itself, which says where a NaN is from.
 
     Args:
         chunk_step: from `make_chunk_step`.
@@ -141,7 +142,8 @@ def compile_in_background(chunk_step: Any, mesh: Mesh, *arguments: Any) -> "Futu
 
     def compiled() -> ChunkStep:
         program = lowered.compile()
-        return chunk_step if mesh.is_multi_process else program
+        debugs = jax.config.jax_debug_nans  # type: ignore[attr-defined]
+        return chunk_step if mesh.is_multi_process or debugs else program
 
     background = ThreadPoolExecutor(max_workers=1)
     future = background.submit(compiled)

@@ -69,7 +69,7 @@ def log_gamma(key: jax.Array, shape: jax.Array) -> jax.Array:
         return 3 * jnp.log1p(t), accepted & possible
 
     boost = jnp.where(shape < 1, _log_uniform(key_boost, d) / shape, 0.0)
-    return jnp.log(d) + first_accepted(key_gamma, propose) + boost
+    return jnp.log(d) + first_accepted(key_gamma, propose, d) + boost
 
 
 def _by_inversion(key: jax.Array, rate: jax.Array) -> jax.Array:
@@ -112,7 +112,7 @@ def _by_rejection(key: jax.Array, rate: jax.Array) -> jax.Array:
         accepted = inside | (~outside & (log_ratio <= _log_mass(count, rate)))
         return jnp.maximum(count, 0.0), accepted
 
-    return first_accepted(key, propose)
+    return first_accepted(key, propose, rate)
 
 
 def _log_mass(count: jax.Array, rate: jax.Array) -> jax.Array:

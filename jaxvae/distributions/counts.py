@@ -69,7 +69,7 @@ class Poisson:
         check_event(value, jnp.shape(self.log_rate), "Poisson", REMEDY)
         value, log_rate = at_least_float32(value, self.log_rate)
         count = jnp.where(value > 0, value, 1.0)
-        # Each branch has a rate of its own: an overflow in one makes no NaN of the other's gradient.
+        # Each branch has its own rate: an overflow in one makes no NaN of the other's gradient.
         r = jnp.where(value > 0, log_rate - jnp.log(count), 0.0)
         positive = -count * (jnp.expm1(r) - r) - excess(count)
         zero = -jnp.exp(jnp.where(value > 0, 0.0, log_rate))
@@ -139,16 +139,16 @@ class NegativeBinomial:
         """Log mass of each entry of `value`, of log_mean's shape, in nats."""
         check_event(value, jnp.shape(self.log_mean), "NegativeBinomial", REMEDY)
         value, log_mean, log_dispersion = at_least_float32(value, *self.parameters())
-        # Beyond, squares of theta overflow. Above 40 the mass is Poisson's, but for x^2 / theta;
-        # below -40 it is proportional to theta.
-        bounded = jnp.clip(log_dispersion, -40.0, 40.0)
+        # Beyond, theta underflows or its square overflows. Above 40 the mass is Poisson's, but for
+        # x^2 / theta; below -80 it is proportional to theta. This is right for means in between.
+        bounded = jnp.clip(log_dispersion, -80.0, 40.0)
         theta = jnp.exp(bounded)
         count = jnp.where(value > 0, value, 1.0)
         r, n = log_mean - jnp.log(count), count + theta
         deviance = theta * log_mean_exp(count / n, theta / n, r) + count * log_mean_exp(
             theta / n, count / n, -r
         )
-        beyond = jnp.minimum(log_dispersion + 40.0, 0.0)
+        beyond = jnp.minimum(log_dispersion + 80.0, 0.0)
         rest = jnp.log(theta / n) + beyond + excess(n) - excess(theta) - excess(count)
         zero = -theta * jax.nn.softplus(log_mean - bounded)
         return jnp.where(value > 0, rest - deviance, jnp.where(value < 0, -jnp.inf, zero))

@@ -102,8 +102,12 @@ class LowRankGaussian:
 
 
 def _above_identity(scaled: jax.Array) -> jax.Array:
-    """(I, W): its columns have the inner products I + W^T W."""
-    return jnp.concatenate([jnp.eye(scaled.shape[1], dtype=scaled.dtype), scaled])
+    """(I, W): its columns have the inner products I + W^T W.
+
+    By a sum, as jax cannot concatenate a constant with what an `Explicit` axis shards.
+    """
+    dim, rank = scaled.shape
+    return jnp.pad(scaled, ((rank, 0), (0, 0))) + jnp.eye(rank + dim, rank, dtype=scaled.dtype)
 
 
 def _log_abs_diagonal(triangular: jax.Array) -> jax.Array:

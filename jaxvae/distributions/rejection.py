@@ -12,8 +12,13 @@ Propose = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """key -> (proposals, where they are accepted), two arrays of one shape."""
 
 
-def first_accepted(key: jax.Array, propose: Propose) -> jax.Array:
+def first_accepted(key: jax.Array, propose: Propose, like: jax.Array) -> jax.Array:
     """Return, entry by entry, the first accepted proposal of `ROUNDS`, or else the last one.
+
+    Args:
+        key: consumed here, of any generator.
+        propose: makes and judges the proposals of one round.
+        like: an array of the proposals' shape and type.
 
     The total variation distance to the exact distribution is 2e-8, less than the rounding of
     float32.
@@ -23,15 +28,14 @@ def first_accepted(key: jax.Array, propose: Propose) -> jax.Array:
     no lane waits for another, and each round has fresh bits for all of them.
 
     >>> above = lambda key: (u := jax.random.uniform(key), u > 0.5)
-    >>> bool(first_accepted(jax.random.key(0), above) > 0.5)
+    >>> bool(first_accepted(jax.random.key(0), above, jnp.zeros(())) > 0.5)
     True
     """
-    shapes = jax.eval_shape(propose, key)
-    start = tuple(jnp.zeros(one.shape, one.dtype) for one in shapes)
 
     def one_round(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         value, done = carry
         proposal, accepted = propose(jax.random.fold_in(key, i))
         return jnp.where(done, value, proposal), done | accepted
 
+    start = jnp.zeros_like(like), jnp.zeros_like(like, bool)
     return jax.lax.fori_loop(0, ROUNDS, one_round, start)[0]

@@ -184,7 +184,7 @@ def _draw_angle(key: jax.Array, dim: int, concentration: jax.Array) -> jax.Array
         return drop, jnp.log(u[2]) <= log_ratio
 
     # A drop of exactly 0 would leave the quantile function's slope undefined.
-    drop = jnp.clip(first_accepted(key, propose), jnp.finfo(k.dtype).tiny, 2.0)
+    drop = jnp.clip(first_accepted(key, propose, k), jnp.finfo(k.dtype).tiny, 2.0)
     return 2 * jnp.arcsin(jnp.sqrt(0.5 * drop))
 
 
