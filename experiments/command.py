@@ -114,6 +114,13 @@ def main(
             traceback.print_exc()
         print(f"error: {refusal}", file=sys.stderr)
         code = USER_ERROR
+    except FloatingPointError as error:  # jax looks for NaN where JAX_DEBUG_NANS is set
+        print(
+            f"error: {error}. A result is NaN and JAX_DEBUG_NANS is set. Unset it to skip such "
+            "steps, or lower --learning-rate; checkpoints are kept.",
+            file=sys.stderr,
+        )
+        code = 1
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:

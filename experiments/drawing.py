@@ -10,6 +10,7 @@ import numpy as np
 from experiments import pictures
 from experiments.datasets import Dataset
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.keys import root_key
 from jaxvae.distributions import VonMisesFisher, mean_of
 from jaxvae.evaluation import MEAN_SAMPLES
 from jaxvae.vae import VAE, Params
@@ -141,5 +142,5 @@ def write_pictures(drawing: Drawing, folder: Path) -> None:
 def prepared_head(dataset: Dataset, preprocessing: Preprocessing, most: int = 1000) -> np.ndarray:
     """The first test examples (training examples where there are none), as x [M, *data_shape]."""
     head = (dataset.test if len(dataset.test) else dataset.train)[:most]
-    keys = jax.random.split(jax.random.key(0), len(head))
+    keys = jax.random.split(root_key(0), len(head))
     return np.asarray(jax.jit(jax.vmap(preprocessing.prepare))(keys, head))

@@ -75,6 +75,7 @@ def encode(config: EncodeConfig) -> None:
         import jax
         import numpy as np
 
+        from experiments.keys import root_key
         from experiments.progress import counted
         from experiments.run_folder import open_run
         from jaxvae.distributions import mean_of
@@ -101,7 +102,7 @@ def encode(config: EncodeConfig) -> None:
         codes = over_dataset(
             make_map(code, mesh),
             replicate(run.params, mesh),
-            replicate(jax.random.key(config.seed), mesh),
+            replicate(root_key(config.seed), mesh),
             rows.examples,
             mesh=mesh,
             batch_size=config.batch_size,

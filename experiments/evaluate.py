@@ -84,10 +84,10 @@ def _evaluate(config: EvaluateConfig) -> None:
         compilation_cache.use(config.compilation_cache)
         devices = accelerators.start(config.accelerator, config.num_devices, config.processes)
         agree_on_flags(config)
-        import jax
         import numpy as np
 
         from experiments import run_log
+        from experiments.keys import root_key
         from experiments.progress import counted
         from experiments.results import make_scorer, print_numbers, summarize, versions
         from experiments.run_folder import open_run
@@ -108,7 +108,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         run.vae,
         run.params,
         run.preprocessing,
-        key=jax.random.key(config.seed),
+        key=root_key(config.seed),
         mesh=make_mesh(devices),
         num_samples=config.num_samples,
         batch_size=config.batch_size,

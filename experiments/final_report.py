@@ -11,6 +11,7 @@ from experiments.accelerators import describe
 from experiments.command import refusing
 from experiments.compilation_cache import give_back_memory
 from experiments.drawing import draw, prepared_head, write_pictures
+from experiments.keys import root_key
 from experiments.model import evaluated_at_once
 from experiments.results import make_scorer, print_numbers, summarize, versions
 from experiments.saved_results import read_results
@@ -57,7 +58,7 @@ def _best_params(run: TrainingRun) -> tuple[int, Params]:
     step = run.checkpoints.best_step()
     if step is None:
         raise ValueError(f"{run.config.folder} has no checkpoint to report on.")
-    target = jax.eval_shape(run.vae.init, jax.random.key(0))
+    target = jax.eval_shape(run.vae.init, root_key(0))
     name = "params" if run.config.average_decay is None else "average"
     with refusing():  # a damaged one is the user's to move away
         return step, run.checkpoints.restore(step, {name: target})[name]

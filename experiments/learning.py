@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from experiments.config import TrainConfig
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.keys import root_key
 from experiments.memory import require_room_for
 from experiments.model import (
     make_objective,
@@ -60,7 +61,7 @@ class Learning:
             "average_decay": config.average_decay,
             **parts_of_batch(config, vae, mesh.size, rows),
         }
-        self.state_shapes: TrainState = jax.eval_shape(self.init_state, jax.random.key(0))
+        self.state_shapes: TrainState = jax.eval_shape(self.init_state, root_key(0))
         require_room_for(self.state_shapes)
         try:
             check_savable(to_items(self.state_shapes))

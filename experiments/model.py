@@ -16,6 +16,7 @@ import optax
 import jaxvae
 from experiments.config import TrainConfig, require
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.keys import root_key
 from experiments.memory import require_room
 from experiments.own_model import own_vae
 from jaxvae import regularizers
@@ -272,13 +273,13 @@ def _pseudo_inputs(
     """Training examples, drawn with the run's seed: [num_components, *data_shape]."""
     count = config.num_components
     rows = np.random.default_rng(config.seed).choice(len(train), count, replace=count > len(train))
-    key = jax.random.fold_in(jax.random.key(config.seed), PSEUDO_INPUTS)
+    key = jax.random.fold_in(root_key(config.seed), PSEUDO_INPUTS)
     return jax.vmap(preprocessing.prepare)(jax.random.split(key, count), jnp.asarray(train[rows]))
 
 
 def _data_scale(preprocessing: Preprocessing, train: np.ndarray) -> float:
     """Root mean square of the first 1,000 training examples about the training mean."""
     head = jnp.asarray(train[:1000])
-    xs = jax.vmap(preprocessing.prepare)(jax.random.split(jax.random.key(0), len(head)), head)
+    xs = jax.vmap(preprocessing.prepare)(jax.random.split(root_key(0), len(head)), head)
     squares = jnp.square(xs - preprocessing.mean[None])
     return max(float(jnp.sqrt(squares.mean())), 1e-3)

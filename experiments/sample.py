@@ -75,10 +75,10 @@ def sample(config: SampleConfig) -> None:
 
         compilation_cache.use(config.compilation_cache)
         accelerators.start(config.accelerator, None)
-        import jax
         import numpy as np
 
         from experiments.drawing import draw, prepared_head, write_pictures
+        from experiments.keys import root_key
         from experiments.run_folder import open_run
 
         run = open_run(config.run, config.checkpoint, model=config.model)
@@ -89,7 +89,7 @@ def sample(config: SampleConfig) -> None:
         run.vae,
         run.params,
         prepared_head(run.dataset, run.preprocessing),
-        jax.random.key(config.seed),
+        root_key(config.seed),
         num_samples=config.num_samples,
         num_shown=config.num_examples,
         num_steps=config.num_steps,

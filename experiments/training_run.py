@@ -19,6 +19,7 @@ from experiments.compilation_cache import give_back_memory
 from experiments.config import TrainConfig
 from experiments.continuing import continued, refuse_other_run
 from experiments.journal import Journal
+from experiments.keys import root_key
 from experiments.learning import Learning
 from experiments.model import evaluated_at_once, initial_vae, recipe
 from experiments.results import validation_row
@@ -116,7 +117,7 @@ class TrainingRun:
         )
         resident = fits(self.dataset.train, self.mesh)
         self._chunks = Chunks(self._batches, self.mesh, config.eval_every, resident=resident)
-        keys = jax.random.split(jax.random.key(config.seed), 4)
+        keys = jax.random.split(root_key(config.seed), 4)
         self._key_init, key_train, self.key_evaluation, self.key_pictures = keys
         self._key_of_training = key_train
         self._key_train = replicate(key_train, self.mesh)
@@ -141,8 +142,10 @@ class TrainingRun:
         config = self.config
         quiet = config.quiet or not is_first()
         display = run_log.Display(self.num_steps, self.step, quiet=quiet)
-        # With several processes pmap itself takes keys through the host.
-        guard = "allow" if self.mesh.is_multi_process else "disallow"
+        # With several processes pmap itself takes keys through the host; without jit every
+        # operation takes its constants there.
+        through_host = self.mesh.is_multi_process or jax.config.jax_disable_jit
+        guard = "allow" if through_host else "disallow"
         with StopRequest() as stop, display, jax.transfer_guard(guard):
             self._introduce(display)
             saving = Saving(self.checkpoints, self._journal, partial(self._say, display))

@@ -156,7 +156,8 @@ def make_train_step(
             keys, xs, keys_batch = jax.vmap(prepared)(keys, examples)
         if len(examples) == 0:
             raise ValueError("a batch must have at least one example, got none.")
-        scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
+        with jax.numpy_dtype_promotion("standard"):  # as for optax's updates
+            scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
         error = jnp.zeros(())
         if vae.with_log_scale is not None and virtual_shards is None:
             error = over_devices(_squared_error(vae, state.params, keys, xs))
@@ -195,12 +196,15 @@ def make_train_step(
 
         def moved(state: TrainState) -> TrainState:
             trained, rest = partition(with_sigma(state.params, error), is_trained)
-            with jax.named_scope("update"):
+            # optax multiplies its integer counts with floats, which strict promotion rejects.
+            with jax.named_scope("update"), jax.numpy_dtype_promotion("standard"):
                 updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
                 params = combine(optax.apply_updates(trained, updates), rest)
             new = state._replace(params=params, opt_state=opt_state, regularizer=carried)
             with jax.named_scope("average"):
-                return _with_running_values(vae, new, error, average_decay)
+                new = _with_running_values(vae, new, error, average_decay)
+            # In x64 the error, and sigma with it, may be wider than the parameters.
+            return jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
 
         sound = jnp.isfinite(metrics["objective"] + metrics["gradient_norm"])
         return _if_sound(sound & _all_finite(carried), moved, state, metrics)

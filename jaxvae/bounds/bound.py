@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae.distributions import (
+    at_least_float32,
     check_density,
     check_draws,
     check_function,
@@ -121,6 +122,9 @@ def _observed(x: jax.Array, mask: jax.Array) -> jax.Array:
 class Terms(NamedTuple):
     """K draws of q and the parts of their log weights.
 
+    A draw has the type of its posterior. The three log densities, and so all arithmetic of a bound,
+    have the widest float type among x, q(z|x), p(x|z) and p(z), of 32 bits or more: `terms_of`.
+
     Attributes:
         samples: [K, Z].
         log_likelihood: [K] log p(x|z_k).
@@ -138,6 +142,13 @@ class Terms(NamedTuple):
         if kl_weight is None:
             return self.log_likelihood
         return self.log_likelihood + kl_weight * (self.log_prior - self.log_q)
+
+
+def terms_of(
+    z: jax.Array, log_likelihood: jax.Array, log_prior: jax.Array, log_q: jax.Array
+) -> Terms:
+    """The terms of one draw, its log densities in one type."""
+    return Terms(z, *at_least_float32(log_likelihood, log_prior, log_q))
 
 
 def over_draws(function: Callable[..., Any], *draws: Any, chunk_size: int | None = None) -> Any:
@@ -177,7 +188,7 @@ def draw_terms(key: jax.Array, example: Example, num_samples: int) -> Terms:
 
     def of_draw(key: jax.Array) -> Terms:
         z, log_q = sample_and_log_prob(example.q, key)
-        return Terms(z, example.log_likelihood(z), example.prior.log_prob(z), log_q)
+        return terms_of(z, example.log_likelihood(z), example.prior.log_prob(z), log_q)
 
     terms = over_draws(of_draw, _draw_keys(key, num_samples), chunk_size=example.chunk_size)
     check_summed("decode(z).log_prob(x)", terms.log_likelihood)
@@ -199,6 +210,7 @@ def assemble(
     q, prior = example.q, example.prior
     closed_form = has_closed_form(q, prior) and not sampled_kl
     rate = kl(q, prior) if closed_form else jnp.mean(terms.log_q - terms.log_prior)
+    rate = rate.astype(terms.log_q.dtype)  # x and p(x|z) may be wider than q and p(z)
     splits = closed_form and splits_by_latent(q, prior)
     log_likelihood = jnp.mean(terms.log_likelihood)
     return Bound(
