@@ -4,11 +4,10 @@ from pathlib import Path
 
 from jaxvae.contained import require_contained
 
-NAMES = (
-    *("config.json", "metrics.jsonl", "results.json", "report.html", ".lock"),
-    *("checkpoints", "checkpoints-damaged", "pictures", "tensorboard"),
-    *("evaluations", "samples", "codes"),
-)
+FILES = ("config.json", "metrics.jsonl", "results.json", "report.html", ".lock")
+FOLDERS = ("checkpoints", "checkpoints-damaged", "pictures", "tensorboard")
+NAMES = (*FILES, *FOLDERS, "evaluations", "samples", "codes")
+"""The last three are where results of other commands go by default."""
 
 
 def require_own_files(run: Path) -> None:
@@ -21,6 +20,12 @@ def require_own_files(run: Path) -> None:
         run: its folder; nothing is checked where it does not exist.
 
     Raises:
-        ValueError: in one line that names the link.
+        ValueError: in one line that names the link, or a file that is a folder or the reverse.
     """
     require_contained(run, NAMES)
+    for name in FILES:
+        if (run / name).is_dir():
+            raise ValueError(f"{run / name} must be a file; it is a folder. Move it away.")
+    for name in FOLDERS:
+        if (run / name).is_file():
+            raise ValueError(f"{run / name} must be a folder; it is a file. Move it away.")

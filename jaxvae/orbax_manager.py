@@ -17,6 +17,12 @@ from jaxvae.contained import read_json, require_contained
 from jaxvae.manifest import ABOUT, Damaged, reason_of
 from jaxvae.plain_path import plain_path
 
+TYPES = {
+    **dict.fromkeys(("item_handlers", "metrics", "performance_metrics", "custom_metadata"), dict),
+    **dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), int),
+}
+"""What orbax expects of _CHECKPOINT_METADATA, where it is there."""
+
 
 class OrbaxFolder:
     """A folder of checkpoints as orbax has it open, by a path that orbax can take.
@@ -198,6 +204,11 @@ def _read_as_orbax_does(folder: Path) -> None:
                 values = read_json(path)
             except ValueError as error:
                 raise ValueError(f"its {path.name} cannot be read ({error})") from error
+            for name, kind in TYPES.items():
+                if not isinstance(values.get(name), kind | None):
+                    raise ValueError(
+                        f"its {path.name} cannot be read (its {name} is something else)"
+                    )
             for name in names:
                 if not isinstance(values.get(name), (int, float)):
                     raise ValueError(f"its {path.name} cannot be read (it has no {name})")

@@ -21,7 +21,9 @@ ALIASES = MappingProxyType({"jaxvae.vae:mlp_vae": "mlp_vae", "jaxvae.vae:conv_va
 LISTS = ("data_shape", "hidden")
 INTEGERS = ("latent_dim", "width", "num_categories", "num_components")
 NUMBERS = ("sigma", "data_scale")
-"""Arguments of `MODELS` that are not text; `sigma` may be text, too. Arrays are in no recipe."""
+SIGMAS = ("learned", "per_channel", "per_pixel", "optimal")
+"""Arguments of `MODELS` that are not text; sigma may be in SIGMAS. No recipe holds arrays."""
+LONGEST_TEXT = 100
 LARGEST = 3.4e38
 """No float32 is larger."""
 LONGEST_LIST = 256
@@ -112,9 +114,13 @@ def _check_value(name: str, key: str, value: Any) -> None:
         right, what = _is_size(value), "an integer from 1 to 2,147,483,647"
     elif key in NUMBERS:
         number = type(value) in (int, float) and 0 < value < LARGEST
-        right, what = number or isinstance(value, str), "a positive number or a name"
+        right, what = (
+            number or (isinstance(value, str) and value in SIGMAS),
+            f"a positive number, {', '.join(SIGMAS)}",
+        )
     else:
-        right, what = isinstance(value, str), "text"
+        right = isinstance(value, str) and len(value) <= LONGEST_TEXT
+        what = f"text of at most {LONGEST_TEXT} characters"
     if not right:
         raise ValueError(
             f"{name}: {key[:80]} must be {what}, got {str(value)[:60]}. Correct the flag, or "

@@ -20,7 +20,7 @@ from experiments.consent import check_prepared, consented
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.metrics_row import LONGEST_LINE, read_metrics
 from experiments.replay import ReplayConfig, replay
-from experiments.run_files import NAMES, require_own_files
+from experiments.run_files import FOLDERS, NAMES, require_own_files
 from experiments.run_lock import RunLock
 from experiments.run_log import write_text
 from experiments.sample import SampleConfig, sample
@@ -175,6 +175,7 @@ def test_nothing_is_downloaded_to_a_folder_that_config_json_names(config, place)
         ({"sigma": float("nan")}, "sigma must be a positive number"),
         ({"sigma": 10**400}, "sigma must be a positive number"),
         ({"sigma": True}, "sigma must be a positive number"),
+        ({"sigma": "x" * 10_000}, "sigma must be a positive number, learned, "),
         ({"posterior": []}, "posterior must be text"),
         ({"posterior": "os.system"}, "posterior must be one of"),
         ({"data_mean": [1]}, "data_mean must be text"),
@@ -302,7 +303,13 @@ def test_handlers_that_a_checkpoint_names_are_not_imported(place):
     assert not place.mark.exists()
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[" * 100_000, '{"a":' * 100_000, '{"a": 1, "a": 2}', '{"item_handlers": "os.system"}'),
+        *('{"custom_metadata": []}', '{"init_timestamp_nsecs": "x"}'),
+    ],
+)
 def test_metadata_that_cannot_be_read_is_damage(content, place):
     steps = sorted(path for path in (place.run / "checkpoints").iterdir())
     (steps[-1] / "_CHECKPOINT_METADATA").write_text(content)
@@ -393,6 +400,17 @@ def test_no_command_follows_a_link_out_of_the_run(name, place, config):
         with pytest.raises(Refused, match=r"is a link to .*outside"):
             command()
     assert contents(place.run.parent) == before
+
+
+@pytest.mark.parametrize("name", ["report.html", ".lock", "results.json", "pictures"])
+def test_a_folder_in_place_of_a_file_is_refused_before_training(name, place, config):
+    path = place.run / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.touch() if name in FOLDERS else path.mkdir()
+    before = contents(place.run)
+    with pytest.raises(Refused, match=rf"{name} must be a (file|folder); it is a (file|folder)\."):
+        train(dataclasses.replace(config, num_steps=80))
+    assert contents(place.run) == before
 
 
 def test_a_run_is_reached_by_a_link_that_its_user_gives(place):
