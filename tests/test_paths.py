@@ -175,8 +175,12 @@ def test_a_run_is_killed_resumed_evaluated_and_moved_below_any_name(data, small,
     assert digest(load(config.run, "latest")[1]) == of_parameters
     evaluate(EvaluateConfig(config.run, num_samples=2, num_devices=1))
     moved = config.run.rename(tmp_path / "moved")
-    evaluate(EvaluateConfig(moved, num_samples=3, num_devices=1))
-    assert len(list(moved.glob("evaluations/*.npz"))) == 2
+    evaluate(EvaluateConfig(moved, num_samples=2, num_devices=1, output=tmp_path / "again"))
+    before, after = moved / "evaluations", tmp_path / "again"
+    names = {path.name for path in before.iterdir()}
+    assert names == {path.name for path in after.iterdir()}
+    for name in names:
+        assert (before / name).read_bytes() == (after / name).read_bytes()
     assert digest(load(moved, "latest")[1]) == of_parameters
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.command import Refused
+from experiments.journal import Journal
 from experiments.run_log import read_metrics
 from experiments.saving import Saving, advice
 from experiments.torture.accidents import no_file_above
@@ -92,6 +93,17 @@ def test_without_room_the_first_checkpoint_that_is_written_is_read_back(tmp_path
     assert read_steps == [3]
 
 
+def test_a_row_that_cannot_be_written_is_one_sentence(tmp_path):
+    journal = Journal(tmp_path, -1, tensorboard=False)
+    with no_file_above(10):
+        journal.write(1, "train", {"elbo": 1.0}, {})
+        assert not journal.flush()
+    assert str(journal.problem) == "metrics.jsonl could not be written: File too large."
+    assert advice(journal.problem, "x").startswith("Make room")
+    assert journal.flush()
+    journal.close()
+
+
 def test_every_process_hears_of_a_checkpoint_that_cannot_be_read():
     """By a collective around the save, whether or not a process has rows to write."""
     said = []
@@ -146,7 +158,7 @@ def test_a_first_checkpoint_that_cannot_be_read_is_an_error(tmp_path):
             checkpoints.save(2, {"params": PARAMS}, {}, 1.0)
     text = str(error.value)
     assert text.startswith(f"checkpoint 1 was saved in {folder} and cannot be read back: ")
-    assert text.endswith(". Use a folder on another file system.")
+    assert text.endswith(" does not exist. Use a folder on another file system.")
     assert "\n" not in text
 
 
