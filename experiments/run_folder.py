@@ -9,12 +9,12 @@ import jax
 from experiments import data_identity, datasets, saved_flags
 from experiments.config import TrainConfig
 from experiments.data_identity import DataIdentity
-from experiments.datasets.preprocessing import Preprocessing, preprocess
+from experiments.datasets.preprocessing import Preprocessing
 from experiments.journal import Journal
 from experiments.places import require_folder
 from experiments.processes import agree
 from experiments.run_files import require_own_files
-from experiments.run_rows import RunRows, load_run_rows
+from experiments.run_rows import RunRows, load_run_rows, own_data, prepare
 from jaxvae.processes import from_first, is_first, together
 from jaxvae.vae import VAE, Params
 
@@ -95,20 +95,9 @@ def _read_own(config: TrainConfig) -> dict[str, Any] | None:
 
 def load_data(config: TrainConfig) -> RunData:
     """The data of a run."""
-    data = datasets.load(
-        config.dataset,
-        manual_dir=config.manual_dir,
-        data_dir=config.data_dir,
-        num_validation=config.num_validation,
-    )
+    data = own_data(config)
     identity = data_identity.identify_splits(data, quiet=config.quiet or not is_first())
-    prepared, preprocessing = preprocess(
-        data,
-        likelihood=config.likelihood,
-        binarize=config.binarize,
-        grey_probabilities=config.grey_probabilities,
-    )
-    return RunData(prepared, preprocessing, identity)
+    return RunData(*prepare(config, data), identity)
 
 
 def agree_on_data(identity: DataIdentity) -> None:

@@ -13,6 +13,7 @@ from experiments.data_identity import DataIdentity, RowsIdentity
 from experiments.datasets import Dataset, Rows
 from experiments.datasets.preprocessing import RULES, Preprocessing, preprocess
 from experiments.datasets.splits import SPLITS, Source, assemble, select_rows
+from jaxvae.processes import is_first
 
 LABEL_CHARACTERS, LABEL_DIGITS = 40, 8
 
@@ -101,7 +102,7 @@ def load_run_rows(
     """
     if dataset is None or (dataset == config.dataset and split is not None):
         name, split, source = config.dataset, split or "test", None
-        data = _own_data(config)
+        data = own_data(config)
         rows = data.rows(split)
     else:
         name, source = dataset, datasets.read(dataset, data_dir=config.data_dir)
@@ -114,27 +115,33 @@ def load_run_rows(
             f"the run's model takes examples of shape {data_shape}, {name} has {shape}. "
             "Give data of the run's shape."
         )
-    identity = data_identity.identify(rows.examples)
+    identity = data_identity.identify(rows.examples, quiet=not is_first())
     split, is_of_run = _relation(config, source, split, identity, trained)
     warnings = [] if trained is None else _check_scale(name, config, identity, trained)
-    data, preprocessing = preprocess(
-        data,
-        likelihood=config.likelihood,
-        binarize=config.binarize,
-        grey_probabilities=config.grey_probabilities,
-    )
+    data, preprocessing = prepare(config, data)
     examples: np.ndarray = data.train if source else getattr(data, split)
     rows = rows._replace(examples=examples)
     found = RunRows(name, rows, split, identity, trained, is_of_run, warnings)
     return Loaded(found, data, preprocessing)
 
 
-def _own_data(config: TrainConfig) -> Dataset:
+def own_data(config: TrainConfig) -> Dataset:
+    """Load the data that the flags of a run name."""
     return datasets.load(
         config.dataset,
         manual_dir=config.manual_dir,
         data_dir=config.data_dir,
         num_validation=config.num_validation,
+    )
+
+
+def prepare(config: TrainConfig, data: Dataset) -> tuple[Dataset, Preprocessing]:
+    """Prepare data for the likelihood of a run, as its flags say."""
+    return preprocess(
+        data,
+        likelihood=config.likelihood,
+        binarize=config.binarize,
+        grey_probabilities=config.grey_probabilities,
     )
 
 
@@ -188,7 +195,7 @@ def _check_scale(
             f"{low:.6g} to {high:.6g}: 8-bit data are rescaled, other types are not. Convert it to "
             f"{usual.dtype} on that scale."
         )
-    highest = max(split.range[1] for split in trained.values() if split.range)
+    highest = max((split.range[1] for split in trained.values() if split.range), default=0.0)
     given = rows.range[1] if rows.range else 0.0
     binary = config.likelihood == "bernoulli" and rows.dtype == "uint8"
     if binary and given > 0 and (given > 1) != (highest > 1):

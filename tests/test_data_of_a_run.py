@@ -106,7 +106,15 @@ def test_identity_rejects_record_of_another_form(value):
 
 
 @pytest.mark.parametrize(
-    "field", [{"shape": "8"}, {"shape": [True]}, {"dtype": 3}, {"digest": None}, {"range": [1.0]}]
+    "field",
+    [
+        {"shape": "8"},
+        {"shape": [True, 1]},
+        {"shape": []},
+        {"dtype": 3},
+        {"digest": None},
+        {"range": [1.0]},
+    ],
 )
 def test_identity_rejects_value_of_another_type(field):
     values = data_identity.to_json(dict.fromkeys(run_rows.SPLITS, identify(bars(3))))
@@ -252,7 +260,7 @@ def test_evaluation_of_a_changed_file_is_labelled_and_keeps_the_earlier_results(
 
 def rows_for(config, dataset=None, split=None):
     """The rows as a command of a run loads them, without its model."""
-    known = data_identity.identify_splits(run_rows._own_data(config))
+    known = data_identity.identify_splits(run_rows.own_data(config))
     return run_rows.load_run_rows(config, [8, 8, 1], known, dataset, split).rows
 
 
