@@ -225,11 +225,11 @@ def _quantile_slope(dim: int, angle: jax.Array, concentration: jax.Array) -> jax
 
 
 def _reflect(first: jax.Array, rest: jax.Array, loc: jax.Array) -> jax.Array:
-    """(first, rest) [Z] by an isometry that takes the first axis to loc: Householder's, or minus it.
+    """(first, rest) [Z] by an isometry that takes the first axis to loc.
 
-    Of loc - e_1 and loc + e_1 it reflects along the longer, so nothing is divided by zero. The first
-    entry is apart throughout: XLA for CPUs miscompiles the inner product of a constant with a
-    concatenation of more than 32,768 numbers.
+    It is Householder's reflection along the longer of loc - e_1 and loc + e_1, or minus it, so that
+    nothing is divided by zero. The first entry is apart throughout: XLA for CPUs miscompiles the
+    inner product of a constant with a concatenation of more than 32,768 numbers.
     """
     sign = jnp.where(loc[0] < 0, -1.0, 1.0).astype(loc.dtype)
     along, others = loc[0] + sign, loc[1:]
