@@ -144,7 +144,8 @@ class TrainingRun:
         display = run_log.Display(self.num_steps, self.step, quiet=quiet)
         # With several processes pmap itself takes keys through the host; without jit every
         # operation takes its constants there.
-        through_host = self.mesh.is_multi_process or jax.config.jax_disable_jit
+        eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        through_host = self.mesh.is_multi_process or eager
         guard = "allow" if through_host else "disallow"
         with StopRequest() as stop, display, jax.transfer_guard(guard):
             self._introduce(display)

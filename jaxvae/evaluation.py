@@ -83,8 +83,8 @@ def log_likelihood(
 
     chunk_size = min(chunk_size, num_samples)
     firsts = jnp.arange(0, num_samples, chunk_size)
-    start = jax.eval_shape(log_weight, jax.ShapeDtypeStruct((), jnp.int32))
-    total, _ = jax.lax.scan(add_chunk, jnp.full((), -jnp.inf, start.dtype), firsts)
+    start = jnp.full_like(log_weight(firsts[0]), -jnp.inf)  # of the type, and mesh, of a weight
+    total, _ = jax.lax.scan(add_chunk, start, firsts)
     return total - math.log(num_samples)
 
 

@@ -22,12 +22,12 @@ def row_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     >>> row_product(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
     (2, 4)
     """
-    if any(_is_explicit(operand) for operand in (x, matrix)):
+    if any(is_explicit(operand) for operand in (x, matrix)):
         return _dot(x, matrix)
     return _row_product.bind(x, matrix)
 
 
-def _is_explicit(operand: jax.Array) -> bool:
+def is_explicit(operand: jax.Array) -> bool:
     """Check for an axis of a mesh whose sharding is part of the type, as `jax.make_mesh` makes.
 
     There a dot product states the sharding of its result, which merged axes do not have.

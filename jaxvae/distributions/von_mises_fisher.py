@@ -115,7 +115,7 @@ class VonMisesFisher:
         fixed = _draw_angle(key_angle, loc.size, jax.lax.stop_gradient(concentration))
         angle = _move_with_concentration(loc.size, fixed, concentration)
         around = jnp.sin(angle) * _uniform_direction(key_direction, loc.size - 1, loc.dtype)
-        return _reflect(jnp.concatenate([jnp.cos(angle)[None], around]), loc)
+        return _reflect(jnp.cos(angle), around, loc)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log density of the unit vector `value` [Z] by surface area: a scalar in nats."""
@@ -224,12 +224,16 @@ def _quantile_slope(dim: int, angle: jax.Array, concentration: jax.Array) -> jax
     return (end - angle) * jnp.sum(weights * jnp.exp(log_ratio) * above_mean)
 
 
-def _reflect(value: jax.Array, loc: jax.Array) -> jax.Array:
-    """`value` [Z] by an isometry that takes the first axis to loc: Householder's, or minus it.
+def _reflect(first: jax.Array, rest: jax.Array, loc: jax.Array) -> jax.Array:
+    """(first, rest) [Z] by an isometry that takes the first axis to loc.
 
-    Of loc - e_1 and loc + e_1 it reflects along the longer, so nothing is divided by zero.
+    It is Householder's reflection along the longer of loc - e_1 and loc + e_1, or minus it, so that
+    nothing is divided by zero. The first entry is apart throughout: XLA for CPUs miscompiles the
+    inner product of a constant with a concatenation of more than 32,768 numbers.
     """
     sign = jnp.where(loc[0] < 0, -1.0, 1.0).astype(loc.dtype)
-    along = loc.at[0].add(sign)
-    scale = 2 * jnp.sum(along * value) / jnp.sum(jnp.square(along))
-    return sign * (scale * along - value)
+    along, others = loc[0] + sign, loc[1:]
+    product = along * first + jnp.sum(others * rest)
+    scale = 2 * product / (jnp.square(along) + jnp.sum(jnp.square(others)))
+    reflected = [(scale * along - first)[None], scale * others - rest]
+    return sign * jnp.concatenate(reflected)
