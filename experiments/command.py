@@ -15,6 +15,8 @@ from experiments.packages import install_line
 from experiments.terminal import one_line
 
 USER_ERROR = 2
+WITH_STATEMENT = 2
+"""Frames around an error that leaves a `with`: of the context manager and of the statement."""
 SHOW_TRACEBACK = "--traceback"
 TRACEBACK_HELP = "show where an error comes from, beside the line that says what to do."
 
@@ -50,7 +52,7 @@ def refusing(model: str = "") -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise Refused(install_line(error)) from error
     except Exception as error:
-        line = own_code.described(error, model)
+        line = own_code.described(error, model, around=WITH_STATEMENT)
         if line is None and not isinstance(error, (ValueError, TypeError, OSError)):
             raise
         raise Refused(one_line(line or _in_words(error))) from error
@@ -137,7 +139,7 @@ def _describing(model: str) -> Iterator[None]:
     except (Refused, BrokenPipeError):
         raise
     except Exception as error:
-        line = own_code.described(error, model)
+        line = own_code.described(error, model, around=WITH_STATEMENT)
         if line is None:
             raise
         raise Refused(line) from error

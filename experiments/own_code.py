@@ -12,17 +12,18 @@ LONGEST = 400
 """Characters of an error's text that are shown: those of jax fill pages."""
 
 
-def described(error: Exception, model: str = "") -> str | None:
+def described(error: Exception, model: str = "", *, around: int = 0) -> str | None:
     """One line about an error that a user's own code raised, or led to; None of any other error.
 
     Args:
-        error: as it was caught. Frames outside the `with` or `try` that caught it do not count.
+        error: as it was caught.
         model: --model: its package is the user's own, also where it is installed.
+        around: outermost frames of the error that do not count, as those that catch it.
     """
     package = model.partition(":")[0].partition(".")[0]
     text = " ".join(str(error).split())
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-    if where := _place(error, package):
+    if where := _place(error, package, around):
         named = f"--model={model}: " if ":" in model else ""
         what = f"{type(error).__name__}: {text}".rstrip(".: ")
         return f"{named}your code at {where} gave: {what}. Correct it; --traceback shows all."
@@ -34,9 +35,9 @@ def described(error: Exception, model: str = "") -> str | None:
     return None
 
 
-def _place(error: BaseException, package: str) -> str:
+def _place(error: BaseException, package: str, around: int = 0) -> str:
     """File, line and function of the innermost frame of the user's own code; "" if none is."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    for frame in reversed(traceback.extract_tb(error.__traceback__)[around:]):
         if _is_own(frame.filename, package):
             return f"{frame.filename}, line {frame.lineno}, in {frame.name},"
     return ""

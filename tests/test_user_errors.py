@@ -155,7 +155,7 @@ def test_traceback_flag_shows_every_frame_and_the_line_last(data, tmp_path, monk
     code, errors = _main(monkeypatch, capsys, *flags)
     assert code == 2
     assert "Traceback (most recent call last)" in errors
-    assert "training.py" in errors
+    assert "own_model.py" in errors
     assert errors.splitlines()[-1].startswith("error: --model=mine:make: your code at ")
 
 
