@@ -90,6 +90,7 @@ def load_data(
         likelihood=config.likelihood,
         binarize=config.binarize,
         grey_probabilities=config.grey_probabilities,
+        standardize=config.standardize,
     )
 
 

@@ -13,18 +13,20 @@ import numpy as np
 
 from experiments import run_log
 from experiments.accelerators import describe
+from experiments.advice import not_finite
 from experiments.batches import Batches
 from experiments.chunks import Chunk, Chunks, Unread, fits
 from experiments.compilation_cache import give_back_memory
 from experiments.config import TrainConfig, refuse_other_run
 from experiments.journal import Journal
 from experiments.learning import Learning
-from experiments.model import evaluated_at_once, initial_vae, recipe
+from experiments.model import evaluated_at_once, initial_vae, recipe, spread
 from experiments.results import validation_row
 from experiments.run_folder import agree_on_data, load_data, read_own_config
 from experiments.run_lock import RunLock
 from experiments.saved_flags import to_json
 from experiments.saving import Saving
+from experiments.standardization import as_done, units_of_run, with_choices
 from experiments.stopping import StopRequest
 from jaxvae.evaluation import make_score, over_dataset
 from jaxvae.parallel import (
@@ -76,6 +78,7 @@ class TrainingRun:
         self._started = time.perf_counter() if started is None else started
         saved = read_own_config(config)
         with together():
+            config = with_choices(config, saved)
             if saved is not None:
                 if config.decay_steps is None:
                     config = dataclasses.replace(config, decay_steps=saved.decay_steps)
@@ -83,6 +86,7 @@ class TrainingRun:
             check_divisible(config.batch_size, len(devices))
             self.dataset, self.preprocessing = load_data(config)
         agree_on_data(self.dataset)
+        self._units = units_of_run(config.folder, self.preprocessing, self.dataset)
         with together():
             self._set_up(config, devices)
         with together():
@@ -98,10 +102,9 @@ class TrainingRun:
         self.num_steps = config.steps(len(self.dataset.train))
         if config.schedule != "constant" and config.decay_steps is None:
             config = dataclasses.replace(config, decay_steps=self.num_steps)
-        self.config = config
+        self.config = config = as_done(config, self.preprocessing)
         self.mesh = make_mesh(devices)
-        data_shape = self.dataset.train.shape[1:]
-        self.recipe = recipe(config, data_shape)
+        self.recipe = recipe(config, self.dataset.train.shape[1:], self._units)
         self.vae = initial_vae(self.recipe, config, self.preprocessing, self.dataset.train)
         self._learning = Learning(
             config, self.vae, self.preprocessing, self.mesh, len(self.dataset.train)
@@ -336,15 +339,15 @@ class TrainingRun:
 
     def _give_up(self, display: run_log.Display) -> int:
         """Say why the run cannot go on; returns the exit code."""
-        what = f"the loss or gradient of {self._skipped_in_row} steps in a row was not finite"
-        if not self._skipped_in_row:
-            what = "the parameters are not finite"
         with contextlib.suppress(OSError, Stopped):
             self.checkpoints.wait()
-        self._say(
-            display,
-            f"error: up to step {self.step:,} {what}. The last checkpoint is step "
-            f"{self.checkpoints.latest_step() or 0:,}. Lower --learning-rate (now "
-            f"{self.config.learning_rate}), set --gradient-clip, and start with a new --run.",
+        line = not_finite(
+            self.config,
+            step=self.step - sum(unread.num_steps for unread in self._unread),
+            skipped=self._skipped,
+            skipped_in_row=self._skipped_in_row,
+            last_saved=self.checkpoints.latest_step() or 0,
+            spread=spread(self.preprocessing, self.dataset.train),
         )
+        self._say(display, line)
         return 1
