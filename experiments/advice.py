@@ -1,6 +1,7 @@
 """Likely causes of numbers that are not finite, and the flags to change."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from experiments.config import TrainConfig
 
@@ -10,37 +11,41 @@ LARGE = 1e3
 """Weights of terms of the loss, and orders alpha, above which they are named."""
 
 
-def not_finite(
-    config: TrainConfig,
-    *,
-    step: int,
-    skipped: int,
-    skipped_in_row: int,
-    last_saved: int,
-    spread: float,
-) -> str:
+class Steps(NamedTuple):
+    """Steps of a run so far.
+
+    Attributes:
+        done: all of them.
+        skipped: those without a finite loss and gradient.
+        skipped_in_row: the last ones of them; 0 where it is the parameters that are not finite.
+    """
+
+    done: int
+    skipped: int
+    skipped_in_row: int
+
+
+def not_finite(config: TrainConfig, steps: Steps, last_saved: int, spread: float) -> str:
     """The line with which a run stops at numbers that are not finite: what, where, what to do.
 
     Args:
         config: the flags.
-        step: up to which the run has come.
-        skipped, skipped_in_row: steps without a finite loss and gradient; in a row the last ones.
-            0 in a row: it is the parameters that are not finite.
+        steps: of the run.
         last_saved: step of the last checkpoint.
         spread: standard deviation of the data, in their own unit.
     """
-    what = f"the loss or gradient of {skipped_in_row} steps in a row was not finite"
-    if not skipped_in_row:
+    what = f"the loss or gradient of {steps.skipped_in_row} steps in a row was not finite"
+    if not steps.skipped_in_row:
         what = "the parameters are not finite"
     causes = list(_in_the_loss(config, spread))
-    if skipped < step:  # a run none of whose steps was finite has never been updated
+    if steps.skipped < steps.done:  # a run none of whose steps was finite has never been updated
         causes += _in_the_updates(config)
     if not causes:
         own = " or in the model" if ":" in config.model else ""
         causes = [f"no step was finite, so that the cause is in the data{own}, not in the updates"]
     text = "; ".join(causes)
     return (
-        f"error: up to step {step:,} {what}. The last checkpoint is step {last_saved:,}. "
+        f"error: up to step {steps.done:,} {what}. The last checkpoint is step {last_saved:,}. "
         f"{text[0].upper()}{text[1:]}. Start with a new --run."
     )
 

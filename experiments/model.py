@@ -326,7 +326,9 @@ def _pseudo_inputs(
 
 def spread(preprocessing: Preprocessing, train: np.ndarray) -> float:
     """Root mean square of the first 1,000 training examples about their mean, in their own unit."""
-    return float(np.sqrt(np.square(np.asarray(_errors(preprocessing, train), np.float64)).mean()))
+    with jax.transfer_guard("allow"):  # a run that is training has it guarded
+        errors = np.asarray(_errors(preprocessing, train), np.float64)
+    return float(np.sqrt(np.square(errors).mean()))
 
 
 def _data_scale(preprocessing: Preprocessing, train: np.ndarray, unit: np.ndarray) -> float:

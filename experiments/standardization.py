@@ -64,6 +64,12 @@ def units_of_run(
     return ColumnUnits(*from_first(lambda: list(units_of(dataset.train, dataset.name))))
 
 
+def in_words(preprocessing: Preprocessing, units: ColumnUnits | None) -> str:
+    """The name of the preprocessing, and what is unusual of some columns."""
+    about = "" if units is None else units.about
+    return f"{preprocessing.name} ({about})" if about else preprocessing.name
+
+
 def _stored(folder: Path) -> ColumnUnits | None:
     """The units in the recipe of the newest checkpoint that can be read."""
     checkpoints = folder / "checkpoints"

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import run_log
 from experiments.accelerators import describe
-from experiments.advice import not_finite
+from experiments.advice import Steps, not_finite
 from experiments.batches import Batches
 from experiments.chunks import Chunk, Chunks, Unread, fits
 from experiments.compilation_cache import give_back_memory
@@ -26,7 +26,7 @@ from experiments.run_folder import agree_on_data, load_data, read_own_config
 from experiments.run_lock import RunLock
 from experiments.saved_flags import to_json
 from experiments.saving import Saving
-from experiments.standardization import as_done, units_of_run, with_choices
+from experiments.standardization import as_done, in_words, units_of_run, with_choices
 from experiments.stopping import StopRequest
 from jaxvae.evaluation import make_score, over_dataset
 from jaxvae.parallel import (
@@ -232,7 +232,8 @@ class TrainingRun:
         display.message(self.dataset.about)
         display.message(
             f"{config.model}, {size:,} parameters, {config.objective}, "
-            f"{self.preprocessing.name}; {describe(list(self.mesh.devices.flat))}; {config.folder}"
+            f"{in_words(self.preprocessing, self._units)}; "
+            f"{describe(list(self.mesh.devices.flat))}; {config.folder}"
         )
         for line in self._set_aside:
             display.message(line)
@@ -341,13 +342,9 @@ class TrainingRun:
         """Say why the run cannot go on; returns the exit code."""
         with contextlib.suppress(OSError, Stopped):
             self.checkpoints.wait()
-        line = not_finite(
-            self.config,
-            step=self.step - sum(unread.num_steps for unread in self._unread),
-            skipped=self._skipped,
-            skipped_in_row=self._skipped_in_row,
-            last_saved=self.checkpoints.latest_step() or 0,
-            spread=spread(self.preprocessing, self.dataset.train),
-        )
-        self._say(display, line)
+        read = self.step - sum(unread.num_steps for unread in self._unread)
+        steps = Steps(read, self._skipped, self._skipped_in_row)
+        data_scale = spread(self.preprocessing, self.dataset.train)
+        saved = self.checkpoints.latest_step() or 0
+        self._say(display, not_finite(self.config, steps, saved, data_scale))
         return 1
