@@ -10,8 +10,8 @@ from experiments.datasets import Dataset
 from experiments.datasets.preprocessing import Preprocessing
 from experiments.datasets.units import ColumnUnits, units_of
 from experiments.model import SIGMA_RATE, takes_units
-from jaxvae.manifest import Damaged
 from jaxvae.processes import from_first
+from jaxvae.units import Units
 
 
 def with_choices(config: TrainConfig, saved: TrainConfig | None) -> TrainConfig:
@@ -79,7 +79,10 @@ def _stored(folder: Path) -> ColumnUnits | None:
 
     with contextlib.closing(Checkpoints(checkpoints, read_only=True)) as saved:
         for step in reversed(saved.steps()):
-            with contextlib.suppress(Damaged, ValueError):  # restoring says what is wrong with it
+            # Restoring says what is wrong with a checkpoint; here it is passed over.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 arguments = saved.about(step)["vae"]["arguments"]
-                return ColumnUnits(arguments["data_loc"], arguments["data_unit"], "")
+                loc, unit = arguments["data_loc"], arguments["data_unit"]
+                Units.of(loc, unit, len(unit))
+                return ColumnUnits(loc, unit, "")
     return None
