@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.flag_combinations import check_combinations
 from experiments.processes import ALONE, Processes
 
 Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
@@ -81,6 +82,10 @@ class TrainConfig:
     sigma: float | Literal["learned", "per_channel", "per_pixel", "optimal"] = "learned"
     """Scale of the gaussian or laplace likelihood: a number, learned (one, one per channel, or by
     the decoder for each pixel), or the batch's optimum."""
+    standardize: Literal["auto", "columns", "none"] = "auto"
+    """columns: the networks and a learned sigma see each column of vectors, or channel of images,
+    less its mean over its standard deviation in the training split (gaussian, laplace). All
+    results are in the data's unit. auto: columns, but none for 8-bit images."""
     binarize: Literal["auto", "dynamic", "static", "none"] = "auto"
     """Grey levels as probabilities of binary pixels: drawn anew each time (dynamic), drawn once
     (static), or not at all. auto: dynamic for bernoulli, none otherwise."""
@@ -139,6 +144,9 @@ class TrainConfig:
     """The optax optimizer."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
+    sigma_rate: float | None = None
+    """Learning rate of --sigma=learned and per_channel over that of the networks, with every
+    optimizer but sgd. Default: 10."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rate after the warm-up: constant, or falling to 0 over --decay-steps."""
     warmup_steps: int = 0
@@ -210,6 +218,12 @@ class TrainConfig:
             return self.num_steps
         return math.ceil(self.num_epochs * num_train / self.batch_size)
 
+    @property
+    def learns_sigma(self) -> bool:
+        """True where sigma is a parameter that --sigma-rate applies to."""
+        family = self.likelihood in ("gaussian", "laplace")
+        return family and self.sigma in ("learned", "per_channel") and self.optimizer != "sgd"
+
     def check(self) -> None:
         """Refuse values and combinations that mean nothing.
 
@@ -236,7 +250,7 @@ class TrainConfig:
         require(0 <= self.elbo_weight <= 1, "elbo_weight", self.elbo_weight, "in [0, 1]")
         for name in (
             *("learning_rate", "gradient_clip", "num_epochs", "num_devices", "decay_steps"),
-            "rows_at_once",
+            *("rows_at_once", "sigma_rate"),
         ):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "positive")
@@ -246,13 +260,7 @@ class TrainConfig:
         if self.average_decay is not None:
             require(0 < self.average_decay < 1, "average_decay", self.average_decay, "in (0, 1)")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name, (other, values) in GOES_WITH.items():
-            given, setting = getattr(self, name), getattr(self, other)
-            if given != defaults[name] and setting not in values:
-                raise ValueError(
-                    f"--{_flag(name)} goes with --{_flag(other)}={' or '.join(values)}, not "
-                    f"{setting}."
-                )
+        check_combinations(self)
         if self.estimator == "score" and self.posterior != "categorical":
             raise ValueError(
                 "--estimator=score goes with --posterior=categorical: where draws carry a gradient "
@@ -289,22 +297,6 @@ class TrainConfig:
             self.batch_size,
             f"a multiple of --virtual-shards={self.virtual_shards}",
         )
-
-
-GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
-    **dict.fromkeys(
-        ("beta", "beta_warmup_steps", "free_bits", "capacity"), ("objective", ("elbo",))
-    ),
-    "num_groups": ("objective", ("miwae", "piwae")),
-    "elbo_weight": ("objective", ("ciwae",)),
-    "alpha": ("objective", ("renyi",)),
-    "num_intervals": ("objective", ("tvo",)),
-    "num_components": ("prior", ("mixture", "vamp")),
-    "num_categories": ("posterior", ("categorical", "relaxed_categorical")),
-    "sigma": ("likelihood", ("gaussian", "laplace")),
-    "weight_decay": ("optimizer", ("adamw",)),
-}
-"""Flags that mean something with some values of another flag only."""
 
 
 def require(holds: bool, name: str, value: object, what: str) -> None:

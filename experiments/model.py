@@ -16,6 +16,7 @@ import optax
 import jaxvae
 from experiments.config import TrainConfig, require
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.datasets.units import ColumnUnits
 from experiments.keys import root_key
 from experiments.memory import require_room
 from experiments.own_model import own_vae
@@ -33,23 +34,28 @@ ROWS_IN_CACHE = {"conv": 64}
 """Rows of which a CPU's cache holds the intermediate values, by model; of others 1,000."""
 CYCLES = 4
 """Of a cyclical beta."""
+SIGMA_RATE = 10.0
+"""Rate of a new run's sigma, where the flags do not say."""
 SHIPPED = {"mlp": "mlp_vae", "conv": "conv_vae"}
 """Value of --model -> name in `jaxvae.recipes.MODELS`."""
 
 
-def recipe(config: TrainConfig, data_shape: tuple[int, ...]) -> dict[str, Any]:
+def recipe(
+    config: TrainConfig, data_shape: tuple[int, ...], units: ColumnUnits | None = None
+) -> dict[str, Any]:
     """What rebuilds the model from a checkpoint: a function's name and its arguments.
 
     A function of one's own is called with those of the arguments that it takes.
 
+    Args:
+        config: the flags.
+        data_shape: of one example.
+        units: what the model is to see the data in; None: as they are.
+
     Raises:
         ValueError: no such model or function, or one that does not take what a flag asks for.
     """
-    function = SHIPPED.get(config.model, config.model)
-    if config.model not in SHIPPED and ":" not in function:
-        raise ValueError(
-            f"--model must be {', '.join(SHIPPED)} or package.module:function, got {config.model}."
-        )
+    function = _function(config)
     arguments = {
         "data_shape": list(data_shape),
         "latent_dim": config.latent_dim,
@@ -63,13 +69,37 @@ def recipe(config: TrainConfig, data_shape: tuple[int, ...]) -> dict[str, Any]:
         "initialization": config.initialization,
         "activation": config.activation,
         "precision": config.precision,
+        "data_loc": None if units is None else units.loc,
+        "data_unit": None if units is None else units.unit,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     accepted = _accepted(function, arguments)
     for name in ("activation", "precision"):
         heard = name in accepted or arguments[name] == getattr(TrainConfig, name)
         require(heard, name, arguments[name], f"left out: {function} takes no {name}")
+    heard = units is None or takes_units(config)
+    require(heard, "standardize", "columns", f"left out: {function} takes no data_unit")
     return {"function": function, "arguments": accepted}
+
+
+def takes_units(config: TrainConfig) -> bool:
+    """True where the model of the flags can be told location and unit of the data's columns.
+
+    Raises:
+        ValueError: no such model or function.
+    """
+    units = {"data_loc": None, "data_unit": None}
+    return _accepted(_function(config), units) == units
+
+
+def _function(config: TrainConfig) -> str:
+    """The name of the function that makes the model, in recipes."""
+    function = SHIPPED.get(config.model, config.model)
+    if config.model not in SHIPPED and ":" not in function:
+        raise ValueError(
+            f"--model must be {', '.join(SHIPPED)} or package.module:function, got {config.model}."
+        )
+    return function
 
 
 def initial_vae(
@@ -80,7 +110,8 @@ def initial_vae(
     start: dict[str, Any] = {}
     if config.data_mean_init:
         start["data_mean"] = jnp.asarray(preprocessing.mean)
-    start["data_scale"] = _data_scale(preprocessing, train)
+    unit = recipe["arguments"].get("data_unit", 1.0)
+    start["data_scale"] = _data_scale(preprocessing, train, np.asarray(unit, np.float32))
     if config.prior == "vamp":
         start["pseudo_inputs"] = _pseudo_inputs(config, preprocessing, train)
     function = recipe["function"]
@@ -217,6 +248,8 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
         "adamax": lambda: optax.adamax(rate),
         "sgd": lambda: optax.sgd(rate),
     }[config.optimizer]()
+    if config.learns_sigma:
+        optimizer = _with_rate_of_sigma(optimizer, config.sigma_rate or SIGMA_RATE)
     if config.gradient_clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip), optimizer)
     if config.accumulate_steps > 1:
@@ -231,6 +264,28 @@ def _shifted(schedule: optax.Schedule, start: int) -> optax.Schedule:
     The optimizer's count may still be below `start` there: skipped steps are no updates.
     """
     return lambda count: schedule(jnp.maximum(count - start, 0))
+
+
+def _with_rate_of_sigma(
+    optimizer: optax.GradientTransformation, rate: float
+) -> optax.GradientTransformation:
+    """The optimizer with the updates of a likelihood's log sigma multiplied; its state is the same.
+
+    Adam and its kin move each parameter by about the learning rate a step, so that a log sigma
+    4.6 from its optimum takes 4,600 steps of 0.001.
+    """
+    if rate == 1:
+        return optimizer
+
+    def scaled(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+        names = [getattr(entry, "key", None) for entry in path]
+        return rate * update if names == ["likelihood", "log_scale"] else update
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(updates, state, params)
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
@@ -277,9 +332,21 @@ def _pseudo_inputs(
     return jax.vmap(preprocessing.prepare)(jax.random.split(key, count), jnp.asarray(train[rows]))
 
 
-def _data_scale(preprocessing: Preprocessing, train: np.ndarray) -> float:
-    """Root mean square of the first 1,000 training examples about the training mean."""
+def spread(preprocessing: Preprocessing, train: np.ndarray) -> float:
+    """Root mean square of the first 1,000 training examples about their mean, in their own unit."""
+    with jax.transfer_guard("allow"):  # a run that is training has it guarded
+        errors = np.asarray(_errors(preprocessing, train), np.float64)
+    return float(np.sqrt(np.square(errors).mean()))
+
+
+def _data_scale(preprocessing: Preprocessing, train: np.ndarray, unit: np.ndarray) -> float:
+    """The same in a unit of each column, and at least 0.001."""
+    errors = _errors(preprocessing, train)
+    squares = jnp.square(errors / jnp.broadcast_to(unit, errors.shape))
+    return max(float(jnp.sqrt(squares.mean())), 1e-3)
+
+
+def _errors(preprocessing: Preprocessing, train: np.ndarray) -> jax.Array:
     head = jnp.asarray(train[:1000])
     xs = jax.vmap(preprocessing.prepare)(jax.random.split(root_key(0), len(head)), head)
-    squares = jnp.square(xs - preprocessing.mean[None])
-    return max(float(jnp.sqrt(squares.mean())), 1e-3)
+    return xs - preprocessing.mean[None]

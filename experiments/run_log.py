@@ -294,13 +294,20 @@ def rounded(value: float | None, standard_error: float | None = None) -> tuple[s
 
     >>> rounded(-95.12345, 0.4321)
     ('-95.12', '0.43')
+    >>> rounded(0.0123456, 0.0)
+    ('0.012346', '0')
     """
     if value is None or not math.isfinite(value):
         return "nan", ""
     if standard_error is None or not math.isfinite(standard_error):
         return (f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"), ""
-    decimals = max(0, 1 - math.floor(math.log10(standard_error))) if standard_error > 0 else 2
-    return f"{value:,.{decimals}f}", f"{standard_error:,.{decimals}f}"
+    if standard_error <= 1e-9 * abs(value):  # a number that is the same for every example
+        return f"{value:,.5g}", "0"
+    places, largest = math.floor(math.log10(standard_error)), max(abs(value), standard_error)
+    if not 1e-4 <= largest < 1e12:
+        digits = max(0, math.floor(math.log10(largest)) - places + 1)
+        return f"{value:.{digits}e}", f"{standard_error:.1e}"
+    return f"{value:,.{max(0, 1 - places)}f}", f"{standard_error:,.{max(0, 1 - places)}f}"
 
 
 def table(title: str, rows: Iterable[tuple[str, float | None, float | None, str]]) -> None:

@@ -142,6 +142,7 @@ def prepare(config: TrainConfig, data: Dataset) -> tuple[Dataset, Preprocessing]
         likelihood=config.likelihood,
         binarize=config.binarize,
         grey_probabilities=config.grey_probabilities,
+        standardize=config.standardize,
     )
 
 

@@ -33,7 +33,7 @@ def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> Train
     """The flags from JSON values.
 
     Args:
-        values: name -> value; what is absent has its default.
+        values: name -> value; what is absent has its default, or what releases before it did.
         path: of the file that they are from.
 
     Raises:
@@ -58,11 +58,20 @@ def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> Train
         values["hidden"] = tuple(values["hidden"])
     if values.get("run") is not None:
         values["run"] = Path(values["run"])
-    config = TrainConfig(**values)
+    config = _as_then(TrainConfig(**values), values)
     try:
         dataclasses.replace(config, run=None).check()  # wherever it lies now
     except ValueError as error:
         raise ValueError(f"{path}: {error} Restore it, or use another --run.") from error
+    return config
+
+
+def _as_then(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
+    """The flags of a run with what releases before these flags did in place of today's default."""
+    if "standardize" not in values:
+        config = dataclasses.replace(config, standardize="none")
+    if "sigma_rate" not in values and config.learns_sigma:
+        config = dataclasses.replace(config, sigma_rate=1.0)
     return config
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import data_identity, run_log
 from experiments.accelerators import describe
+from experiments.advice import Steps, not_finite
 from experiments.batches import Batches
 from experiments.chunks import Chunk, Chunks, Unread, fits
 from experiments.compilation_cache import give_back_memory
@@ -21,12 +22,13 @@ from experiments.continuing import continued, refuse_other_run
 from experiments.journal import Journal
 from experiments.keys import root_key
 from experiments.learning import Learning
-from experiments.model import evaluated_at_once, initial_vae, recipe
+from experiments.model import evaluated_at_once, initial_vae, recipe, spread
 from experiments.results import validation_row
 from experiments.run_folder import agree_on_data, load_data, read_own_config, recorded_data
 from experiments.run_lock import RunLock
 from experiments.saved_flags import to_json
 from experiments.saving import Saving
+from experiments.standardization import as_done, in_words, units_of_run, with_choices
 from experiments.stopping import StopRequest
 from jaxvae.evaluation import make_score, over_dataset
 from jaxvae.parallel import (
@@ -79,12 +81,14 @@ class TrainingRun:
         self._started = time.perf_counter() if started is None else started
         saved = read_own_config(config)
         with together():
+            config = with_choices(config, saved)
             if saved is not None:
                 config = continued(config, saved)
                 refuse_other_run(config, saved)
             check_divisible(config.batch_size, len(devices))
             self.dataset, self.preprocessing, self.data_identity = load_data(config)
         agree_on_data(self.data_identity)
+        self._units = units_of_run(config.folder, self.preprocessing, self.dataset)
         with together():
             self._set_up(config, devices)
         with together():
@@ -100,10 +104,9 @@ class TrainingRun:
         self.num_steps = config.steps(len(self.dataset.train))
         if config.schedule != "constant" and config.decay_steps is None:
             config = dataclasses.replace(config, decay_steps=self.num_steps)
-        self.config = config
+        self.config = config = as_done(config, self.preprocessing)
         self.mesh = make_mesh(devices)
-        data_shape = self.dataset.train.shape[1:]
-        self.recipe = recipe(config, data_shape)
+        self.recipe = recipe(config, self.dataset.train.shape[1:], self._units)
         self.vae = initial_vae(self.recipe, config, self.preprocessing, self.dataset.train)
         self._learning = Learning(
             config, self.vae, self.preprocessing, self.mesh, len(self.dataset.train)
@@ -250,7 +253,8 @@ class TrainingRun:
         display.message(self.dataset.about)
         display.message(
             f"{config.model}, {size:,} parameters, {config.objective}, "
-            f"{self.preprocessing.name}; {describe(list(self.mesh.devices.flat))}; {config.folder}"
+            f"{in_words(self.preprocessing, self._units)}; "
+            f"{describe(list(self.mesh.devices.flat))}; {config.folder}"
         )
         for line in self._warnings:
             display.message(line)
@@ -358,15 +362,11 @@ class TrainingRun:
 
     def _give_up(self, display: run_log.Display) -> int:
         """Say why the run cannot go on; returns the exit code."""
-        what = f"the loss or gradient of {self._skipped_in_row} steps in a row was not finite"
-        if not self._skipped_in_row:
-            what = "the parameters are not finite"
         with contextlib.suppress(OSError, ValueError):
             self.checkpoints.wait()
-        self._say(
-            display,
-            f"error: up to step {self.step:,} {what}. The last checkpoint is step "
-            f"{self.checkpoints.latest_step() or 0:,}. Lower --learning-rate (now "
-            f"{self.config.learning_rate}), set --gradient-clip, and start with a new --run.",
-        )
+        read = self.step - sum(unread.num_steps for unread in self._unread)
+        steps = Steps(read, self._skipped, self._skipped_in_row)
+        data_scale = spread(self.preprocessing, self.dataset.train)
+        saved = self.checkpoints.latest_step() or 0
+        self._say(display, not_finite(self.config, steps, saved, data_scale))
         return 1

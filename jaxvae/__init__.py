@@ -56,12 +56,13 @@ from jaxvae.regularizers import (
 from jaxvae.state import TrainState, init_state
 from jaxvae.stored_parameters import trainable
 from jaxvae.training import make_train_step
-from jaxvae.vae import VAE, conv_vae, mlp_vae
+from jaxvae.vae import VAE, conv_vae, in_units, mlp_vae
 
 __all__ = [  # in the order in which data flow through them
     "VAE",
     "mlp_vae",
     "conv_vae",
+    "in_units",
     # distributions: of latents, then of data
     "Distribution",
     "adapt",

@@ -19,6 +19,7 @@ MODELS: Mapping[str, Callable[..., VAE]] = MappingProxyType(
 ALIASES = MappingProxyType({"jaxvae.vae:mlp_vae": "mlp_vae", "jaxvae.vae:conv_vae": "conv_vae"})
 """Names in checkpoints of release 0.1.0 -> names in `MODELS`."""
 LISTS = ("data_shape", "hidden")
+NUMBER_LISTS = ("data_loc", "data_unit")
 INTEGERS = ("latent_dim", "width", "num_categories", "num_components")
 NUMBERS = ("sigma", "data_scale")
 SIGMAS = ("learned", "per_channel", "per_pixel", "optimal")
@@ -110,10 +111,13 @@ def _check_value(name: str, key: str, value: Any) -> None:
         right = right and all(_is_size(item) for item in value)
         right = right or (key == "hidden" and value is None and name == "conv_vae")
         what = f"a list of at most {LONGEST_LIST} integers from 1 to 2,147,483,647"
+    elif key in NUMBER_LISTS:  # one for each column of the data: the size of the file bounds them
+        right = isinstance(value, list | tuple) and all(map(_is_number, value))
+        what = "a list of finite numbers"
     elif key in INTEGERS:
         right, what = _is_size(value), "an integer from 1 to 2,147,483,647"
     elif key in NUMBERS:
-        number = type(value) in (int, float) and 0 < value < LARGEST
+        number = _is_number(value) and value > 0
         right, what = (
             number or (isinstance(value, str) and value in SIGMAS),
             f"a positive number, {', '.join(SIGMAS)}",
@@ -126,6 +130,10 @@ def _check_value(name: str, key: str, value: Any) -> None:
             f"{name}: {key[:80]} must be {what}, got {str(value)[:60]}. Correct the flag, or "
             "restore the checkpoint from a copy."
         )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST
 
 
 def _is_size(value: Any) -> bool:

@@ -10,7 +10,7 @@ import optax
 
 from jaxvae.batch_parts import check_block_size, mean_over_blocks, mean_over_shards
 from jaxvae.bounds import Bound, elbo, posterior_samples
-from jaxvae.distributions import NoClosedForm
+from jaxvae.distributions import Gaussian, NoClosedForm
 from jaxvae.leaves import arrays_only, combine, is_trained, partition
 from jaxvae.regularizers import Regularizer, gathered
 from jaxvae.state import TrainState, check_state
@@ -19,7 +19,7 @@ from jaxvae.vae import VAE, Params
 ACTIVE_VARIANCE = 0.01
 """A latent is active when its posterior mean varies by more than this over the data."""
 MIN_VARIANCE = 1e-6
-"""Floor of an optimal sigma^2."""
+"""Floor of an optimal sigma^2, in the unit of the data that the model sees squared."""
 
 Metrics = dict[str, jax.Array]
 Objective = Callable[..., Bound]
@@ -231,14 +231,29 @@ def _mean_if_known(q: Any) -> jax.Array | None:
 
 
 def _squared_error(vae: VAE, params: Params, keys: jax.Array, xs: jax.Array) -> jax.Array:
-    """Mean squared error per dimension of a batch, at the first draw that the bound makes."""
+    """Mean squared error per dimension of a batch, at the first draw that the bound makes.
+
+        1/D sum_d ((x_d - f_d(z)) / unit_d)^2
+
+    The unit is the scale of p(x|z) at log sigma = 0: 1, or that of `jaxvae.in_units`.
+    """
+    assert vae.with_log_scale is not None
+    at_unit = vae.with_log_scale(params, jnp.zeros((), xs.dtype))
 
     def of_one(key: jax.Array, x: jax.Array) -> jax.Array:
         z, _ = posterior_samples(key, vae.encode(params, x), 1)
-        means = jax.vmap(lambda z: vae.decode(params, z).mean())(z)  # as the bound has it: merged
-        return jnp.square(x - means[0]).mean()
+        errors = jax.vmap(lambda z: _error(vae.decode(at_unit, z), x))(z)  # as the bound: merged
+        return jnp.square(errors[0]).mean()
 
     return jax.vmap(of_one)(keys, xs).mean()
+
+
+def _error(p: Any, x: jax.Array) -> jax.Array:
+    """x less the mean of p, over the scale of p where that is a Gaussian."""
+    error = x - p.mean()
+    if not isinstance(p, Gaussian):
+        return error
+    return error * jnp.exp(-jnp.broadcast_to(p.log_scale, error.shape))
 
 
 def _log_scale(squared_error: jax.Array) -> jax.Array:

@@ -29,9 +29,11 @@ MAY_IMPORT = {
     "likelihoods": {"distributions"},
     "posteriors": {"distributions", "flows"},
     "priors": {"distributions", "flows", "posteriors"},
+    "units": {"distributions", "likelihoods"},
+    "start": {"decoders", "likelihoods", "units"},
     "vae": {
         *("dense", "encoders", "decoders", "likelihoods", "posteriors", "priors"),
-        "distributions",
+        *("distributions", "start", "units"),
     },
     "stored_parameters": {"leaves", "vae"},
     "regularizers": {"distributions", "divergences", "leaves"},
