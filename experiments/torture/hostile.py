@@ -27,9 +27,9 @@ PROCESSOR_SECONDS, PATIENCE_SECONDS = 60.0, 600.0
 """Most that a command may take, of processors and by the clock of a machine with other work."""
 SMALL = {
     "train": (),
-    "evaluate": ("--num-samples=2",),
+    "evaluate": ("--num-samples=2", "--num-devices=1"),
     "sample": ("--num-samples=4", "--num-examples=2", "--num-steps=2"),
-    "encode": (),
+    "encode": ("--num-devices=1",),
     "replay": ("5",),
 }
 """Arguments with which a command on a usable run takes seconds."""
@@ -76,11 +76,12 @@ def hostile_runs(folder: Path, tries: int = 500, seed: int = 0) -> Outcome:
 def finished_run(folder: Path) -> Ground:
     """Train a run of a few steps, with results, pictures and a report."""
     trained = trained_run(folder)
-    arguments = (*trained.flags, f"--run={trained.trained}", "--eval-samples=2")
-    ending = in_process(Case("train", arguments, ()), folder)
+    flags = (*trained.flags, "--eval-samples=2", "--num-devices=1")
+    case = Case("train", (*flags, f"--run={trained.trained}"), ())
+    ending = in_process(case, folder, PATIENCE_SECONDS)
     if ending.code:
         raise RuntimeError(f"the run to copy did not come to its end: {ending.errors}")
-    return trained._replace(flags=(*trained.flags, "--eval-samples=2"))
+    return trained._replace(flags=flags)
 
 
 def category(index: int) -> str:
