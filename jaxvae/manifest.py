@@ -213,10 +213,11 @@ def reason_of(error: Exception, names: Mapping[str, str] = MappingProxyType({}))
     >>> reason_of(ValueError("Failed to write a file: No space left on device [code 28]"))
     'No space left on device'
     """
-    text = " ".join(str(error).split()).partition(" [tensorstore_spec=")[0]  # pages of JSON
+    text = " ".join(str(error).split())
     for name, other in names.items():
         text = text.replace(name, other)
     known = [reason for reason in REMEDIES if reason in text]
+    text = text.partition(" [tensorstore_spec=")[0]  # pages of JSON follow
     return known[0] if known else text[:200].rstrip(".") or type(error).__name__
 
 
