@@ -249,9 +249,9 @@ def _squared_error(vae: VAE, params: Params, keys: jax.Array, xs: jax.Array) -> 
 
 
 def _error(p: Any, x: jax.Array) -> jax.Array:
-    """x less the mean of p, over the scale of p where that is a Gaussian."""
+    """x less the mean of p, over the scale of each entry where p, a Gaussian, has one."""
     error = x - p.mean()
-    if not isinstance(p, Gaussian):
+    if not isinstance(p, Gaussian) or jnp.ndim(p.log_scale) == 0:  # 1: the data's own unit
         return error
     return error * jnp.exp(-jnp.broadcast_to(p.log_scale, error.shape))
 
