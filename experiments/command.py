@@ -118,8 +118,8 @@ def main(
         code = USER_ERROR
     except FloatingPointError as error:  # jax looks for NaN where JAX_DEBUG_NANS is set
         print(
-            f"error: {error}. A result is NaN and JAX_DEBUG_NANS is set. Unset it to skip such "
-            "steps, or lower --learning-rate; checkpoints are kept.",
+            f"error: {str(error).rstrip('.')}. A result is NaN and JAX_DEBUG_NANS is set. Unset it "
+            "to skip such steps, or lower --learning-rate; checkpoints are kept.",
             file=sys.stderr,
         )
         code = 1

@@ -145,9 +145,10 @@ class TrainingRun:
         config = self.config
         quiet = config.quiet or not is_first()
         display = run_log.Display(self.num_steps, self.step, quiet=quiet)
-        # With several processes pmap itself takes keys through the host; without jit every
-        # operation takes its constants there.
-        eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        # With several processes pmap itself takes keys through the host. Without jit, and where
+        # jax looks for the source of a NaN, every operation takes its constants there.
+        modes: Any = jax.config
+        eager = modes.jax_disable_jit or modes.jax_debug_nans
         through_host = self.mesh.is_multi_process or eager
         guard = "allow" if through_host else "disallow"
         with StopRequest() as stop, display, jax.transfer_guard(guard):

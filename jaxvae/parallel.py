@@ -139,11 +139,11 @@ def compile_in_background(chunk_step: Any, mesh: Mesh, *arguments: Any) -> "Futu
         done.set_result(chunk_step)
         return done
     lowered = chunk_step.lower(*arguments)
+    as_it_is = mesh.is_multi_process or jax.config.jax_debug_nans  # type: ignore[attr-defined]
 
     def compiled() -> ChunkStep:
         program = lowered.compile()
-        debugs = jax.config.jax_debug_nans  # type: ignore[attr-defined]
-        return chunk_step if mesh.is_multi_process or debugs else program
+        return chunk_step if as_it_is else program
 
     background = ThreadPoolExecutor(max_workers=1)
     future = background.submit(compiled)
