@@ -5,13 +5,16 @@ python -m experiments.encode runs/mnist_small-mlp --split=test
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from experiments import command
 from experiments.config import Accelerator, require, require_representable
 from experiments.places import require_folder, require_new_file
 
 if TYPE_CHECKING:
+    import jax
+
+    from experiments.run_folder import OpenRun
     from experiments.run_rows import RunRows
 
 
@@ -72,15 +75,9 @@ def encode(config: EncodeConfig) -> None:
 
         compilation_cache.use(config.compilation_cache)
         devices = accelerators.start(config.accelerator, config.num_devices)
-        import jax
         import numpy as np
 
-        from experiments.keys import root_key
-        from experiments.progress import counted
         from experiments.run_folder import open_run
-        from jaxvae.distributions import mean_of
-        from jaxvae.evaluation import MEAN_SAMPLES, over_dataset
-        from jaxvae.parallel import make_map, make_mesh, replicate
 
         run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
         data, rows = run.data, run.data.rows
@@ -89,25 +86,7 @@ def encode(config: EncodeConfig) -> None:
         require_new_file(path, "--output")
     data.print_doubts()
 
-    def code(params: object, key: jax.Array, stored: jax.Array) -> dict[str, jax.Array]:
-        key_data, key_sample, key_mean = jax.random.split(key, 3)
-        q = run.vae.encode(params, run.preprocessing.prepare(key_data, stored))
-        mean = mean_of(q, key_mean, MEAN_SAMPLES)
-        codes = {"mean": mean, "sample": q.sample(key_sample)}
-        log_scale = getattr(q, "log_scale", None)
-        return codes if log_scale is None else codes | {"log_scale": log_scale}
-
-    mesh = make_mesh(devices)
-    with counted("examples", len(rows.examples)) as progress:
-        codes = over_dataset(
-            make_map(code, mesh),
-            replicate(run.params, mesh),
-            replicate(root_key(config.seed), mesh),
-            rows.examples,
-            mesh=mesh,
-            batch_size=config.batch_size,
-            progress=progress,
-        )
+    codes = _codes(config, run, devices)
     origin = {
         "labels": rows.labels,
         "index": rows.indices,
@@ -120,6 +99,37 @@ def encode(config: EncodeConfig) -> None:
         with path.open("wb") as file:  # given a path, numpy adds a suffix of its own
             np.savez_compressed(file, **codes)
     print(f"written: {path} ({', '.join(f'{k} {v.shape}' for k, v in codes.items())})")
+
+
+def _codes(config: EncodeConfig, run: "OpenRun", devices: "list[jax.Device]") -> dict[str, Any]:
+    """Encode the rows: arrays [N, ...], the i-th entry from the i-th row."""
+    import jax
+
+    from experiments.keys import root_key
+    from experiments.progress import counted
+    from jaxvae.distributions import mean_of
+    from jaxvae.evaluation import MEAN_SAMPLES, over_dataset
+    from jaxvae.parallel import make_map, make_mesh, replicate
+
+    def code(params: object, key: jax.Array, stored: jax.Array) -> dict[str, jax.Array]:
+        key_data, key_sample, key_mean = jax.random.split(key, 3)
+        q = run.vae.encode(params, run.preprocessing.prepare(key_data, stored))
+        mean = mean_of(q, key_mean, MEAN_SAMPLES)
+        codes = {"mean": mean, "sample": q.sample(key_sample)}
+        log_scale = getattr(q, "log_scale", None)
+        return codes if log_scale is None else codes | {"log_scale": log_scale}
+
+    mesh, examples = make_mesh(devices), run.data.rows.examples
+    with counted("examples", len(examples)) as progress:
+        return over_dataset(
+            make_map(code, mesh),
+            replicate(run.params, mesh),
+            replicate(root_key(config.seed), mesh),
+            examples,
+            mesh=mesh,
+            batch_size=config.batch_size,
+            progress=progress,
+        )
 
 
 if __name__ == "__main__":

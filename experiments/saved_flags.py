@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from experiments.config import TrainConfig
 from experiments.places import require_file
-from jaxvae.contained import read_json
 
 NOT_SAVED = frozenset({"processes", "allow_other_data"})
 """Flags of one command, not of the run: which process this is, and a permission given once."""
@@ -84,6 +83,8 @@ def read(path: Path) -> dict[str, Any] | None:
     if not path.exists() and not path.is_symlink():
         return None
     require_file(path)
+    from jaxvae.contained import read_json  # jax, which flags do not wait for
+
     try:
         values = read_json(path, MOST_BYTES)
     except ValueError as error:
