@@ -27,6 +27,7 @@ from jaxvae.distributions.requirements import (
     check_draws,
     check_function,
 )
+from jaxvae.distributions.standardized import standardized
 from jaxvae.distributions.von_mises_fisher import UniformSphere, VonMisesFisher
 
 __all__ = [
@@ -60,4 +61,5 @@ __all__ = [
     "mean_of",
     "sample_and_log_prob",
     "soft_clamp",
+    "standardized",
 ]

@@ -9,8 +9,8 @@ from jaxvae.distributions import (
     Gaussian,
     LowRankGaussian,
     at_least_float32,
+    standardized,
 )
-from jaxvae.distributions.standardized import standardized
 
 AnyGaussian = Gaussian | LowRankGaussian | FullCovarianceGaussian
 
