@@ -167,7 +167,7 @@ def test_families_of_distributions_know_the_protocol_only_and_are_used_as_one_pa
         found = {module for module in imports(ast.walk(tree(name))) if module.startswith(inner)}
         if name.startswith(inner):
             shared = ("distribution", "bessel", "count_draws", "event_sum", "rejection")
-            shared += ("requirements", "softplus", "standardized", "stirling")
+            shared += ("requirements", "scaled_difference", "softplus", "stirling")
             assert found <= {inner + module for module in shared}
         elif name != "jaxvae.distributions":
             assert not found

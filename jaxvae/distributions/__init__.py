@@ -27,7 +27,7 @@ from jaxvae.distributions.requirements import (
     check_draws,
     check_function,
 )
-from jaxvae.distributions.standardized import standardized
+from jaxvae.distributions.scaled_difference import standardized
 from jaxvae.distributions.von_mises_fisher import UniformSphere, VonMisesFisher
 
 __all__ = [

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import jaxvae.draws as draws
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
-from jaxvae.distributions.standardized import standardized
+from jaxvae.distributions.scaled_difference import standardized
 
 LOG_SCALE_LIMIT = 7.0
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
-from jaxvae.distributions.standardized import standardized
+from jaxvae.distributions.scaled_difference import standardized
 
 
 @jax.tree_util.register_dataclass

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
+from jaxvae.distributions.scaled_difference import standardized
 from jaxvae.distributions.softplus import softplus
-from jaxvae.distributions.standardized import standardized
 
 REMEDY = "Reshape the value, or build the network for its shape."
 

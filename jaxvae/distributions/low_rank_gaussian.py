@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import jaxvae.draws as draws
 from jaxvae.distributions.distribution import at_least_float32, check_event
-from jaxvae.distributions.standardized import standardized
+from jaxvae.distributions.scaled_difference import standardized
 
 
 @jax.tree_util.register_dataclass
