@@ -136,7 +136,7 @@ def _describing(model: str) -> Iterator[None]:
     """Around a whole command: an error of the user's own code is the user's to mend anywhere."""
     try:
         yield
-    except (Refused, BrokenPipeError):
+    except (Refused, BrokenPipeError, FloatingPointError):  # the last one is of a run, not of code
         raise
     except Exception as error:
         line = own_code.described(error, model, around=WITH_STATEMENT)

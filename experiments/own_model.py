@@ -8,6 +8,7 @@ import numpy as np
 
 import jaxvae
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.keys import root_key
 from jaxvae.evaluation import make_score
 from jaxvae.leaves import is_trained
 from jaxvae.recipes import build
@@ -47,7 +48,7 @@ def own_vae(
         raise ValueError(f"{what}; it returned {str(vae)[:60]}. Correct it.")
     try:
         vae = jaxvae.trainable(vae)
-        params = jax.eval_shape(vae.init, jax.random.key(0))
+        params = jax.eval_shape(vae.init, root_key(0))
     except Exception as error:  # so may `init` of it
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(
@@ -76,4 +77,4 @@ def _trace_what_follows(
         return scores, vae.decode(params, vae.prior(params).sample(key)).mean()
 
     example = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
-    jax.eval_shape(of_one, params, jax.random.key(0), example)
+    jax.eval_shape(of_one, params, root_key(0), example)

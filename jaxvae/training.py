@@ -13,6 +13,7 @@ from jaxvae.bounds import Bound, elbo, posterior_samples
 from jaxvae.distributions import Gaussian, NoClosedForm
 from jaxvae.leaves import arrays_only, combine, is_trained, partition
 from jaxvae.regularizers import Regularizer, gathered
+from jaxvae.row_product import is_explicit
 from jaxvae.state import TrainState, check_state
 from jaxvae.vae import VAE, Params
 
@@ -150,6 +151,7 @@ def make_train_step(
         state: TrainState, keys: jax.Array, examples: jax.Array
     ) -> tuple[TrainState, Metrics]:
         check_state(state, average_decay, regularizer)
+        _check_placed(state, examples)
         check_block_size(block_size, len(examples))
         stored = keys, examples
         with jax.named_scope("prepare"):
@@ -210,6 +212,15 @@ def make_train_step(
         return _if_sound(sound & _all_finite(carried), moved, state, metrics)
 
     return train_step
+
+
+def _check_placed(state: TrainState, examples: jax.Array) -> None:
+    """Reject a state that is not on the mesh of the batch, at trace time: jax cannot mix them."""
+    if is_explicit(examples) and not is_explicit(state.step):
+        raise ValueError(
+            "the batch is sharded over Explicit axes of a mesh, and the state is not on that mesh. "
+            "Place it: jax.device_put(state, NamedSharding(mesh, PartitionSpec()))."
+        )
 
 
 def _check_draws(q: Any) -> None:

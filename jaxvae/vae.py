@@ -75,8 +75,8 @@ def in_units(vae: VAE, loc: ArrayLike, unit: ArrayLike) -> VAE:
 
     >>> small = mlp_vae(data_shape=(2,), latent_dim=1, hidden=(), likelihood="gaussian")
     >>> large = in_units(small, [1e6, 0.0], [1e3, 1e-3])
-    >>> print(large.decode(large.init(jax.random.key(0)), jnp.zeros(1)).mean())
-    [1000000.       0.]
+    >>> large.decode(large.init(jax.random.key(0)), jnp.zeros(1)).mean().tolist()
+    [1000000.0, 0.0]
     """
     units = Units.of(loc, unit, np.size(loc))
     return vae._replace(

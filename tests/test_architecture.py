@@ -40,8 +40,8 @@ MAY_IMPORT = {
     "state": {"leaves", "regularizers", "stored_parameters", "vae"},
     "batch_parts": {"regularizers"},
     "training": {
-        *("batch_parts", "bounds", "distributions", "leaves", "regularizers", "state"),
-        "vae",
+        *("batch_parts", "bounds", "distributions", "leaves", "regularizers", "row_product"),
+        *("state", "vae"),
     },
     "parallel": {"state", "training"},
     "evaluation": {"bounds", "distributions", "parallel", "training", "vae"},

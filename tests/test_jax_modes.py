@@ -57,6 +57,21 @@ def name_of(case):
 BOUNDS = [case for case in cases() if "objective" in case]
 FAMILIES = [case for case in cases() if "objective" not in case]
 every_case = pytest.mark.parametrize("case", list(cases()), ids=name_of)
+A_BOUND_EACH = [
+    pytest.param(
+        case,
+        id=name_of(case),
+        marks=() if case["estimator"] in ("reparameterized", "stl") else pytest.mark.long,
+    )
+    for case in BOUNDS
+]
+
+
+@pytest.fixture(autouse=True)
+def no_program_outlives_its_test():
+    """Without jit every operation is a program of its own: thousands take gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +208,7 @@ def test_draws_have_the_type_of_the_posterior_and_terms_the_widest():
 # Without jit, and with a look at every result for NaN
 
 
-@pytest.mark.parametrize("case", BOUNDS, ids=name_of)
+@pytest.mark.parametrize("case", A_BOUND_EACH)
 def test_bounds_run_without_jit_and_make_no_nan(case):
     def bound(weight):
         return objective(case)(
@@ -262,8 +277,19 @@ def test_a_step_traces_with_examples_on_an_explicit_axis(case):
     vae, optimizer = model(case), optax.adam(1e-2)
     train_step = jaxvae.make_train_step(vae, optimizer, objective=objective(case))
     state = jax.eval_shape(partial(jaxvae.init_state, vae, optimizer), jax.random.key(0))
+    whole = NamedSharding(mesh, PartitionSpec())
+    state = jax.tree.map(lambda leaf: leaf.update(sharding=whole), state)
     after, _ = jax.eval_shape(train_step, state, keys, xs)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
+def test_a_state_that_is_not_on_the_mesh_of_the_batch_is_rejected():
+    mesh = jax.make_mesh((4,), ("data",))
+    keys, xs = sharded_over(mesh, jax.random.split(jax.random.key(0), 4), examples({}, 4))
+    vae, optimizer = model({}), optax.sgd(0.1)
+    state = jaxvae.init_state(vae, optimizer, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"Place it: jax\.device_put"):
+        jax.eval_shape(jaxvae.make_train_step(vae, optimizer), state, keys, xs)
 
 
 def test_a_step_on_an_explicit_axis_is_that_of_one_device():

@@ -1,6 +1,7 @@
 """Models whose parameters are any pytree: the arrays are trained, the rest is carried along."""
 
 import dataclasses
+import importlib
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -447,7 +448,8 @@ def own(small, tmp_path, monkeypatch):
 
 def test_an_equinox_model_trains_continues_bit_for_bit_and_loads(own, tmp_path):
     assert train(own) == 0
-    vae, params = load(own.run, "latest")
+    models = {own.model: importlib.import_module("own_networks").make}
+    vae, params = load(own.run, "latest", models)
     start = vae.init(jax.random.split(jax.random.key(own.seed), 4)[0])
     _assert_same(params["q"].order, start["q"].order)
     assert not np.array_equal(params["q"].order, np.arange(64))  # drawn by the run's key
@@ -458,7 +460,7 @@ def test_an_equinox_model_trains_continues_bit_for_bit_and_loads(own, tmp_path):
     stopped = dataclasses.replace(own, run=tmp_path / "stopped", num_steps=3)
     assert train(stopped) == 0
     assert train(dataclasses.replace(stopped, num_steps=6)) == 0
-    _assert_same(load(stopped.run, "latest")[1], params)
+    _assert_same(load(stopped.run, "latest", models)[1], params)
 
 
 def test_replay_diagnoses_a_model_with_integers():

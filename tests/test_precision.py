@@ -20,7 +20,7 @@ from experiments.model import recipe
 from experiments.sample import SampleConfig, sample
 from experiments.saved_flags import from_json, to_json
 from experiments.train import train
-from jaxvae.checkpoints import build
+from jaxvae.recipes import build
 from jaxvae.state import init_state
 from jaxvae.training import make_train_step
 from jaxvae.vae import conv_vae, mlp_vae

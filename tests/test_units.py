@@ -320,7 +320,7 @@ def test_a_continued_run_keeps_its_units_whatever_the_data(run_of, tmp_path):
     assert numbers(half) == numbers(config)  # continued is never stopped
     first = units(40)
     np.save(tmp_path / "data.npy", vectors() * 3 + 1)
-    assert train(dataclasses.replace(config, num_steps=60)) == 0
+    assert train(dataclasses.replace(config, num_steps=60, allow_other_data=True)) == 0
     assert units(60) == first
     assert len(first["data_unit"]) == DIM
 
@@ -351,7 +351,7 @@ def test_what_is_done_is_recorded_and_said(tmp_path, x, flags, standardize, name
     np.save(tmp_path / "x.npy", x)
     given = TrainConfig(dataset=f"npy:{tmp_path}/x.npy", **{"likelihood": "gaussian"} | flags)
     config = with_choices(given, None)
-    _, preprocessing = load_data(config)
+    preprocessing = load_data(config).preprocessing
     config = as_done(config, preprocessing)
     assert (config.standardize, preprocessing.name) == (standardize, name)
     config.check()  # as config.json has it
@@ -377,7 +377,7 @@ def test_a_run_of_an_earlier_release_is_not_standardized():
 
 def test_a_recipe_without_units_is_what_it_was(small):
     config = dataclasses.replace(small, likelihood="gaussian")
-    dataset, preprocessing = load_data(config)
+    dataset, preprocessing, _ = load_data(config)
     made = recipe(config, dataset.train.shape[1:])
     assert not {"data_loc", "data_unit"} & made["arguments"].keys()
     vae = initial_vae(made, config, preprocessing, dataset.train)

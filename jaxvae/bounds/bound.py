@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxvae.distributions import (
     at_least_float32,
+    check_array,
     check_density,
     check_draws,
     check_function,
@@ -147,7 +148,14 @@ class Terms(NamedTuple):
 def terms_of(
     z: jax.Array, log_likelihood: jax.Array, log_prior: jax.Array, log_q: jax.Array
 ) -> Terms:
-    """The terms of one draw, its log densities in one type."""
+    """The terms of one draw, its log densities in one type.
+
+    Raises:
+        TypeError: a log density that is no array.
+    """
+    check_array("decode(z).log_prob(x)", log_likelihood)
+    check_array("prior.log_prob(z)", log_prior)
+    check_array("encode(x).log_prob(z)", log_q)
     return Terms(z, *at_least_float32(log_likelihood, log_prior, log_q))
 
 

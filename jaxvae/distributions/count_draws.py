@@ -80,7 +80,7 @@ def _by_inversion(key: jax.Array, rate: jax.Array) -> jax.Array:
 
     def add(k: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         count, mass, total = state
-        k = k.astype(rate.dtype)
+        k = jnp.asarray(k, rate.dtype)  # a Python number where nothing is compiled
         next_mass = mass * rate / (k + 1)
         passes = (u >= total) & ((next_mass > least) | (k < rate))
         return count + passes.astype(rate.dtype), next_mass, total + next_mass

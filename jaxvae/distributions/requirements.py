@@ -27,7 +27,9 @@ def check_density(what: str, p: Any) -> None:
 
 
 def check_draws(what: str, q: Any) -> None:
-    """Reject an object without `log_prob(value)`, or of which a key is not enough for a draw.
+    """Reject an object that a key is not enough to draw from, or that cannot tell a draw's density.
+
+    `sample_and_log_prob(key)` alone does both.
 
     Args:
         what: the argument or call that it is from, such as "encode(x)".
@@ -36,9 +38,10 @@ def check_draws(what: str, q: Any) -> None:
     Raises:
         TypeError: it names `what`, what came, and the remedy.
     """
-    check_density(what, q)
-    if callable(getattr(q, "sample_and_log_prob", None)) and _key_is_enough(q.sample_and_log_prob):
+    jointly = getattr(q, "sample_and_log_prob", None)
+    if not isinstance(q, type) and callable(jointly) and _key_is_enough(jointly):
         return
+    check_density(what, q)
     sample = getattr(q, "sample", None)
     if callable(sample) and _key_is_enough(sample):
         return
