@@ -54,6 +54,8 @@ def start(
 
     # Or a TPU and a recent GPU would multiply float32 matrices in bfloat16 and in tf32.
     jax.config.update("jax_default_matmul_precision", "highest")
+    # The older lowering of threefry splits a key into other ones for another number of them.
+    jax.config.update("jax_threefry_partitionable", True)
     if accelerator == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if num_devices is not None:

@@ -31,9 +31,11 @@ def use(where: str) -> None:
         return
     if where == AUTO and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "jaxvae" if where == AUTO else Path(where)
-    folder = folder.absolute() / f"{jax.__version__}-{_cpu()}"
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if where == AUTO and caches.startswith("~"):
+        return  # a user without a home: compile each time
+    folder = Path(caches) / "jaxvae" if where == AUTO else Path(where)
+    folder /= f"{jax.__version__}-{_cpu()}"
     try:
         require_folder(folder, "--compilation-cache")  # jax makes it for the first program
     except ValueError as error:
@@ -42,7 +44,7 @@ def use(where: str) -> None:
         raise ValueError(f"--compilation-cache={where}: {error} Give another, or {OFF}.") from error
     # Where the folder is read-only or its disk is or was full: once for each program.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

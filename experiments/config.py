@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.flag_combinations import check_combinations
 from experiments.processes import ALONE, Processes
 
 Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
@@ -27,8 +28,10 @@ LARGEST = 3.4e38
 MAY_CHANGE = frozenset(
     {"run", "accelerator", "num_devices", "num_steps", "num_epochs", "eval_samples"}
     | {"manual_dir", "data_dir", "tensorboard", "quiet", "processes", "compilation_cache"}
+    | {"decay_steps", "schedule_start", "allow_other_data"}
 )
-"""Flags that may differ when a run is continued: they do not change what is learned per step."""
+"""Flags that may differ when a run is continued: they do not change what is learned per step, or
+they are given to change it from there on."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class TrainConfig:
     """
 
     run: Path | None = None
-    """Folder of the run. Default: runs/DATASET-MODEL."""
+    """Folder of the run. Default: runs/DATASET-MODEL. Of a run that is there, flags that are not
+    given are the run's own, but for those of the machine: --run=RUN alone continues it."""
     dataset: str = "mnist_small"
     """mnist_small (ships with the code), mnist, fashion_mnist, kmnist, tfds:NAME, npz:PATH,
     npy:PATH or folder:PATH (your own data; a folder of .npy files stays on disk)."""
@@ -50,9 +54,12 @@ class TrainConfig:
     """Where tensorflow-datasets keeps what it has prepared. Default: its own."""
     num_validation: int | None = None
     """Training examples kept apart as the validation split. Default: the data set's own."""
+    allow_other_data: bool = False
+    """Continue the run although its data have changed; from then on it is a run of the new data."""
 
     model: str = "mlp"
-    """mlp, conv, or package.module:function, a function of yours that returns a jaxvae.VAE."""
+    """mlp, conv, or package.module:function, a function of yours that returns a jaxvae.VAE. Its
+    parameters may be any pytree, such as an Equinox module: floating point arrays are trained."""
     latent_dim: int = 32
     """Number of latents."""
     hidden: tuple[int, ...] | None = None
@@ -75,6 +82,10 @@ class TrainConfig:
     sigma: float | Literal["learned", "per_channel", "per_pixel", "optimal"] = "learned"
     """Scale of the gaussian or laplace likelihood: a number, learned (one, one per channel, or by
     the decoder for each pixel), or the batch's optimum."""
+    standardize: Literal["auto", "columns", "none"] = "auto"
+    """columns: the networks and a learned sigma see each column of vectors, or channel of images,
+    less its mean over its standard deviation in the training split (gaussian, laplace). All
+    results are in the data's unit. auto: columns, but none for 8-bit images."""
     binarize: Literal["auto", "dynamic", "static", "none"] = "auto"
     """Grey levels as probabilities of binary pixels: drawn anew each time (dynamic), drawn once
     (static), or not at all. auto: dynamic for bernoulli, none otherwise."""
@@ -133,12 +144,19 @@ class TrainConfig:
     """The optax optimizer."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
+    sigma_rate: float | None = None
+    """Learning rate of --sigma=learned and per_channel over that of the networks, with every
+    optimizer but sgd. Default: 10."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rate after the warm-up: constant, or falling to 0 over --decay-steps."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     decay_steps: int | None = None
-    """Where cosine and linear end. Default: the steps that the run was started with."""
+    """Step at which cosine and linear end. Default: the steps that the run was started with. Give
+    it to continue a run past that step: the learning rate then falls to 0 there instead."""
+    schedule_start: int | None = None
+    """Step at which warm-up and schedule start anew, one that the run has come to; with
+    --decay-steps, where they then end. Default: 0, or what the run was continued with."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices and kernels (adamw only)."""
     gradient_clip: float | None = None
@@ -200,6 +218,12 @@ class TrainConfig:
             return self.num_steps
         return math.ceil(self.num_epochs * num_train / self.batch_size)
 
+    @property
+    def learns_sigma(self) -> bool:
+        """True where sigma is a parameter that --sigma-rate applies to."""
+        family = self.likelihood in ("gaussian", "laplace")
+        return family and self.sigma in ("learned", "per_channel") and self.optimizer != "sgd"
+
     def check(self) -> None:
         """Refuse values and combinations that mean nothing.
 
@@ -216,7 +240,7 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         at_least_zero = (
             "beta_warmup_steps warmup_steps weight_decay beta seed free_bits capacity "
-            "capacity_steps regularizer_weight"
+            "capacity_steps regularizer_weight schedule_start"
         )
         for name in at_least_zero.split():
             value = getattr(self, name)
@@ -226,7 +250,7 @@ class TrainConfig:
         require(0 <= self.elbo_weight <= 1, "elbo_weight", self.elbo_weight, "in [0, 1]")
         for name in (
             *("learning_rate", "gradient_clip", "num_epochs", "num_devices", "decay_steps"),
-            "rows_at_once",
+            *("rows_at_once", "sigma_rate"),
         ):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "positive")
@@ -236,13 +260,7 @@ class TrainConfig:
         if self.average_decay is not None:
             require(0 < self.average_decay < 1, "average_decay", self.average_decay, "in (0, 1)")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name, (other, values) in GOES_WITH.items():
-            given, setting = getattr(self, name), getattr(self, other)
-            if given != defaults[name] and setting not in values:
-                raise ValueError(
-                    f"--{_flag(name)} goes with --{_flag(other)}={' or '.join(values)}, not "
-                    f"{setting}."
-                )
+        check_combinations(self)
         if self.estimator == "score" and self.posterior != "categorical":
             raise ValueError(
                 "--estimator=score goes with --posterior=categorical: where draws carry a gradient "
@@ -255,6 +273,9 @@ class TrainConfig:
             raise ValueError("--capacity-steps goes with --capacity.")
         if self.beta_schedule != "linear" and not self.beta_warmup_steps:
             raise ValueError("--beta-schedule goes with --beta-warmup-steps.")
+        start, end = self.schedule_start or 0, self.decay_steps
+        ends_later = self.schedule == "constant" or end is None or end > start
+        require(ends_later, "decay_steps", end, f"above --schedule-start={start}")
         if self.regularizer_weight != 1 and self.regularizer == "none":
             raise ValueError("--regularizer-weight goes with --regularizer.")
         if self.deterministic_reduction:
@@ -275,42 +296,6 @@ class TrainConfig:
             "batch_size",
             self.batch_size,
             f"a multiple of --virtual-shards={self.virtual_shards}",
-        )
-
-
-GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
-    **dict.fromkeys(
-        ("beta", "beta_warmup_steps", "free_bits", "capacity"), ("objective", ("elbo",))
-    ),
-    "num_groups": ("objective", ("miwae", "piwae")),
-    "elbo_weight": ("objective", ("ciwae",)),
-    "alpha": ("objective", ("renyi",)),
-    "num_intervals": ("objective", ("tvo",)),
-    "num_components": ("prior", ("mixture", "vamp")),
-    "num_categories": ("posterior", ("categorical", "relaxed_categorical")),
-    "sigma": ("likelihood", ("gaussian", "laplace")),
-    "weight_decay": ("optimizer", ("adamw",)),
-}
-"""Flags that mean something with some values of another flag only."""
-
-
-def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
-    """Refuse to continue a run with flags that would make it another one.
-
-    Raises:
-        ValueError: it names every flag that differs.
-    """
-    differences = [
-        f"--{field.name.replace('_', '-')} is {getattr(config, field.name)} now and "
-        f"{getattr(saved, field.name)} there"
-        for field in dataclasses.fields(TrainConfig)
-        if field.name not in MAY_CHANGE
-        and getattr(config, field.name) != getattr(saved, field.name)
-    ]
-    if differences:
-        raise ValueError(
-            f"{config.folder} holds another run: {'; '.join(differences)}. Give the flags it was "
-            "started with, or another folder with --run."
         )
 
 

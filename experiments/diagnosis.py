@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.replayed_run import Step
+from jaxvae.leaves import combine, is_trained, partition
 from jaxvae.testing import first_not_finite
 
 TERMS = ("log_likelihood", "kl", "elbo", "objective")
@@ -39,12 +40,12 @@ def diagnose(step: Step) -> list[str]:
             **scheduled,
         )
 
+    trained, rest = partition(step.params, is_trained)
+
     def of_row(row: tuple[jax.Array, jax.Array]) -> tuple[dict[str, jax.Array], Any]:
-        objective = lambda params: bound(params, *row).objective
+        objective = lambda trained: bound(combine(trained, rest), *row).objective
         found = bound(step.params, *row)
-        finite = jax.tree.map(
-            lambda leaf: jnp.isfinite(leaf).all(), jax.grad(objective)(step.params)
-        )
+        finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), jax.grad(objective)(trained))
         return {name: getattr(found, name) for name in TERMS}, finite
 
     terms, finite = jax.device_get(jax.lax.map(of_row, (keys[:, 1], xs)))
@@ -56,10 +57,8 @@ def diagnose(step: Step) -> list[str]:
     first = int(bad[0])
     said = ", ".join(f"{name} {values[first]:.6g}" for name, values in terms.items())
     lines = [f"{_name(step, first)}, the first of {len(bad)}: {said}"]
-    gradient = jax.grad(lambda params, key, x: bound(params, key, x).objective)
-    for found in first_not_finite(gradient, step.params, keys[first, 1], xs[first])[
-        :MOST_OPERATIONS
-    ]:
+    gradient = jax.grad(lambda trained, *row: bound(combine(trained, rest), *row).objective)
+    for found in first_not_finite(gradient, trained, keys[first, 1], xs[first])[:MOST_OPERATIONS]:
         lines.append(f"  {found}")
     at_fault = [
         path for path, ok in _paths(jax.tree.map(lambda rows: rows[first], finite)) if not ok

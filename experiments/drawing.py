@@ -10,6 +10,7 @@ import numpy as np
 from experiments import pictures
 from experiments.datasets import Dataset
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.keys import root_key
 from jaxvae.distributions import VonMisesFisher, mean_of
 from jaxvae.evaluation import MEAN_SAMPLES
 from jaxvae.vae import VAE, Params
@@ -106,10 +107,11 @@ def _traversals(
     if z.ndim == 2:
         values = np.arange(z.shape[1], dtype=float)
         at_rest = jnp.tile(z[None], (len(values), 1, 1))
-        return values, jnp.stack([at_rest.at[:, i].set(jnp.eye(z.shape[1])) for i in latents])
+        states = jnp.eye(z.shape[1], dtype=z.dtype)
+        return values, jnp.stack([at_rest.at[:, i].set(states) for i in latents])
     if not on_sphere:
         at_rest = jnp.tile(z[None], (num_steps, 1))
-        return values, jnp.stack([at_rest.at[:, i].set(values) for i in latents])
+        return values, jnp.stack([at_rest.at[:, i].set(values.astype(z.dtype)) for i in latents])
     values = np.linspace(-0.95, 0.95, num_steps)
     others = [_to_sphere(z.at[i].set(0.0))[None] for i in latents]
     shrunk = [jnp.sqrt(1 - values**2)[:, None] * other for other in others]
@@ -141,5 +143,5 @@ def write_pictures(drawing: Drawing, folder: Path) -> None:
 def prepared_head(dataset: Dataset, preprocessing: Preprocessing, most: int = 1000) -> np.ndarray:
     """The first test examples (training examples where there are none), as x [M, *data_shape]."""
     head = (dataset.test if len(dataset.test) else dataset.train)[:most]
-    keys = jax.random.split(jax.random.key(0), len(head))
+    keys = jax.random.split(root_key(0), len(head))
     return np.asarray(jax.jit(jax.vmap(preprocessing.prepare))(keys, head))

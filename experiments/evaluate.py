@@ -5,12 +5,15 @@ python -m experiments.evaluate runs/mnist_small-mlp --num-samples=5000
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from experiments import command
 from experiments.config import Accelerator, require, require_representable
 from experiments.places import require_folder
 from experiments.processes import ALONE, Processes, agree_on_flags, one_of
+
+if TYPE_CHECKING:
+    from experiments.run_rows import RunRows
 
 
 @dataclass(frozen=True)
@@ -18,19 +21,22 @@ class EvaluateConfig:
     """Measure a run: ELBO, K-sample log-likelihood, bits per dimension, active units.
 
     Prints a table, and writes SPLIT-CHECKPOINT-K.json and, with every example's own numbers, the
-    same name as .npz.
+    same name as .npz. Another --seed, and rows that are not the run's data, are part of the name.
     """
 
     run: Annotated[Path, command.Positional]
     """Folder of the run."""
-    split: Literal["test", "validation", "train"] = "test"
-    """Which examples."""
+    split: Literal["test", "validation", "train"] | None = None
+    """Which examples. Default: test; of --dataset all rows in their order."""
     num_samples: int = 1000
     """Samples K of the log-likelihood estimate; more are tighter."""
     checkpoint: Literal["best", "latest"] = "best"
     """Which weights: best by the validation bound, or latest."""
     dataset: str | None = None
     """Another data set than the run's own, of the same shape."""
+    model: str | None = None
+    """package.module:function, for a run that was trained with this --model: it is imported only
+    if you name it here."""
     output: Path | None = None
     """Folder for the results. Default: RUN/evaluations."""
     batch_size: int = 100
@@ -58,6 +64,11 @@ class EvaluateConfig:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require_representable(self)
 
+    def name_of_results(self, data: "RunRows") -> str:
+        """Name of the files, which differs wherever the numbers may."""
+        seed = [f"seed{self.seed}"] if self.seed else []
+        return "-".join([data.split, self.checkpoint, str(self.num_samples), *seed, *data.label])
+
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure a run on a split, print the table and write the numbers."""
@@ -73,10 +84,10 @@ def _evaluate(config: EvaluateConfig) -> None:
         compilation_cache.use(config.compilation_cache)
         devices = accelerators.start(config.accelerator, config.num_devices, config.processes)
         agree_on_flags(config)
-        import jax
         import numpy as np
 
         from experiments import run_log
+        from experiments.keys import root_key
         from experiments.progress import counted
         from experiments.results import make_scorer, print_numbers, summarize, versions
         from experiments.run_folder import open_run
@@ -87,15 +98,17 @@ def _evaluate(config: EvaluateConfig) -> None:
         with together():
             if is_first():
                 require_folder(folder, "--output")
-        run = open_run(config.run, config.checkpoint, config.dataset)
-        examples = getattr(run.dataset, config.split)
+        run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
+        data, examples = run.data, run.data.rows.examples
         with together():
             require(len(examples) > 0, "split", config.split, "a split that has examples")
+    if is_first():
+        data.print_doubts()
     scorer = make_scorer(
         run.vae,
         run.params,
         run.preprocessing,
-        key=jax.random.key(config.seed),
+        key=root_key(config.seed),
         mesh=make_mesh(devices),
         num_samples=config.num_samples,
         batch_size=config.batch_size,
@@ -105,10 +118,11 @@ def _evaluate(config: EvaluateConfig) -> None:
     if not is_first():
         return
     numbers = summarize(scores, examples.shape[1:], run.preprocessing, config.num_samples)
-    name = f"{config.split}-{config.checkpoint}-{config.num_samples}"
+    name = config.name_of_results(data)
     about = {
-        "dataset": run.dataset.name,
-        "split": config.split,
+        "dataset": data.name,
+        "split": data.split,
+        "data": data.to_json(),
         "checkpoint": {"which": config.checkpoint, "step": run.step},
         "preprocessing": run.preprocessing.name,
         "seed": config.seed,
@@ -118,9 +132,9 @@ def _evaluate(config: EvaluateConfig) -> None:
     arrays = {key: value for key, value in scores._asdict().items() if value is not None}
     with command.refusing():
         folder.mkdir(parents=True, exist_ok=True)
-        run_log.write_json(folder / f"{name}.json", about | {config.split: numbers})
+        run_log.write_json(folder / f"{name}.json", about | {data.split: numbers})
         np.savez_compressed(folder / f"{name}.npz", **arrays)
-    print_numbers(f"{run.dataset.name} {config.split}, step {run.step:,}", numbers)
+    print_numbers(f"{data.title}, step {run.step:,}", numbers)
     print(f"written: {folder / name}.json and .npz")
 
 

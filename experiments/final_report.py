@@ -1,20 +1,20 @@
 """What follows the training: final numbers, pictures, the report, the table on the screen."""
 
-import json
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments import pictures, report, run_log
+from experiments import data_identity, pictures, report, run_log
 from experiments.accelerators import describe
 from experiments.command import refusing
 from experiments.compilation_cache import give_back_memory
 from experiments.drawing import draw, prepared_head, write_pictures
+from experiments.keys import root_key
 from experiments.model import evaluated_at_once
 from experiments.results import make_scorer, print_numbers, summarize, versions
+from experiments.saved_results import read_results
 from experiments.training_run import TrainingRun
 from jaxvae.processes import from_first, is_first
 from jaxvae.vae import Params
@@ -27,9 +27,14 @@ def finish(run: TrainingRun) -> None:
     processes all measure and process 0 writes.
     """
     path = run.config.folder / "results.json"
-    asked = {"steps": run.step, "eval_samples": run.config.eval_samples}
-    results = from_first(lambda: _known(path))
-    if any(results.get(name) != value for name, value in asked.items()):
+    asked = {
+        "steps": run.step,
+        "eval_samples": run.config.eval_samples,
+        "data": data_identity.to_json(run.data_identity),
+    }
+    results = from_first(lambda: read_results(path))
+    before = {"data": asked["data"]} | results  # older releases did not record the data
+    if any(before.get(name) != value for name, value in asked.items()):
         results = asked | _measure(run)
         if is_first():
             run_log.write_json(path, results)
@@ -44,15 +49,6 @@ def finish(run: TrainingRun) -> None:
     print(f"report: {page}")
 
 
-def _known(path: Path) -> dict[str, Any]:
-    """The results of a file; empty where there is none, or one that is no JSON object."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return results if isinstance(results, dict) else {}
-
-
 def _best_params(run: TrainingRun) -> tuple[int, Params]:
     """The step and the parameters (their average where there is one) of the best checkpoint.
 
@@ -62,7 +58,7 @@ def _best_params(run: TrainingRun) -> tuple[int, Params]:
     step = run.checkpoints.best_step()
     if step is None:
         raise ValueError(f"{run.config.folder} has no checkpoint to report on.")
-    target = jax.eval_shape(run.vae.init, jax.random.key(0))
+    target = jax.eval_shape(run.vae.init, root_key(0))
     name = "params" if run.config.average_decay is None else "average"
     with refusing():  # a damaged one is the user's to move away
         return step, run.checkpoints.restore(step, {name: target})[name]

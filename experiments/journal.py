@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import run_log
+from jaxvae.manifest import reason_of
 from jaxvae.processes import is_first
 
 METRICS = "metrics.jsonl"
@@ -83,7 +84,7 @@ class Journal:
         try:
             yield
         except OSError as error:
-            self.problem = error
+            self.problem = OSError(f"{METRICS} could not be written: {reason_of(error)}.")
 
     def close(self) -> None:
         """Close the files."""

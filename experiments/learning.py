@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from experiments.config import TrainConfig
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.keys import root_key
 from experiments.memory import require_room_for
 from experiments.model import (
     make_objective,
@@ -16,8 +17,9 @@ from experiments.model import (
     parts_of_batch,
     rows_at_once,
 )
+from jaxvae.manifest import check_savable
 from jaxvae.parallel import AXIS
-from jaxvae.state import TrainState, init_state
+from jaxvae.state import TrainState, init_state, to_items
 from jaxvae.training import make_train_step
 from jaxvae.vae import VAE
 
@@ -59,8 +61,14 @@ class Learning:
             "average_decay": config.average_decay,
             **parts_of_batch(config, vae, mesh.size, rows),
         }
-        self.state_shapes: TrainState = jax.eval_shape(self.init_state, jax.random.key(0))
+        self.state_shapes: TrainState = jax.eval_shape(self.init_state, root_key(0))
         require_room_for(self.state_shapes)
+        try:
+            check_savable(to_items(self.state_shapes))
+        except ValueError as error:
+            raise ValueError(
+                f"--model={config.model} must have parameters that a checkpoint can hold: {error}"
+            ) from error
         self.train_step = make_train_step(vae, self._optimizer, axis_name=axis_name, **self.options)
 
     def init_state(self, key: jax.Array) -> TrainState:

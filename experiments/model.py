@@ -16,9 +16,12 @@ import optax
 import jaxvae
 from experiments.config import TrainConfig, require
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.datasets.units import ColumnUnits
+from experiments.keys import root_key
 from experiments.memory import require_room
+from experiments.own_model import own_vae
 from jaxvae import regularizers
-from jaxvae.recipes import build
+from jaxvae.recipes import MODELS, build
 from jaxvae.regularizers import Regularizer
 from jaxvae.training import Objective
 from jaxvae.vae import VAE
@@ -31,22 +34,28 @@ ROWS_IN_CACHE = {"conv": 64}
 """Rows of which a CPU's cache holds the intermediate values, by model; of others 1,000."""
 CYCLES = 4
 """Of a cyclical beta."""
-SHIPPED = {"mlp": "jaxvae.vae:mlp_vae", "conv": "jaxvae.vae:conv_vae"}
+SIGMA_RATE = 10.0
+"""Rate of a new run's sigma, where the flags do not say."""
+SHIPPED = {"mlp": "mlp_vae", "conv": "conv_vae"}
+"""Value of --model -> name in `jaxvae.recipes.MODELS`."""
 
 
-def recipe(config: TrainConfig, data_shape: tuple[int, ...]) -> dict[str, Any]:
+def recipe(
+    config: TrainConfig, data_shape: tuple[int, ...], units: ColumnUnits | None = None
+) -> dict[str, Any]:
     """What rebuilds the model from a checkpoint: a function's name and its arguments.
 
     A function of one's own is called with those of the arguments that it takes.
 
+    Args:
+        config: the flags.
+        data_shape: of one example.
+        units: what the model is to see the data in; None: as they are.
+
     Raises:
         ValueError: no such model or function, or one that does not take what a flag asks for.
     """
-    function = SHIPPED.get(config.model, config.model)
-    if ":" not in function:
-        raise ValueError(
-            f"--model must be {', '.join(SHIPPED)} or package.module:function, got {config.model}."
-        )
+    function = _function(config)
     arguments = {
         "data_shape": list(data_shape),
         "latent_dim": config.latent_dim,
@@ -60,13 +69,37 @@ def recipe(config: TrainConfig, data_shape: tuple[int, ...]) -> dict[str, Any]:
         "initialization": config.initialization,
         "activation": config.activation,
         "precision": config.precision,
+        "data_loc": None if units is None else units.loc,
+        "data_unit": None if units is None else units.unit,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     accepted = _accepted(function, arguments)
     for name in ("activation", "precision"):
         heard = name in accepted or arguments[name] == getattr(TrainConfig, name)
         require(heard, name, arguments[name], f"left out: {function} takes no {name}")
+    heard = units is None or takes_units(config)
+    require(heard, "standardize", "columns", f"left out: {function} takes no data_unit")
     return {"function": function, "arguments": accepted}
+
+
+def takes_units(config: TrainConfig) -> bool:
+    """True where the model of the flags can be told location and unit of the data's columns.
+
+    Raises:
+        ValueError: no such model or function.
+    """
+    units = {"data_loc": None, "data_unit": None}
+    return _accepted(_function(config), units) == units
+
+
+def _function(config: TrainConfig) -> str:
+    """The name of the function that makes the model, in recipes."""
+    function = SHIPPED.get(config.model, config.model)
+    if config.model not in SHIPPED and ":" not in function:
+        raise ValueError(
+            f"--model must be {', '.join(SHIPPED)} or package.module:function, got {config.model}."
+        )
+    return function
 
 
 def initial_vae(
@@ -77,32 +110,15 @@ def initial_vae(
     start: dict[str, Any] = {}
     if config.data_mean_init:
         start["data_mean"] = jnp.asarray(preprocessing.mean)
-    start["data_scale"] = _data_scale(preprocessing, train)
+    unit = recipe["arguments"].get("data_unit", 1.0)
+    start["data_scale"] = _data_scale(preprocessing, train, np.asarray(unit, np.float32))
     if config.prior == "vamp":
         start["pseudo_inputs"] = _pseudo_inputs(config, preprocessing, train)
     function = recipe["function"]
-    arguments = recipe["arguments"] | _accepted(function, start)
+    start = _accepted(function, start)
     if function in SHIPPED.values():
-        return build(recipe | {"arguments": arguments})
-    return _own_vae(function, arguments)
-
-
-def _own_vae(function: str, arguments: dict[str, Any]) -> VAE:
-    """What a function of one's own makes of its arguments.
-
-    Raises:
-        ValueError: it raises, or what it returns is no VAE.
-    """
-    named = ", ".join(arguments) or "nothing"
-    what = f"--model={function} must return a jaxvae.VAE when called with {named}"
-    try:
-        vae = build({"function": function, "arguments": arguments})
-    except Exception as error:  # anything, as it is not this project's
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{what}; it gave: {reason}. Correct it.") from error
-    if not isinstance(vae, VAE):
-        raise ValueError(f"{what}; it returned {str(vae)[:60]}. Correct it.")
-    return vae
+        return build(recipe, **start)
+    return own_vae(recipe, start, own_function(function), preprocessing, train)
 
 
 def rows_at_once(config: TrainConfig, platform: str) -> int | None:
@@ -213,14 +229,18 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
     updates = lambda steps: -(-steps // config.accumulate_steps)  # what the schedules count
     decay_steps = updates(config.decay_steps or num_steps)
     peak, warmup = config.learning_rate, updates(config.warmup_steps)
+    start = updates(config.schedule_start or 0)
+    length = max(decay_steps - start - warmup, 1)
     after = {
         "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, max(decay_steps - warmup, 1)),
-        "linear": optax.linear_schedule(peak, 0.0, max(decay_steps - warmup, 1)),
+        "cosine": optax.cosine_decay_schedule(peak, length),
+        "linear": optax.linear_schedule(peak, 0.0, length),
     }[config.schedule]
     rate = after
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    if start:
+        rate = _shifted(rate, start)
     matrices = lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params)
     optimizer = {
         "adam": lambda: optax.adam(rate),
@@ -228,6 +248,8 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
         "adamax": lambda: optax.adamax(rate),
         "sgd": lambda: optax.sgd(rate),
     }[config.optimizer]()
+    if config.learns_sigma:
+        optimizer = _with_rate_of_sigma(optimizer, config.sigma_rate or SIGMA_RATE)
     if config.gradient_clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip), optimizer)
     if config.accumulate_steps > 1:
@@ -236,24 +258,65 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
     return optimizer
 
 
+def _shifted(schedule: optax.Schedule, start: int) -> optax.Schedule:
+    """A schedule that begins at update `start`; before, it is as at its beginning.
+
+    The optimizer's count may still be below `start` there: skipped steps are no updates.
+    """
+    return lambda count: schedule(jnp.maximum(count - start, 0))
+
+
+def _with_rate_of_sigma(
+    optimizer: optax.GradientTransformation, rate: float
+) -> optax.GradientTransformation:
+    """The optimizer with the updates of a likelihood's log sigma multiplied; its state is the same.
+
+    Adam and its kin move each parameter by about the learning rate a step, so that a log sigma
+    4.6 from its optimum takes 4,600 steps of 0.001.
+    """
+    if rate == 1:
+        return optimizer
+
+    def scaled(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+        names = [getattr(entry, "key", None) for entry in path]
+        return rate * update if names == ["likelihood", "log_scale"] else update
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(updates, state, params)
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
 def _is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
     return jnp.ndim(leaf) > 1 and getattr(path[-1], "key", None) not in NO_KERNELS
 
 
-def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that the function "package.module:function" takes."""
-    module_name, _, name = function.partition(":")
+def own_function(model: str) -> Callable[..., VAE]:
+    """Import the function "package.module:function" that a user has named with --model.
+
+    Never call this with a name that a run's folder holds: importing a module runs it.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    module_name, _, name = model.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        parameters = inspect.signature(
-            getattr(importlib.import_module(module_name), name)
-        ).parameters
+        function: Callable[..., VAE] = getattr(importlib.import_module(module_name), name)
+        inspect.signature(function)
     except Exception as error:  # a module of one's own may raise anything
         raise ValueError(
-            f"--model={function}: {error}. Give an importable package.module:function that "
+            f"--model={model}: {error}. Give an importable package.module:function that "
             "returns a jaxvae.VAE."
         ) from error
+    return function
+
+
+def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function takes, in `MODELS` or "package.module:function"."""
+    parameters = inspect.signature(MODELS.get(function) or own_function(function)).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments
     return {name: value for name, value in arguments.items() if name in parameters}
@@ -265,13 +328,25 @@ def _pseudo_inputs(
     """Training examples, drawn with the run's seed: [num_components, *data_shape]."""
     count = config.num_components
     rows = np.random.default_rng(config.seed).choice(len(train), count, replace=count > len(train))
-    key = jax.random.fold_in(jax.random.key(config.seed), PSEUDO_INPUTS)
+    key = jax.random.fold_in(root_key(config.seed), PSEUDO_INPUTS)
     return jax.vmap(preprocessing.prepare)(jax.random.split(key, count), jnp.asarray(train[rows]))
 
 
-def _data_scale(preprocessing: Preprocessing, train: np.ndarray) -> float:
-    """Root mean square of the first 1,000 training examples about the training mean."""
-    head = jnp.asarray(train[:1000])
-    xs = jax.vmap(preprocessing.prepare)(jax.random.split(jax.random.key(0), len(head)), head)
-    squares = jnp.square(xs - preprocessing.mean[None])
+def spread(preprocessing: Preprocessing, train: np.ndarray) -> float:
+    """Root mean square of the first 1,000 training examples about their mean, in their own unit."""
+    with jax.transfer_guard("allow"):  # a run that is training has it guarded
+        errors = np.asarray(_errors(preprocessing, train), np.float64)
+    return float(np.sqrt(np.square(errors).mean()))
+
+
+def _data_scale(preprocessing: Preprocessing, train: np.ndarray, unit: np.ndarray) -> float:
+    """The same in a unit of each column, and at least 0.001."""
+    errors = _errors(preprocessing, train)
+    squares = jnp.square(errors / jnp.broadcast_to(unit, errors.shape))
     return max(float(jnp.sqrt(squares.mean())), 1e-3)
+
+
+def _errors(preprocessing: Preprocessing, train: np.ndarray) -> jax.Array:
+    head = jnp.asarray(train[:1000])
+    xs = jax.vmap(preprocessing.prepare)(jax.random.split(root_key(0), len(head)), head)
+    return xs - preprocessing.mean[None]

@@ -1,7 +1,39 @@
 """Files and folders that a user names: refused by name before anything is made or written."""
 
 import os
+import re
+import sys
 from pathlib import Path
+
+ROOM_BELOW = 200
+"""Bytes of a path that the files in a run's folder may need beyond the folder's own."""
+
+
+def path_of(text: str) -> Path:
+    """The path that a text names, with a ~ at its start expanded where it is a user's.
+
+    A run's config.json may hold characters that the locale's encoding has not: their bytes in
+    UTF-8 are then the file's name.
+    """
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        text = os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    return Path(os.path.expanduser(text))
+
+
+def same_text(one: object, other: object) -> bool:
+    """Whether two values are equal, as texts that may have been read in different locales."""
+    return _in_utf8(one) == _in_utf8(other)
+
+
+def _in_utf8(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return os.fsencode(value).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return value
 
 
 def require_folder(folder: Path, what: str) -> None:
@@ -14,6 +46,8 @@ def require_folder(folder: Path, what: str) -> None:
     Raises:
         ValueError: in one line that says what is in the way.
     """
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", folder.parts[0] if folder.parts else ""):
+        raise _no_folder(what, folder, "it is an address; results go to local folders alone")
     place = folder.absolute()
     missing: list[str] = []
     while True:
@@ -26,6 +60,11 @@ def require_folder(folder: Path, what: str) -> None:
             missing.append(place.name)
         except NotADirectoryError:
             pass  # the file is further up
+        except UnicodeEncodeError as error:
+            encoding = sys.getfilesystemencoding()
+            reason = f"{encoding}, the system's encoding, has not all of its characters"
+            remedy = "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8, or give another."
+            raise _no_folder(what, folder, reason, remedy) from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise _no_folder(what, folder, reason) from error
@@ -37,12 +76,17 @@ def require_folder(folder: Path, what: str) -> None:
     longest = os.pathconf(place, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     if any(len(os.fsencode(name)) > longest for name in missing):
         raise _no_folder(what, folder, f"names there have at most {longest} bytes")
+    longest = os.pathconf(place, "PC_PATH_MAX") if hasattr(os, "pathconf") else 4096
+    if 0 < longest - ROOM_BELOW < len(os.fsencode(folder.absolute())):
+        raise _no_folder(what, folder, f"its path has more than {longest - ROOM_BELOW} bytes")
 
 
-def _no_folder(what: str, folder: Path, reason: str) -> ValueError:
+def _no_folder(
+    what: str, folder: Path, reason: str, remedy: str = "Give another, or move away what is there."
+) -> ValueError:
     return ValueError(
         f"{what} must be a folder, or a place where one can be made; {_short(folder)} is not: "
-        f"{reason}. Give another, or move away what is there."
+        f"{reason}. {remedy}"
     )
 
 

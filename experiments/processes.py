@@ -216,7 +216,11 @@ def one_of(processes: Processes) -> Iterator[None]:
             _leave(f"{processes.name} was interrupted; the others end for it.", INTERRUPTED)
         if _is_loss(error) or _is_loss(error.__cause__):
             _leave(f"{processes.name} has stopped: {LOST_LINE}{AGAIN}", FAILED)
-        if isinstance(error.__cause__, (ValueError, TypeError, OSError)):
+        from experiments.command import Refused
+
+        if isinstance(error, Refused) or isinstance(
+            error.__cause__, (ValueError, TypeError, OSError)
+        ):
             _leave(str(error), USER_ERROR)
         traceback.print_exc()
         _leave(f"{processes.name} has failed; the others end for it.", FAILED)
@@ -255,10 +259,11 @@ def _leave(line: str, code: int) -> None:
         os._exit(code)
     try:
         if _last_words is not None:
-            with contextlib.suppress(OSError), _last_words.open("a", encoding="utf-8") as file:
-                file.write(f"{line.partition(AGAIN)[0]}\n")
+            words = f"{line.partition(AGAIN)[0]}\n".encode(errors="backslashreplace")
+            with contextlib.suppress(OSError), _last_words.open("ab") as file:
+                file.write(words)
         with contextlib.suppress(OSError):
-            os.write(2, f"error: {line}\n".encode())
+            os.write(2, f"error: {line}\n".encode(errors="backslashreplace"))
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
     finally:

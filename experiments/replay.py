@@ -28,6 +28,9 @@ class ReplayConfig:
     """Folder of the run."""
     step: Annotated[int, command.Positional]
     """Which step, from 1; metrics.jsonl has the skipped ones."""
+    model: str | None = None
+    """package.module:function, for a run that was trained with this --model: it is imported only
+    if you name it here."""
     compilation_cache: str = "auto"
     """Folder of compiled programs, as for training; none: compile each time."""
 
@@ -60,8 +63,9 @@ def replay(config: ReplayConfig) -> None:
             flags.accelerator, flags.num_devices, deterministic=flags.deterministic_reduction
         )
         from experiments.diagnosis import diagnose
-        from experiments.replayed_run import ReplayedRun
+        from experiments.replayed_run import ReplayedRun, check_replayable
 
+        check_replayable(flags, config.run, config.model)
         quiet = dataclasses.replace(
             flags,
             run=Path(folder) / "run",

@@ -7,9 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.config import TrainConfig
+from experiments.consent import check_prepared, check_same_sizes, consented
+from experiments.data_identity import describe_differences
+from experiments.run_folder import recorded_data
 from experiments.training_run import TrainingRun
 from jaxvae.checkpoints import Checkpoints
 from jaxvae.parallel import replicate
+from jaxvae.rebuilding import rebuild
 from jaxvae.state import from_items, to_items
 from jaxvae.vae import VAE
 
@@ -36,13 +41,46 @@ class Step(NamedTuple):
     number: int
 
 
+def check_replayable(config: TrainConfig, run: Path, model: str | None) -> None:
+    """Check the model of a run before config.json alone decides what is imported and made.
+
+    Args:
+        config: from the run's config.json.
+        run: its folder.
+        model: the user's --model.
+
+    Raises:
+        ValueError: the user has not consented to the model, or the newest checkpoint holds
+            another one.
+    """
+    models = consented(model, config.model, run)
+    check_prepared(config)
+    if not (run / "checkpoints").is_dir():
+        return
+    with contextlib.closing(Checkpoints(run / "checkpoints", read_only=True)) as checkpoints:
+        newest = checkpoints.latest_step()
+        about = {} if newest is None else checkpoints.about(newest)
+    if newest is not None:
+        check_same_sizes(config, about, run)
+        rebuild(about, run / "checkpoints" / str(newest), models)
+
+
 class ReplayedRun(TrainingRun):
     """In a folder of its own, with the flags of the run that it repeats."""
 
     def start_before(self, checkpoints: Path, step: int) -> int:
         """Go on from the newest of other checkpoints before a step, of the same run; from which."""
         with contextlib.closing(Checkpoints(checkpoints, read_only=True)) as others:
-            before = max((known for known in others.steps() if known < step), default=0)
+            steps = others.steps()
+            before = max((known for known in steps if known < step), default=0)
+            # The next checkpoint says which data the step was computed from.
+            trained = recorded_data(others, [s for s in steps if s >= step] or steps[::-1])
+            other = describe_differences(trained, self.data_identity) if trained else ""
+            if other:
+                raise ValueError(
+                    f"the run was trained on other data: {other}. Restore the data to compute one "
+                    "of its steps again."
+                )
             if before:
                 target = jax.eval_shape(self._learning.init_state, self._key_init)
                 items = others.restore(before, to_items(target))

@@ -14,6 +14,8 @@ from typing import Any
 from experiments.pictures import curves
 from experiments.run_log import duration, read_metrics, rounded, write_text
 
+MOST_BYTES = 2**25
+"""Largest picture that goes into the page; a file may have any name and size."""
 _QUANTITIES = {
     "elbo": "elbo",
     "log_likelihood_lower_bound": "log p(x), lower bound",
@@ -129,18 +131,17 @@ def write_report(run: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one if there is no file."""
+    from jaxvae.contained import read_json  # with which jax comes
+
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
+        return read_json(path)
+    except ValueError as error:
         raise ValueError(
             f"write_report: {path} must hold a JSON object, it holds something else. "
             "Delete it, or write it anew with the command that made it."
-        )
-    return value
+        ) from error
 
 
 def _section(title: str, content: str, note: str = "") -> str:
@@ -260,7 +261,8 @@ def _curves(rows: list[dict[str, Any]]) -> str:
 
 def _pictures(folder: Path) -> Iterable[str]:
     """A section for each kind of picture, the known kinds first; of numbered files, the last."""
-    latest = {re.sub(r"[-_]?\d+$", "", path.stem): path for path in sorted(folder.glob("*.png"))}
+    found = [path for path in sorted(folder.glob("*.png")) if path.stat().st_size < MOST_BYTES]
+    latest = {re.sub(r"[-_]?\d+$", "", path.stem): path for path in found}
     latest.pop("curves", None)
     known = [kind for kind in _PICTURES if kind in latest]
     for kind in [*known, *(kind for kind in latest if kind not in known)]:

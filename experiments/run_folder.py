@@ -1,26 +1,29 @@
 """A run's folder: what it was started with, and its trained model with the data it is for."""
 
-import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 
-from experiments import datasets, saved_flags
+from experiments import data_identity, datasets, saved_flags
 from experiments.config import TrainConfig
-from experiments.datasets.preprocessing import Preprocessing, preprocess
+from experiments.data_identity import DataIdentity
+from experiments.datasets.preprocessing import Preprocessing
 from experiments.journal import Journal
 from experiments.places import require_folder
 from experiments.processes import agree
-from jaxvae.processes import from_first, together
+from experiments.run_files import require_own_files
+from experiments.run_rows import RunRows, load_run_rows, own_data, prepare
+from jaxvae.processes import from_first, is_first, together
 from jaxvae.vae import VAE, Params
+
+if TYPE_CHECKING:
+    from jaxvae.checkpoints import Checkpoints  # orbax, which loads while a step compiles
 
 Which = Literal["best", "latest"]
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 """In a run's folder."""
-DIGEST_BYTES = 2**24
-"""How much of a split is made contiguous at once for its digest."""
 
 
 class OpenRun(NamedTuple):
@@ -31,6 +34,7 @@ class OpenRun(NamedTuple):
         vae, params: the model and its parameters, on the host.
         step: of the checkpoint they are from.
         preprocessing, dataset: what it is for.
+        data: the rows of it that were asked for.
     """
 
     config: TrainConfig
@@ -39,6 +43,15 @@ class OpenRun(NamedTuple):
     step: int
     preprocessing: Preprocessing
     dataset: datasets.Dataset
+    data: RunRows
+
+
+class RunData(NamedTuple):
+    """The data of a run, ready to be trained on, and their identity as they were loaded."""
+
+    dataset: datasets.Dataset
+    preprocessing: Preprocessing
+    identity: DataIdentity
 
 
 def read_config(run: Path) -> TrainConfig | None:
@@ -47,8 +60,13 @@ def read_config(run: Path) -> TrainConfig | None:
     Raises:
         ValueError: config.json is there and cannot be read.
     """
-    values = from_first(lambda: saved_flags.read(run / CONFIG))
+    values = from_first(lambda: _read_config(run))
     return None if values is None else saved_flags.from_json(values)
+
+
+def _read_config(run: Path) -> dict[str, Any] | None:
+    require_own_files(run)
+    return saved_flags.read(run / CONFIG)
 
 
 def read_own_config(config: TrainConfig) -> TrainConfig | None:
@@ -65,7 +83,7 @@ def _read_own(config: TrainConfig) -> dict[str, Any] | None:
     folder = config.folder
     require_folder(folder, "--run")
     require_folder(folder / CHECKPOINTS, CHECKPOINTS)
-    values = saved_flags.read(folder / CONFIG)
+    values = _read_config(folder)
     if values is None and any((folder / CHECKPOINTS).glob("*")):
         raise ValueError(
             f"{folder} must have its {CONFIG}, which says what the run there was started with; "
@@ -75,57 +93,66 @@ def _read_own(config: TrainConfig) -> dict[str, Any] | None:
     return values
 
 
-def load_data(
-    config: TrainConfig, dataset: str | None = None
-) -> tuple[datasets.Dataset, Preprocessing]:
-    """The data of a run, or another data set with the run's preprocessing."""
-    data = datasets.load(
-        dataset or config.dataset,
-        manual_dir=config.manual_dir,
-        data_dir=config.data_dir,
-        num_validation=config.num_validation,
-    )
-    return preprocess(
-        data,
-        likelihood=config.likelihood,
-        binarize=config.binarize,
-        grey_probabilities=config.grey_probabilities,
-    )
+def load_data(config: TrainConfig) -> RunData:
+    """The data of a run."""
+    data = own_data(config)
+    identity = data_identity.identify_splits(data, quiet=config.quiet or not is_first())
+    return RunData(*prepare(config, data), identity)
 
 
-def agree_on_data(data: datasets.Dataset) -> None:
+def agree_on_data(identity: DataIdentity) -> None:
     """Refuse to go on unless all processes have read the same examples.
 
     Raises:
         ValueError: naming the split that differs.
     """
     if jax.process_count() > 1:
-        splits = ("train", "validation", "test")
-        agree("data", {f"{split} data": _contents(getattr(data, split)) for split in splits})
+        facts = {
+            f"{split} data": f"{rows.shape} {rows.dtype} with digest {rows.digest[:12]}"
+            for split, rows in identity.items()
+        }
+        agree("data", facts)
 
 
-def _contents(examples: np.ndarray) -> str:
-    """Shape, type and digest of a split."""
-    total = hashlib.sha256()
-    count = max(1, DIGEST_BYTES * len(examples) // max(1, examples.nbytes))
-    for start in range(0, len(examples), count):
-        piece = np.ascontiguousarray(examples[start : start + count])
-        total.update(piece.reshape(-1).view(np.uint8).data)
-    return f"{list(examples.shape)} {examples.dtype} with digest {total.hexdigest()[:12]}"
+def recorded_data(checkpoints: "Checkpoints", steps: Iterable[int]) -> DataIdentity | None:
+    """The data that a run was trained on, by the first of some checkpoints that can be read.
+
+    Those that cannot are passed over: restoring one says what is wrong with it. None where the
+    checkpoint is of an older release, or there is none.
+
+    Raises:
+        ValueError: The record is malformed.
+    """
+    for step in steps:
+        try:
+            about = checkpoints.about(step)
+        except ValueError:
+            continue
+        return data_identity.from_json(about)
+    return None
 
 
-def open_run(run: Path, which: Which, dataset: str | None = None) -> OpenRun:
+def open_run(
+    run: Path,
+    which: Which,
+    dataset: str | None = None,
+    split: str | None = None,
+    model: str | None = None,
+) -> OpenRun:
     """A trained run's model and data.
 
     Args:
         run: its folder.
         which: the best checkpoint by the validation bound, or the latest.
         dataset: another data set than the run's own.
+        split: rows to take, as `load_run_rows` has it.
+        model: the user's --model, without which no function outside jaxvae is imported.
 
     Raises:
         FileNotFoundError: no run, or no checkpoint yet.
         ValueError: a damaged run, or data of another shape than the model's.
     """
+    from experiments.consent import check_prepared, check_same_model, consented
     from jaxvae.checkpoints import Checkpoints, load  # orbax: a new run needs it later
 
     config = read_config(run)
@@ -134,18 +161,17 @@ def open_run(run: Path, which: Which, dataset: str | None = None) -> OpenRun:
             raise FileNotFoundError(
                 f"no run at {run}: give the folder that `python -m experiments.train` wrote."
             )
-    vae, params = load(run, which)
+        models = consented(model, config.model, run)
+    vae, params = load(run, which, models)
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
     about = checkpoints.about(step or 0)
     checkpoints.close()
     with together():
-        data, preprocessing = load_data(config, dataset)
-        shape, trained = list(data.train.shape[1:]), about["data_shape"]
-        if shape != trained:
-            raise ValueError(
-                f"the run's model takes examples of shape {trained}, {data.name} has {shape}. "
-                "Give data of the run's shape."
-            )
-    agree_on_data(data)
-    return OpenRun(config, vae, params, about["step"], preprocessing, data)
+        check_same_model(config, about, run)
+        check_prepared(config, dataset)
+        trained = data_identity.from_json(about)
+        loaded = load_run_rows(config, about.get("data_shape"), trained, dataset, split)
+    data = loaded.rows
+    agree_on_data({data.split: data.identity})
+    return OpenRun(config, vae, params, step or 0, loaded.preprocessing, loaded.dataset, data)

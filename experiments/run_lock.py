@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import IO
 
 from experiments.processes import leave_last_words_in
+from experiments.terminal import one_line
 from jaxvae.processes import is_first
+
+MOST_CHARACTERS = 10_000
+"""Of the file that are read: a name and some last words."""
 
 
 class RunLock:
@@ -38,7 +42,7 @@ class RunLock:
         self._file = path.open("a+", encoding="utf-8", errors="replace")
         held = _locked(self._file)
         self._file.seek(0)
-        holder, *last_words = self._file.read().splitlines() or [""]
+        holder, *last_words = map(one_line, self._file.read(MOST_CHARACTERS).splitlines() or [""])
         if held is False:
             self._file.close()
             raise ValueError(

@@ -13,16 +13,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
-from experiments.metrics_row import ROW, parsed_row
+from experiments.metrics_row import read_metrics as read_metrics
 from experiments.packages import require_packages
-from experiments.places import require_file
 
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step: readers and crashes find the old text or the new, no part."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        part.unlink(missing_ok=True)
+        # "x": never through a link that lies there. A file's name may hold bytes that are no text.
+        with part.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -47,28 +48,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, in order, without a last line that a kill cut short.
-
-    Raises:
-        ValueError: if any other line is no row, or what is there is no file.
-    """
-    require_file(path)
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = len(lines) - 1 if lines[-1] else len(lines) - 2
-    rows = []
-    for index, line in enumerate(lines[: last + 1]):
-        row = parsed_row(line)
-        if row is not None:
-            rows.append(row)
-        elif index < last:
-            raise ValueError(
-                f"read_metrics: a line must be {ROW}, line {index + 1} of {path} is "
-                f"{line[:60]!r}. Delete that line, or start a new folder."
-            )
-    return rows
 
 
 class MetricsFile:
@@ -315,13 +294,20 @@ def rounded(value: float | None, standard_error: float | None = None) -> tuple[s
 
     >>> rounded(-95.12345, 0.4321)
     ('-95.12', '0.43')
+    >>> rounded(0.0123456, 0.0)
+    ('0.012346', '0')
     """
     if value is None or not math.isfinite(value):
         return "nan", ""
     if standard_error is None or not math.isfinite(standard_error):
         return (f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"), ""
-    decimals = max(0, 1 - math.floor(math.log10(standard_error))) if standard_error > 0 else 2
-    return f"{value:,.{decimals}f}", f"{standard_error:,.{decimals}f}"
+    if standard_error <= 1e-9 * abs(value):  # a number that is the same for every example
+        return f"{value:,.5g}", "0"
+    places, largest = math.floor(math.log10(standard_error)), max(abs(value), standard_error)
+    if not 1e-4 <= largest < 1e12:
+        digits = max(0, math.floor(math.log10(largest)) - places + 1)
+        return f"{value:.{digits}e}", f"{standard_error:.1e}"
+    return f"{value:,.{max(0, 1 - places)}f}", f"{standard_error:,.{max(0, 1 - places)}f}"
 
 
 def table(title: str, rows: Iterable[tuple[str, float | None, float | None, str]]) -> None:

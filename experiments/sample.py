@@ -3,14 +3,18 @@
 python -m experiments.sample runs/mnist_small-mlp
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from experiments import command
 from experiments.config import Accelerator, require, require_representable
 from experiments.packages import require_packages
 from experiments.places import require_folder
+
+if TYPE_CHECKING:
+    from experiments.run_rows import RunRows
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,24 @@ class SampleConfig:
     """Of the samples."""
     checkpoint: Literal["best", "latest"] = "best"
     """Which weights: best by the validation bound, or latest."""
+    model: str | None = None
+    """package.module:function, for a run that was trained with this --model: it is imported only
+    if you name it here."""
     output: Path | None = None
-    """Folder for the results. Default: RUN/samples."""
+    """Folder for the results. Default: RUN/samples; where other flags differ from their defaults,
+    or the run's data have changed, it has a name of its own, RUN/samples-seed1 for example."""
     accelerator: Accelerator = "auto"
     """Where to run. auto: what jax finds. Anything else is verified."""
     compilation_cache: str = "auto"
     """Folder of compiled programs, as for training; none: compile each time."""
+
+    def name_of_folder(self, data: "RunRows") -> str:
+        """Name of the default folder, which differs wherever the results may."""
+        flags = ("checkpoint", "num_samples", "num_examples", "num_steps", "seed")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        changed = [flag for flag in flags if getattr(self, flag) != defaults[flag]]
+        values = [f"{flag.removeprefix('num_')}{getattr(self, flag)}" for flag in changed]
+        return "-".join(["samples", *values, *data.label])
 
     def check(self) -> None:
         """Refuse sizes that mean nothing.
@@ -54,24 +70,26 @@ def sample(config: SampleConfig) -> None:
     with command.refusing():
         config.check()
         require_packages("PIL")
-        folder = config.output or config.run / "samples"
-        require_folder(folder, "--output")
+        require_folder(config.output or config.run / "samples", "--output")
         from experiments import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
         accelerators.start(config.accelerator, None)
-        import jax
         import numpy as np
 
         from experiments.drawing import draw, prepared_head, write_pictures
+        from experiments.keys import root_key
         from experiments.run_folder import open_run
 
-        run = open_run(config.run, config.checkpoint)
+        run = open_run(config.run, config.checkpoint, model=config.model)
+        folder = config.output or config.run / config.name_of_folder(run.data)
+        require_folder(folder, "--output")
+    run.data.print_doubts()
     drawing = draw(
         run.vae,
         run.params,
         prepared_head(run.dataset, run.preprocessing),
-        jax.random.key(config.seed),
+        root_key(config.seed),
         num_samples=config.num_samples,
         num_shown=config.num_examples,
         num_steps=config.num_steps,

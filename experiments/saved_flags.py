@@ -10,19 +10,21 @@ from typing import Any, Literal
 from experiments.config import TrainConfig
 from experiments.places import require_file
 
-NOT_SAVED = "processes"
-"""Which process this is: not the run's."""
+NOT_SAVED = frozenset({"processes", "allow_other_data"})
+"""Flags of one command, not of the run: which process this is, and a permission given once."""
+MOST_BYTES = 2**20
+"""Largest config.json that is read; training writes two kilobytes."""
 WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "text",
          NoneType: "null"}  # fmt: skip
 """What a value of JSON is called."""
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """The flags as JSON values, but for which process this is."""
+    """The flags as JSON values, except those of one command alone."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
-        if name != NOT_SAVED
+        if name not in NOT_SAVED
     }
 
 
@@ -30,7 +32,7 @@ def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> Train
     """The flags from JSON values.
 
     Args:
-        values: name -> value; what is absent has its default.
+        values: name -> value; what is absent has its default, or what releases before it did.
         path: of the file that they are from.
 
     Raises:
@@ -38,7 +40,7 @@ def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> Train
             it names the file.
     """
     hints = {name: hint for name, hint in typing.get_type_hints(TrainConfig).items()
-             if name != NOT_SAVED}  # fmt: skip
+             if name not in NOT_SAVED}  # fmt: skip
     if unknown := sorted(values.keys() - hints.keys()):
         raise ValueError(
             f"{path} has {', '.join(map(repr, unknown))}, which this release does not know. "
@@ -55,11 +57,20 @@ def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> Train
         values["hidden"] = tuple(values["hidden"])
     if values.get("run") is not None:
         values["run"] = Path(values["run"])
-    config = TrainConfig(**values)
+    config = _as_then(TrainConfig(**values), values)
     try:
         dataclasses.replace(config, run=None).check()  # wherever it lies now
     except ValueError as error:
         raise ValueError(f"{path}: {error} Restore it, or use another --run.") from error
+    return config
+
+
+def _as_then(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
+    """The flags of a run with what releases before these flags did in place of today's default."""
+    if "standardize" not in values:
+        config = dataclasses.replace(config, standardize="none")
+    if "sigma_rate" not in values and config.learns_sigma:
+        config = dataclasses.replace(config, sigma_rate=1.0)
     return config
 
 
@@ -72,11 +83,11 @@ def read(path: Path) -> dict[str, Any] | None:
     if not path.exists() and not path.is_symlink():
         return None
     require_file(path)
+    from jaxvae.contained import read_json  # jax, which flags do not wait for
+
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("its outermost value is no object")
-    except (ValueError, RecursionError) as error:
+        values = read_json(path, MOST_BYTES)
+    except ValueError as error:
         raise ValueError(
             f"{path} must be a JSON object, as training wrote it; reading it gave: {error}. "
             "Restore it, or use another --run."

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from experiments.command import refusing
 from experiments.journal import Journal
-from jaxvae.processes import Stopped, together
+from jaxvae.manifest import remedy
+from jaxvae.processes import together
 from jaxvae.state import TrainState, to_items
 
 if TYPE_CHECKING:
@@ -37,15 +39,19 @@ class Saving:
 
         Returns:
             False, and nothing is saved, where an update has made the parameters infinite.
+
+        Raises:
+            Refused: on every process, where the first checkpoint cannot be read back.
         """
         items = jax.device_get(to_items(state))
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items["params"])):
             return False
-        problem: OSError | None = None
-        if self._journal.flush():
-            problem = self._checkpoints.save(about["step"], items, about, metric)
-        else:
-            problem = self._journal.problem
+        with refusing(), together():
+            problem = (
+                self._checkpoints.save(about["step"], items, about, metric)
+                if self._journal.flush()
+                else self._journal.problem
+            )
         if problem is not None and not self._warned:
             self._say(f"warning: {problem} Training goes on and tries again at every evaluation.")
         self._warned = problem is not None
@@ -57,17 +63,24 @@ class Saving:
         for done in (self._checkpoints.wait, self._write_rows):
             try:
                 done()
-            except (OSError, Stopped) as error:
+            except (OSError, ValueError) as error:
                 problems.append(error)
         if problems:
-            self._say(
-                f"error: {problems[0]} The last one is of step "
-                f"{self._checkpoints.latest_step() or 0:,}, not {step:,}. Make room; the same "
-                "command goes on from there."
-            )
+            line = f"error: {problems[0]}"
+            last = self._checkpoints.latest_step() or 0
+            if last != step:
+                line += f" The last one is of step {last:,}, not {step:,}. " + advice(
+                    problems[0], "the same command goes on from there."
+                )
+            self._say(line)
         return not problems
 
     def _write_rows(self) -> None:
         with together():
             if not self._journal.flush():
                 raise self._journal.problem or OSError("a row could not be written.")
+
+
+def advice(error: Exception, then: str) -> str:
+    """A sentence that says what to do about an error in writing files, and what comes then."""
+    return f"{remedy(error)}; {then}" if remedy(error) else f"{then[0].upper()}{then[1:]}"

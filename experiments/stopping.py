@@ -1,12 +1,16 @@
 """Ctrl-C and SIGTERM as a request to stop at the next safe point."""
 
 import signal
+import threading
 from types import FrameType
 from typing import Self
 
 
 class StopRequest:
     """Inside this context, a first SIGINT or SIGTERM is noted; a second one acts at once.
+
+    In a thread other than the main one no signal is noted: Python lets the main thread alone set
+    handlers, and runs them there.
 
     Attributes:
         signal: the signal that came, or None.
@@ -16,9 +20,9 @@ class StopRequest:
         self.signal: int | None = None
 
     def __enter__(self) -> Self:
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        main = threading.current_thread() is threading.main_thread()
+        noted = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._before = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(self, *_: object) -> None:

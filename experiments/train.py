@@ -9,6 +9,7 @@ import time
 
 from experiments import command
 from experiments.config import TrainConfig
+from experiments.continuing import check_schedule, ended_schedule, flags_of_run
 from experiments.packages import require_packages
 from experiments.processes import agree_on_flags, one_of
 
@@ -21,7 +22,7 @@ def train(config: TrainConfig) -> int:
 
 def _train(config: TrainConfig) -> int:
     started = time.perf_counter()
-    with command.refusing():
+    with command.refusing(config.model):
         config.check()
         require_packages("matplotlib", "PIL", *(["tensorboardX"] if config.tensorboard else []))
         from experiments import accelerators, compilation_cache
@@ -35,18 +36,25 @@ def _train(config: TrainConfig) -> int:
         )
         agree_on_flags(config)
         from experiments.final_report import finish
+        from experiments.saving import advice
         from experiments.training_run import TrainingRun
+        from jaxvae.processes import is_first
 
         run = TrainingRun(config, devices, started)
     with run:
+        with command.refusing():
+            check_schedule(run.config, run.step)
+        warning = ended_schedule(run.config, run.step, run.num_steps)
+        if warning is not None and is_first():
+            print(warning, file=sys.stderr)
         code = run.to_the_end()
         if code == 0:
             try:
                 finish(run)
             except OSError as error:
                 print(
-                    f"error: the trained model is saved, its results are not: {error}. Make room; "
-                    "the same command writes them.",
+                    f"error: the trained model is saved, its results are not: {error}. "
+                    + advice(error, "the same command writes them."),
                     file=sys.stderr,
                 )
                 code = 1
@@ -54,4 +62,4 @@ def _train(config: TrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    command.main(TrainConfig, train)
+    command.main(TrainConfig, train, flags_of_run)

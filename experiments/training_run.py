@@ -11,20 +11,24 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from experiments import run_log
+from experiments import data_identity, run_log
 from experiments.accelerators import describe
+from experiments.advice import Steps, not_finite
 from experiments.batches import Batches
 from experiments.chunks import Chunk, Chunks, Unread, fits
 from experiments.compilation_cache import give_back_memory
-from experiments.config import TrainConfig, refuse_other_run
+from experiments.config import TrainConfig
+from experiments.continuing import continued, refuse_other_run
 from experiments.journal import Journal
+from experiments.keys import root_key
 from experiments.learning import Learning
-from experiments.model import evaluated_at_once, initial_vae, recipe
+from experiments.model import evaluated_at_once, initial_vae, recipe, spread
 from experiments.results import validation_row
-from experiments.run_folder import agree_on_data, load_data, read_own_config
+from experiments.run_folder import agree_on_data, load_data, read_own_config, recorded_data
 from experiments.run_lock import RunLock
 from experiments.saved_flags import to_json
 from experiments.saving import Saving
+from experiments.standardization import as_done, in_words, units_of_run, with_choices
 from experiments.stopping import StopRequest
 from jaxvae.evaluation import make_score, over_dataset
 from jaxvae.parallel import (
@@ -36,7 +40,7 @@ from jaxvae.parallel import (
     make_mesh,
     replicate,
 )
-from jaxvae.processes import Stopped, is_first, together
+from jaxvae.processes import is_first, together
 from jaxvae.state import TrainState, from_items, to_items
 
 LOST = 1
@@ -51,6 +55,7 @@ class TrainingRun:
     Attributes:
         config: the flags.
         dataset, preprocessing, recipe, vae: what it trains, and on what.
+        data_identity: of the data as they were loaded.
         mesh: of the devices.
         num_steps, step: where it ends and where it is.
         checkpoints: of the run.
@@ -76,13 +81,14 @@ class TrainingRun:
         self._started = time.perf_counter() if started is None else started
         saved = read_own_config(config)
         with together():
+            config = with_choices(config, saved)
             if saved is not None:
-                if config.decay_steps is None:
-                    config = dataclasses.replace(config, decay_steps=saved.decay_steps)
+                config = continued(config, saved)
                 refuse_other_run(config, saved)
             check_divisible(config.batch_size, len(devices))
-            self.dataset, self.preprocessing = load_data(config)
-        agree_on_data(self.dataset)
+            self.dataset, self.preprocessing, self.data_identity = load_data(config)
+        agree_on_data(self.data_identity)
+        self._units = units_of_run(config.folder, self.preprocessing, self.dataset)
         with together():
             self._set_up(config, devices)
         with together():
@@ -98,10 +104,9 @@ class TrainingRun:
         self.num_steps = config.steps(len(self.dataset.train))
         if config.schedule != "constant" and config.decay_steps is None:
             config = dataclasses.replace(config, decay_steps=self.num_steps)
-        self.config = config
+        self.config = config = as_done(config, self.preprocessing)
         self.mesh = make_mesh(devices)
-        data_shape = self.dataset.train.shape[1:]
-        self.recipe = recipe(config, data_shape)
+        self.recipe = recipe(config, self.dataset.train.shape[1:], self._units)
         self.vae = initial_vae(self.recipe, config, self.preprocessing, self.dataset.train)
         self._learning = Learning(
             config, self.vae, self.preprocessing, self.mesh, len(self.dataset.train)
@@ -115,7 +120,7 @@ class TrainingRun:
         )
         resident = fits(self.dataset.train, self.mesh)
         self._chunks = Chunks(self._batches, self.mesh, config.eval_every, resident=resident)
-        keys = jax.random.split(jax.random.key(config.seed), 4)
+        keys = jax.random.split(root_key(config.seed), 4)
         self._key_init, key_train, self.key_evaluation, self.key_pictures = keys
         self._key_of_training = key_train
         self._key_train = replicate(key_train, self.mesh)
@@ -140,8 +145,12 @@ class TrainingRun:
         config = self.config
         quiet = config.quiet or not is_first()
         display = run_log.Display(self.num_steps, self.step, quiet=quiet)
-        # With several processes pmap itself takes keys through the host.
-        guard = "allow" if self.mesh.is_multi_process else "disallow"
+        # With several processes pmap itself takes keys through the host. Without jit, and where
+        # jax looks for the source of a NaN, every operation takes its constants there.
+        modes: Any = jax.config
+        eager = modes.jax_disable_jit or modes.jax_debug_nans
+        through_host = self.mesh.is_multi_process or eager
+        guard = "allow" if through_host else "disallow"
         with StopRequest() as stop, display, jax.transfer_guard(guard):
             self._introduce(display)
             saving = Saving(self.checkpoints, self._journal, partial(self._say, display))
@@ -210,12 +219,13 @@ class TrainingRun:
 
         folder = self.config.folder
         self.checkpoints = Checkpoints(folder / "checkpoints")
+        other_data = self._check_data()
         init = jax.jit(self._learning.init_state)
         newest = self.checkpoints.restore_newest(to_items(self._learning.state_shapes))
         state = init(self._key_init) if newest is None else from_items(newest.items)
         self.step = 0 if newest is None else newest.step
         self._skipped = int(state.skipped)
-        self._set_aside = [] if newest is None else newest.set_aside
+        self._warnings = other_data + ([] if newest is None else newest.set_aside)
         self._state = replicate(state, self.mesh)
         with together():
             if is_first():
@@ -223,15 +233,31 @@ class TrainingRun:
             keep = -1 if newest is None else newest.step
             self._journal = Journal(folder, keep, tensorboard=self.config.tensorboard)
 
+    def _check_data(self) -> list[str]:
+        """A line where the newest checkpoint is of other data, which the flags allow."""
+        trained = recorded_data(self.checkpoints, reversed(self.checkpoints.steps()))
+        allow_other = self.config.allow_other_data
+        with together():
+            other = data_identity.require_data_of_run(
+                trained, self.data_identity, allow_other=allow_other
+            )
+        if not other:
+            return []
+        return [
+            f"warning: from here on the run has other data: {other}. Its validation bounds do not "
+            "compare with earlier ones, by which the best checkpoint is chosen, too."
+        ]
+
     def _introduce(self, display: run_log.Display) -> None:
         config = self.config
         size = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
         display.message(self.dataset.about)
         display.message(
             f"{config.model}, {size:,} parameters, {config.objective}, "
-            f"{self.preprocessing.name}; {describe(list(self.mesh.devices.flat))}; {config.folder}"
+            f"{in_words(self.preprocessing, self._units)}; "
+            f"{describe(list(self.mesh.devices.flat))}; {config.folder}"
         )
-        for line in self._set_aside:
+        for line in self._warnings:
             display.message(line)
         if self.step or self._lock.cut_short:
             display.message(f"Continuing from step {self.step:,}. {self._lock.cut_short}".strip())
@@ -320,6 +346,7 @@ class TrainingRun:
             "step": self.step,
             "data": self._batches.position(self.step),
             "data_shape": list(self.dataset.train.shape[1:]),
+            data_identity.ABOUT: data_identity.to_json(self.data_identity),
             "vae": self.recipe,
             "config": to_json(self.config),
         }
@@ -336,15 +363,11 @@ class TrainingRun:
 
     def _give_up(self, display: run_log.Display) -> int:
         """Say why the run cannot go on; returns the exit code."""
-        what = f"the loss or gradient of {self._skipped_in_row} steps in a row was not finite"
-        if not self._skipped_in_row:
-            what = "the parameters are not finite"
-        with contextlib.suppress(OSError, Stopped):
+        with contextlib.suppress(OSError, ValueError):
             self.checkpoints.wait()
-        self._say(
-            display,
-            f"error: up to step {self.step:,} {what}. The last checkpoint is step "
-            f"{self.checkpoints.latest_step() or 0:,}. Lower --learning-rate (now "
-            f"{self.config.learning_rate}), set --gradient-clip, and start with a new --run.",
-        )
+        read = self.step - sum(unread.num_steps for unread in self._unread)
+        steps = Steps(read, self._skipped, self._skipped_in_row)
+        data_scale = spread(self.preprocessing, self.dataset.train)
+        saved = self.checkpoints.latest_step() or 0
+        self._say(display, not_finite(self.config, steps, saved, data_scale))
         return 1

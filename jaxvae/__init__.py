@@ -54,13 +54,15 @@ from jaxvae.regularizers import (
     total_correlation,
 )
 from jaxvae.state import TrainState, init_state
+from jaxvae.stored_parameters import trainable
 from jaxvae.training import make_train_step
-from jaxvae.vae import VAE, conv_vae, mlp_vae
+from jaxvae.vae import VAE, conv_vae, in_units, mlp_vae
 
 __all__ = [  # in the order in which data flow through them
     "VAE",
     "mlp_vae",
     "conv_vae",
+    "in_units",
     # distributions: of latents, then of data
     "Distribution",
     "adapt",
@@ -107,6 +109,7 @@ __all__ = [  # in the order in which data flow through them
     "mmd",
     "density_ratio",
     # training and evaluation
+    "trainable",
     "TrainState",
     "init_state",
     "make_train_step",
@@ -114,3 +117,15 @@ __all__ = [  # in the order in which data flow through them
     "make_chunk_step",
     "log_likelihood",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up when it is asked for: the metadata cost more than the import."""
+    if name != "__version__":
+        raise AttributeError(f"module 'jaxvae' has no attribute {name!r}")
+    from importlib import metadata
+
+    try:
+        return metadata.version("jaxvae")
+    except metadata.PackageNotFoundError:  # a clone that is not installed
+        return "0+unknown"

@@ -10,7 +10,7 @@ methods in the same order.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,28 +19,21 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxvae.manifest import (
-    Damaged,
-    SaveFailed,
-    check_leaves,
-    digest,
-    digest_of_values,
-    leaves,
-    reason_of,
-)
+from jaxvae.manifest import MAY_PASS, Damaged, SaveFailed, Unusable, digest, remedy
 from jaxvae.orbax_manager import (
+    OrbaxFolder,
     clear_the_way,
     none_whole,
-    open_manager,
     remove_unfinished,
     set_aside,
 )
 from jaxvae.processes import arrays_from_first, from_first, is_first, together
-from jaxvae.recipes import build
+from jaxvae.rebuilding import checkpoints_folder, rebuild
+from jaxvae.recipes import MODELS
+from jaxvae.saved_items import FORMAT, check_readable, copied, described, read_about, read_items
 from jaxvae.vae import VAE, Params
 
-FORMAT = 1
-"""Version of what a checkpoint holds; raised when an older reader could not read it."""
+__all__ = ["FORMAT", "Checkpoints", "Damaged", "Restored", "SaveFailed", "digest", "load"]
 
 
 class Restored(NamedTuple):
@@ -66,29 +59,31 @@ class Checkpoints:
         read_only: leave all in it as it is, what another process is saving there above all.
 
     Saves run in the background; `close` waits for them. One that fails, on a full disk say, leaves
-    the checkpoints before it as they were.
+    the checkpoints before it as they were. The first one is read back, there and then: training
+    goes on only into a folder whose checkpoints can be read.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
         self._directory = Path(directory).resolve()
         self._background = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
+        self._read_only, self._read_back = read_only, False
         with together():
             if is_first():
                 self._aside = clear_the_way(self._directory, read_only)
-                self._manager = open_manager(self._directory, read_only)
+                self._folder = OrbaxFolder(self._directory)
 
     def steps(self) -> list[int]:
         """All that are saved, rising."""
-        return from_first(lambda: sorted(self._settled().all_steps()))
+        return from_first(lambda: sorted(self._settled().manager.all_steps()))
 
     def latest_step(self) -> int | None:
         """The newest step that was saved whole, or None."""
-        return from_first(lambda: self._settled().latest_step())
+        return from_first(lambda: self._settled().manager.latest_step())
 
     def best_step(self) -> int | None:
         """The step of the highest metric; the latest where none has a metric; None if empty."""
-        return from_first(lambda: self._settled().best_step())
+        return from_first(lambda: self._settled().manager.best_step())
 
     def save(
         self, step: int, items: dict[str, Any], about: dict[str, Any], metric: float | None
@@ -105,54 +100,57 @@ class Checkpoints:
             What went wrong with the save before this one, which is under way in any case.
 
         Raises:
-            ValueError: the step is older than the latest.
+            ValueError: the step is older than the latest, or no checkpoint can hold the items.
+            Unusable: the first checkpoint that was saved here cannot be read back, or could not be
+                saved for a reason that does not pass.
         """
         if not is_first():
             return None
+        if self._read_only:
+            raise ValueError(f"{self._directory} was opened with read_only=True. Open it without.")
         problem = None
         try:
             self._settled()
         except SaveFailed as error:
             problem = error
-        latest = self._manager.latest_step()
+        latest = self._folder.manager.latest_step()
         if latest is not None and step < latest:
             raise ValueError(f"step {step} is not newer than the latest, {latest}.")
         if step != latest:
-            items = jax.tree.map(np.array, jax.device_get(items))
-            self._saving = self._background.submit(self._write, step, items, about, metric)
+            self._saving = self._background.submit(self._write, step, copied(items), about, metric)
         return problem
 
-    def _settled(self) -> ocp.CheckpointManager:
-        """orbax's manager, once nothing is being saved.
+    def _settled(self) -> OrbaxFolder:
+        """The folder, once nothing is being saved.
 
         Raises:
-            SaveFailed: the last save; the manager knows nothing of it any more.
+            SaveFailed: the last save; the folder knows nothing of it any more.
+            Unusable: as `save`.
         """
         saving, self._saving = self._saving, None
         if saving is not None:
             try:
                 saving.result()
+            except Unusable:
+                raise
             except Exception as error:
+                reason = self._folder.reason(error)
                 with contextlib.suppress(Exception):
-                    self._manager.close()
+                    self._folder.close()
                 remove_unfinished(self._directory)
-                self._manager = open_manager(self._directory, read_only=False)
-                raise SaveFailed(
-                    f"a checkpoint could not be saved in {self._directory}: {reason_of(error)}."
-                ) from error
-        return self._manager
+                self._folder = OrbaxFolder(self._directory)
+                failed = f"a checkpoint could not be saved in {self._directory}: {reason}."
+                if self._read_back or reason in MAY_PASS:
+                    raise SaveFailed(failed) from error
+                raise Unusable(f"{failed} {remedy(error) or 'Choose another folder'}.") from error
+        return self._folder
 
     def _write(
         self, step: int, items: dict[str, Any], about: dict[str, Any], metric: float | None
     ) -> None:
-        about = about | {
-            "format": FORMAT,
-            "digests": {name: digest(tree) for name, tree in items.items()},
-            "leaves": {name: leaves(tree) for name, tree in items.items()},
-        }
-        about["digest"] = digest_of_values(about)
+        about = described(items, about)
         rank = -math.inf if metric is None or math.isnan(metric) else float(metric)
-        self._manager.save(
+        self._folder.manager.save(
             step,
             args=ocp.args.Composite(
                 about=ocp.args.JsonSave(about),
@@ -160,7 +158,12 @@ class Checkpoints:
             ),
             metrics={"metric": rank},
         )
-        self._manager.wait_until_finished()
+        self._folder.manager.wait_until_finished()
+        if not self._read_back:
+            targets = jax.tree.map(_shape, items)
+            items.clear()  # what is read takes the memory of what was written
+            check_readable(self._folder, step, targets)
+            self._read_back = True
 
     def about(self, step: int) -> dict[str, Any]:
         """What the checkpoint of this step says of itself.
@@ -168,7 +171,7 @@ class Checkpoints:
         Raises:
             ValueError: it is damaged, or of a newer format than this release reads.
         """
-        return from_first(lambda: self._about(step))
+        return from_first(lambda: read_about(self._settled(), step))
 
     def restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
         """The named items of a step, as numpy arrays in the structure of the targets.
@@ -183,7 +186,7 @@ class Checkpoints:
             Damaged: a file is missing or cannot be read, or an item's content does not have the
                 digest it was saved with. With several processes a ValueError.
         """
-        return arrays_from_first(lambda: self._restore(step, targets), targets)
+        return arrays_from_first(lambda: read_items(self._settled(), step, targets), targets)
 
     def restore_newest(self, targets: dict[str, Any]) -> Restored | None:
         """The newest checkpoint that is whole, or None where there is none at all.
@@ -210,7 +213,7 @@ class Checkpoints:
             moved, self._aside = self._aside, {}
             for newer in damaged.keys() - moved.keys():
                 moved[newer] = set_aside(self._directory, newer, damaged[newer])
-            self._manager.reload()
+            self._folder.manager.reload()
             return step, [str(moved[newer]) for newer in sorted(moved, reverse=True)]
 
         step, lines = from_first(find)
@@ -222,9 +225,10 @@ class Checkpoints:
         self, targets: dict[str, Any], held: dict[str, Any], damaged: dict[int, Damaged]
     ) -> int | None:
         """Its step, its items in `held`; those found to be damaged on the way are in `damaged`."""
-        for step in sorted(self._settled().all_steps(), reverse=True):
+        folder = self._settled()
+        for step in sorted(folder.manager.all_steps(), reverse=True):
             try:
-                held.update(self._restore(step, targets))
+                held.update(read_items(folder, step, targets))
             except Damaged as error:
                 damaged[step] = error
             else:
@@ -237,7 +241,7 @@ class Checkpoints:
         """Wait for the save under way.
 
         Raises:
-            SaveFailed: it. With several processes a ValueError.
+            SaveFailed, Unusable: it, as from `save`. With several processes a ValueError.
         """
         with together():
             if is_first():
@@ -246,74 +250,40 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for the save under way, whether it fails or not, and end the background thread."""
         if is_first():
-            with contextlib.suppress(SaveFailed):
+            with contextlib.suppress(SaveFailed, Unusable):
                 self._settled()
-            self._manager.close()
+            self._folder.close()
         self._background.shutdown()
 
-    def _about(self, step: int) -> dict[str, Any]:
-        arguments = ocp.args.Composite(about=ocp.args.JsonRestore())
-        with self._reading(step):
-            about: dict[str, Any] = self._settled().restore(step, args=arguments)["about"]
-            told = about.pop("digest", None)  # the first release had none
-            if told not in (None, digest_of_values(about)):
-                raise ValueError(
-                    "what it says of itself does not have the digest it was saved with"
-                )
-            newer = about["format"] > FORMAT
-            if not newer and not {"digests", "leaves"} <= about.keys():
-                raise ValueError("what it says of itself is not whole")
-        if newer:  # which is no damage
-            raise ValueError(
-                f"checkpoint {step} in {self._directory}: format {about['format']} is newer than "
-                f"this release of jaxvae reads ({FORMAT}). Upgrade jaxvae."
-            )
-        return about
 
-    def _restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
-        about = self._about(step)
-        for name, target in targets.items():
-            check_leaves(step, name, about["leaves"].get(name, {}), leaves(target))
-        args = {
-            name: ocp.args.PyTreeRestore(jax.tree.map(_empty, tree))
-            for name, tree in targets.items()
-        }
-        with self._reading(step):
-            restored = self._settled().restore(step, args=ocp.args.Composite(**args))
-            for name in targets:
-                if digest(restored[name]) != about["digests"][name]:
-                    raise ValueError(f"{name!r} does not have the digest it was saved with")
-        return {name: restored[name] for name in targets}
-
-    @contextlib.contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
-        """Around reading a step's files: whatever is found wrong with them is damage."""
-        try:
-            yield
-        except (MemoryError, PermissionError):
-            raise
-        except Exception as error:
-            raise Damaged(self._directory / str(step), reason_of(error)) from error
-
-
-def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VAE, Params]:
-    """A trained VAE and its parameters, from a run's folder.
+def load(
+    run: str | Path,
+    which: Literal["best", "latest"] = "best",
+    models: Mapping[str, Callable[..., VAE]] = MODELS,
+) -> tuple[VAE, Params]:
+    """Load a trained VAE and its parameters from a run's folder.
 
         vae, params = jaxvae.checkpoints.load("runs/mnist")
+        vae, params = jaxvae.checkpoints.load("runs/own", models={"my.models:make": make})
+
+    The folder may come from anybody: nothing in it is imported, evaluated or unpickled.
 
     Args:
         run: the run's folder, or its `checkpoints` folder.
         which: "best" by the validation bound, or "latest".
+        models: functions outside `jaxvae.recipes.MODELS` that may build the model, each under the
+            name that the checkpoint has for it: the --model of the training.
 
     Returns:
-        The VAE, rebuilt by the function that the checkpoint names, and its parameters (their
-        running average where the run kept one) as numpy arrays.
+        The VAE, rebuilt by the function that the checkpoint names and made `jaxvae.trainable`, and
+        its parameters (their running average where the run kept one) as numpy arrays.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
-        ValueError: the checkpoint is damaged or newer than this release.
+        ValueError: the checkpoint is damaged or newer than this release, or names a function that
+            is in neither `MODELS` nor `models`.
     """
-    folder = Path(from_first(lambda: _checkpoints_folder(Path(run))))
+    folder = Path(from_first(lambda: checkpoints_folder(Path(run))))
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
@@ -321,21 +291,12 @@ def load(run: str | Path, which: Literal["best", "latest"] = "best") -> tuple[VA
             if step is None:
                 raise FileNotFoundError(f"{folder} holds no checkpoint yet.")
         about = checkpoints.about(step)
-        with together():
-            vae = build(about["vae"])
-        item = "average" if "average" in about["digests"] else "params"
-        target = jax.eval_shape(vae.init, jax.random.key(0))
-        return vae, checkpoints.restore(step, {item: target})[item]
+        vae, target = rebuild(about, folder / str(step), models)
+        (params,) = checkpoints.restore(step, target).values()
+        return vae, params
     finally:
         checkpoints.close()
 
 
-def _checkpoints_folder(run: Path) -> str:
-    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no run at {run}: give the folder that training wrote.")
-    return str(folder)
-
-
-def _empty(leaf: Any) -> np.ndarray:
-    return np.empty(leaf.shape, leaf.dtype)
+def _shape(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

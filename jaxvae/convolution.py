@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from jaxvae.row_product import is_explicit
+
 KERNEL, STRIDE = 4, 2
 CORNERS = tuple(product((0, 1), (0, 1)))
 """The four blocks that a kernel covers, as rows and columns from the first."""
@@ -33,7 +35,7 @@ def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         Image [ceil(H / 2), ceil(W / 2), O].
 
     Raises:
-        ValueError: other shapes.
+        ValueError: other shapes, or an image sharded over an axis of type `Explicit`.
 
     >>> convolution(jnp.ones((7, 8, 3)), jnp.ones((4, 4, 3, 5))).shape
     (4, 4, 5)
@@ -55,7 +57,7 @@ def transposed_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         Image [2H, 2W, O].
 
     Raises:
-        ValueError: other shapes.
+        ValueError: other shapes, or an image sharded over an axis of type `Explicit`.
 
     >>> transposed_convolution(jnp.ones((4, 4, 5)), jnp.ones((4, 4, 5, 3))).shape
     (8, 8, 3)
@@ -188,6 +190,11 @@ def _by_corner(kernel: jax.Array) -> jax.Array:
 
 
 def _check(function: str, x: jax.Array, kernel: jax.Array) -> None:
+    if is_explicit(x):
+        raise ValueError(
+            f"{function}: jax cannot shard its gradient over an axis of type Explicit, which "
+            "jax.make_mesh gives. Make the mesh with axis_types=(jax.sharding.AxisType.Auto,)."
+        )
     image, window = jnp.shape(x), jnp.shape(kernel)
     if len(image) != 3:
         raise ValueError(

@@ -12,7 +12,13 @@ from jax.sharding import Mesh
 
 from jaxvae.bounds import Decode, Encode, Estimator, elbo
 from jaxvae.bounds.bound import observe
-from jaxvae.distributions import Gaussian, check_summed, mean_of, sample_and_log_prob
+from jaxvae.distributions import (
+    Gaussian,
+    check_array,
+    check_summed,
+    mean_of,
+    sample_and_log_prob,
+)
 from jaxvae.parallel import local_positions, shard
 from jaxvae.training import ACTIVE_VARIANCE, Prepare
 from jaxvae.vae import VAE, Params
@@ -43,6 +49,7 @@ def log_likelihood(
         chunk_size: draws held at once.
 
     Raises:
+        TypeError: as in `jaxvae.elbo`.
         ValueError: num_samples or chunk_size below 1, or a log_prob that is not summed.
 
     Ref: Burda, Grosse & Salakhutdinov 2016, equation 8.
@@ -62,7 +69,11 @@ def log_likelihood(
 
     def log_weight(k: jax.Array) -> jax.Array:
         z, log_q = sample_and_log_prob(example.q, jax.random.fold_in(key, k))
-        weight = example.log_likelihood(z) + prior.log_prob(z) - log_q
+        log_x, log_z = example.log_likelihood(z), prior.log_prob(z)
+        check_array("decode(z).log_prob(x)", log_x)
+        check_array("prior.log_prob(z)", log_z)
+        check_array("encode(x).log_prob(z)", log_q)
+        weight = log_x + log_z - log_q
         return jnp.where(k < num_samples, weight, -jnp.inf)
 
     def add_chunk(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
@@ -72,8 +83,8 @@ def log_likelihood(
 
     chunk_size = min(chunk_size, num_samples)
     firsts = jnp.arange(0, num_samples, chunk_size)
-    start = jax.eval_shape(log_weight, jax.ShapeDtypeStruct((), jnp.int32))
-    total, _ = jax.lax.scan(add_chunk, jnp.full((), -jnp.inf, start.dtype), firsts)
+    start = jnp.full_like(log_weight(firsts[0]), -jnp.inf)  # of the type, and mesh, of a weight
+    total, _ = jax.lax.scan(add_chunk, start, firsts)
     return total - math.log(num_samples)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxvae.distributions import (
     LOG_SCALE_LIMIT,
@@ -23,7 +24,7 @@ from jaxvae.distributions import (
     soft_clamp,
 )
 
-Sigma = float | Literal["learned", "per_channel", "per_pixel", "optimal"]
+Sigma = float | tuple[float, ...] | Literal["learned", "per_channel", "per_pixel", "optimal"]
 NUM_VALUES = 256
 """Values of an 8-bit pixel: 0 to 255."""
 MIDDLE = (NUM_VALUES - 1) / 2
@@ -82,11 +83,11 @@ def gaussian(sigma: Sigma, data_shape: tuple[int, ...]) -> Likelihood:
     """N(f(z), diag(sigma^2)), the outputs being f(z), with one of five kinds of sigma.
 
     Args:
-        sigma: a number: fixed. "learned": one parameter. "per_channel": a parameter for each
-            entry of the last axis. "per_pixel": an output of the network for each dimension.
-            "optimal": the root mean squared error over the global batch while training; the
-            running value over the training split is kept among the parameters and is what
-            evaluation uses.
+        sigma: a number, or one for each entry of the last axis: fixed. "learned": one parameter.
+            "per_channel": a parameter for each entry of the last axis. "per_pixel": an output of
+            the network for each dimension. "optimal": the root mean squared error over the global
+            batch while training; the running value over the training split is kept among the
+            parameters and is what evaluation uses.
         data_shape: shape of one example.
 
     Raises:
@@ -148,17 +149,24 @@ def _scaled(
             ),
             output_at=lambda mean, data_scale: mean,
         )
-    if isinstance(sigma, str) or not 0 < sigma < math.inf:
+    log_scale = _log_of(sigma, data_shape)
+    return Likelihood(
+        init=lambda data_scale: {},
+        distribution=lambda params, output: family(output, jnp.asarray(log_scale)),
+        output_at=lambda mean, data_scale: mean,
+    )
+
+
+def _log_of(sigma: float | tuple[float, ...] | str, data_shape: tuple[int, ...]) -> np.ndarray:
+    """log sigma of a fixed sigma, float32: [], or [*data_shape] of one for each column."""
+    sizes = () if isinstance(sigma, str) else np.shape(sigma)
+    numbers = np.full(1, np.nan) if isinstance(sigma, str) else np.asarray(sigma, np.float64)
+    if sizes not in ((), data_shape[-1:]) or not np.all((numbers > 0) & (numbers < math.inf)):
         raise ValueError(
             "sigma must be a positive number, learned, per_channel, per_pixel or optimal, got "
             f"{sigma!r}."
         )
-    log_scale = math.log(sigma)
-    return Likelihood(
-        init=lambda data_scale: {},
-        distribution=lambda params, output: family(output, jnp.float32(log_scale)),
-        output_at=lambda mean, data_scale: mean,
-    )
+    return np.broadcast_to(np.log(numbers).astype(np.float32), data_shape if sizes else ())
 
 
 def _before_clamp(scale: float) -> float:

@@ -1,36 +1,73 @@
 """orbax's manager of a run's checkpoints, and what must be out of its way before it can open."""
 
+import contextlib
 import itertools
-import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from jaxvae.manifest import Damaged, reason_of
+from jaxvae.contained import read_json, require_contained
+from jaxvae.manifest import ABOUT, Damaged, reason_of
+from jaxvae.plain_path import plain_path
+
+TYPES = {
+    **dict.fromkeys(("item_handlers", "metrics", "performance_metrics", "custom_metadata"), dict),
+    **dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), int),
+}
+"""What orbax expects of _CHECKPOINT_METADATA, where it is there."""
 
 
-def open_manager(directory: Path, read_only: bool) -> ocp.CheckpointManager:
-    """orbax's manager, of process 0 alone: it keeps the two latest and the best."""
+class OrbaxFolder:
+    """A folder of checkpoints as orbax has it open, by a path that orbax can take.
+
+    For process 0 alone. Nothing in it changes before the first save: orbax's own `read_only` does
+    no more than that, and warns of itself.
+
+    Args:
+        directory: an absolute path.
+
+    Attributes:
+        directory: the same.
+        path: to it, for orbax.
+        manager: orbax's; it keeps the two latest checkpoints and the best.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        with contextlib.ExitStack() as stack:
+            self.path = stack.enter_context(plain_path(directory))
+            self.manager = _open_manager(self.path)
+            stack.callback(self.manager.close)
+            self._open = stack.pop_all()
+
+    def reason(self, error: Exception) -> str:
+        """What went wrong in orbax, with the folder's own path in place of orbax's."""
+        return reason_of(error, {str(self.path): str(self.directory)})
+
+    def close(self) -> None:
+        """Wait for orbax, and end what it has started."""
+        self._open.close()
+
+
+def _open_manager(path: Path) -> ocp.CheckpointManager:
     best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["metric"], n=1)
     policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
-    processes = ocp.options.MultiprocessingOptions(
-        active_processes={0}, barrier_sync_key_prefix="process_0"
-    )
+    processes = _process_0()
     return ocp.CheckpointManager(
-        directory,
+        path,
         handler_registry=_handlers(processes),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             best_fn=lambda metrics: metrics["metric"],
             best_mode="max",
             create=False,
-            read_only=read_only,
             multiprocessing_options=processes,
         ),
     )
@@ -40,22 +77,55 @@ def _handlers(
     processes: ocp.options.MultiprocessingOptions,
 ) -> ocp.handlers.CheckpointHandlerRegistry:
     """orbax's handlers of what a checkpoint holds; it need not copy arrays that nobody changes."""
+    trees = _trees(processes)
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add(None, ocp.args.PyTreeSave, trees)
+    registry.add(None, ocp.args.PyTreeRestore, trees)
+    values = ocp.JsonCheckpointHandler(ABOUT, multiprocessing_options=processes)
+    registry.add(None, ocp.args.JsonSave, values)
+    return registry
+
+
+def _trees(processes: ocp.options.MultiprocessingOptions) -> ocp.PyTreeCheckpointHandler:
     types = ocp.type_handlers
     arrays = types.create_type_handler_registry(
         (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
         (jax.Array, types.ArrayHandler()),  # orbax asks for it, also where there are none
     )
-    trees = ocp.PyTreeCheckpointHandler(
+    return ocp.PyTreeCheckpointHandler(
         type_handler_registry=arrays,
         multiprocessing_options=processes,
     )
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    registry.add(None, ocp.args.PyTreeSave, trees)
-    registry.add(None, ocp.args.PyTreeRestore, trees)
-    values = ocp.JsonCheckpointHandler(multiprocessing_options=processes)
-    registry.add(None, ocp.args.JsonSave, values)
-    registry.add(None, ocp.args.JsonRestore, values)
-    return registry
+
+
+def check_stored(item: Path, target: Any) -> None:
+    """Check the sizes of an item's stored arrays against those of its target.
+
+    orbax makes room for whatever size a file says, and the process ends where there is none.
+
+    Args:
+        item: folder of the item, of process 0 alone.
+        target: pytree of arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        ValueError: the stored arrays are larger.
+    """
+    stored = _trees(_process_0()).metadata(item)
+    size = 0
+    for array in jax.tree.leaves(stored.tree):
+        values = math.prod(array.shape)
+        size += values * array.dtype.itemsize
+        if math.prod(array.storage.chunk_shape or ()) > max(values, 1):
+            raise ValueError("a part of an array is larger than the array")
+    most = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
+    if size > most:
+        raise ValueError(f"its arrays have {size:,} bytes, not {most:,}")
+
+
+def _process_0() -> ocp.options.MultiprocessingOptions:
+    return ocp.options.MultiprocessingOptions(
+        active_processes={0}, barrier_sync_key_prefix="process_0"
+    )
 
 
 class Aside(NamedTuple):
@@ -99,11 +169,13 @@ def clear_the_way(directory: Path, read_only: bool) -> dict[int, Aside]:
     """
     if not read_only:
         directory.mkdir(parents=True, exist_ok=True)
+    require_contained(directory)
+    if not read_only:
         remove_unfinished(directory)
     damaged = _unreadable(directory)
     if damaged and read_only:
         raise damaged[max(damaged)]
-    if damaged and len(damaged) == sum(path.name.isdigit() for path in directory.glob("*")):
+    if damaged and len(damaged) == sum(_is_step(path) for path in directory.glob("*")):
         raise none_whole(directory, damaged)
     return {step: set_aside(directory, step, error) for step, error in damaged.items()}
 
@@ -112,7 +184,7 @@ def _unreadable(directory: Path) -> dict[int, Damaged]:
     """Checkpoints whose metric or metadata cannot be read: orbax opens no folder with one."""
     found = {}
     for path in directory.glob("*"):
-        if path.name.isdigit() and path.is_dir():
+        if _is_step(path) and path.is_dir():
             try:
                 _read_as_orbax_does(path)
             except (ValueError, TypeError, NotADirectoryError, IsADirectoryError) as error:
@@ -120,16 +192,23 @@ def _unreadable(directory: Path) -> dict[int, Damaged]:
     return found
 
 
+def _is_step(path: Path) -> bool:
+    return path.name.isascii() and path.name.isdigit()
+
+
 def _read_as_orbax_does(folder: Path) -> None:
     for file, names in (("_CHECKPOINT_METADATA", ()), ("metrics/metrics", ("metric",))):
         path = folder / file
         if path.exists():  # orbax does without
             try:
-                values = json.loads(path.read_text())
+                values = read_json(path)
             except ValueError as error:
                 raise ValueError(f"its {path.name} cannot be read ({error})") from error
-            if not isinstance(values, dict):
-                raise ValueError(f"its {path.name} cannot be read (it holds {values})")
+            for name, kind in TYPES.items():
+                if not isinstance(values.get(name), kind | None):
+                    raise ValueError(
+                        f"its {path.name} cannot be read (its {name} is something else)"
+                    )
             for name in names:
                 if not isinstance(values.get(name), (int, float)):
                     raise ValueError(f"its {path.name} cannot be read (it has no {name})")
@@ -138,6 +217,7 @@ def _read_as_orbax_does(folder: Path) -> None:
 def set_aside(directory: Path, step: int, error: Damaged) -> Aside:
     """Move a damaged checkpoint to a folder beside the others."""
     folder = directory.with_name(f"{directory.name}-damaged")
+    require_contained(directory.parent, [folder.name])
     folder.mkdir(exist_ok=True)
     taken = {path.name for path in folder.iterdir()}
     names = (f"{step}" if i == 0 else f"{step}-{i}" for i in itertools.count())

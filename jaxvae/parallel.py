@@ -62,7 +62,8 @@ def row_keys(key: jax.Array, step: jax.Array, batch_size: int, num_devices: int)
     device it lies on. Needs the axis "devices" to be bound.
     """
     keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
-    return keys.reshape(num_devices, -1)[jax.lax.axis_index(AXIS)]
+    # A legacy key is itself an array, of the last axis.
+    return keys.reshape(num_devices, -1, *keys.shape[1:])[jax.lax.axis_index(AXIS)]
 
 
 def make_chunk_step(
@@ -115,18 +116,14 @@ def make_chunk_step(
         rows = jax.tree.map(lambda one: jnp.zeros((chunk_size, *one.shape), one.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, rows))
 
-    return jax.pmap(
-        run,
-        axis_name=AXIS,
-        in_axes=(None, None, 0, None),
-        out_axes=(None, None),
-        donate_argnums=0,
-        devices=list(mesh.devices.flat),
-    )
+    return _over_devices(run, mesh, (None, None, 0, None), None, donate_argnums=(0,))
 
 
 def compile_in_background(chunk_step: Any, mesh: Mesh, *arguments: Any) -> "Future[ChunkStep]":
     """Trace a chunk step now and compile it in a thread.
+
+    Under `JAX_DISABLE_JIT` the trace shows what cannot train, and nothing is compiled. Under
+    `JAX_DEBUG_NANS` the result is the chunk step itself, which says where a NaN is from.
 
     Args:
         chunk_step: from `make_chunk_step`.
@@ -135,11 +132,18 @@ def compile_in_background(chunk_step: Any, mesh: Mesh, *arguments: Any) -> "Futu
     """
     if mesh.is_multi_process:  # then pmap traces arrays only, and what it compiles takes others
         arguments = jax.tree.map(_zeros, arguments)
+    if _is_eager():
+        with jax.disable_jit(False):
+            jax.eval_shape(chunk_step, *arguments)
+        done: Future[ChunkStep] = Future()
+        done.set_result(chunk_step)
+        return done
     lowered = chunk_step.lower(*arguments)
+    as_it_is = mesh.is_multi_process or jax.config.jax_debug_nans  # type: ignore[attr-defined]
 
     def compiled() -> ChunkStep:
         program = lowered.compile()
-        return chunk_step if mesh.is_multi_process else program
+        return chunk_step if as_it_is else program
 
     background = ThreadPoolExecutor(max_workers=1)
     future = background.submit(compiled)
@@ -161,7 +165,7 @@ def make_gather(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
     def of_device(examples: jax.Array, rows: jax.Array) -> jax.Array:
         return examples.at[rows].get(mode="promise_in_bounds")
 
-    return jax.pmap(of_device, axis_name=AXIS, in_axes=(None, 0), devices=list(mesh.devices.flat))
+    return _over_devices(of_device, mesh, (None, 0), 0)
 
 
 def make_map(
@@ -194,13 +198,37 @@ def make_map(
             results = jax.lax.map(of_row, rows, batch_size=rows_at_once)
         return jax.lax.all_gather(results, AXIS) if several else results
 
+    return _over_devices(of_device, mesh, (None, None, 0, 0), None if several else 0)
+
+
+def _over_devices(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    in_axes: tuple[int | None, ...],
+    out_axes: int | None,
+    donate_argnums: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """The pmapped function; under `JAX_DISABLE_JIT` of one process a vmapped one.
+
+    Without jit `pmap` compiles each operation anew whenever it comes to it; `vmap` does not.
+    """
+    if _is_eager() and not mesh.is_multi_process:
+        mapped = jax.vmap(function, in_axes=in_axes, axis_name=AXIS)
+        if out_axes == 0:
+            return mapped
+        return lambda *arguments: jax.tree.map(lambda all: all[0], mapped(*arguments))
     return jax.pmap(
-        of_device,
+        function,
         axis_name=AXIS,
-        in_axes=(None, None, 0, 0),
-        out_axes=None if several else 0,
+        in_axes=in_axes,
+        out_axes=out_axes,
+        donate_argnums=donate_argnums,
         devices=list(mesh.devices.flat),
     )
+
+
+def _is_eager() -> bool:
+    return jax.config.jax_disable_jit  # type: ignore[attr-defined]
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:

@@ -60,14 +60,24 @@ def full_covariance(latent_dim: int, num_categories: int) -> Posterior:
 
     Ref: Kingma & Welling, An Introduction to Variational Autoencoders, 2019, section 2.5.1.
     """
-    below = jnp.tril_indices(latent_dim, -1)
+    num_below = latent_dim * (latent_dim - 1) // 2
 
     def distribution(params: Any, outputs: jax.Array) -> Distribution:
         q = _gaussian(outputs[: 2 * latent_dim])
-        unit = jnp.eye(latent_dim).at[below].set(outputs[2 * latent_dim :])
+        unit = jnp.eye(latent_dim) + _strictly_lower(outputs[2 * latent_dim :], latent_dim)
         return FullCovarianceGaussian(q.loc, jnp.exp(q.log_scale)[:, None] * unit)
 
-    return _euclidean(2 * latent_dim + below[0].size, latent_dim, distribution)
+    return _euclidean(2 * latent_dim + num_below, latent_dim, distribution)
+
+
+def _strictly_lower(entries: jax.Array, dim: int) -> jax.Array:
+    """The matrix [dim, dim] with these entries below its diagonal, row by row.
+
+    By slices, as jax cannot shard a scatter over an axis of type `Explicit`.
+    """
+    starts = [row * (row - 1) // 2 for row in range(dim + 1)]
+    rows = [entries[starts[i] : starts[i + 1]] for i in range(dim)]
+    return jnp.stack([jnp.pad(row, (0, dim - row.shape[0])) for row in rows])
 
 
 def low_rank(latent_dim: int, num_categories: int) -> Posterior:

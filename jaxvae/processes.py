@@ -70,7 +70,8 @@ def gather(text: str) -> list[str]:
     """
     if jax.process_count() == 1:
         return [text]
-    data = np.frombuffer(text.encode(), np.uint8)
+    # The name of a file in an error may hold bytes that are no text.
+    data = np.frombuffer(text.encode(errors="backslashreplace"), np.uint8)
     lengths = gather_numbers([len(data)])[:, 0]
     padded = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)
     padded[: len(data)] = data

@@ -12,6 +12,7 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
 
 
 def row_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -21,7 +22,17 @@ def row_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     >>> row_product(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
     (2, 4)
     """
+    if any(is_explicit(operand) for operand in (x, matrix)):
+        return _dot(x, matrix)
     return _row_product.bind(x, matrix)
+
+
+def is_explicit(operand: jax.Array) -> bool:
+    """Check for an axis of a mesh whose sharding is part of the type, as `jax.make_mesh` makes.
+
+    There a dot product states the sharding of its result, which merged axes do not have.
+    """
+    return AxisType.Explicit in jax.typeof(operand).sharding.mesh.axis_types
 
 
 def _dot(x: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxvae.leaves import is_trained, partition
 from jaxvae.regularizers import Regularizer, no_state
+from jaxvae.stored_parameters import check_stored
 from jaxvae.vae import VAE, Params
 
 REGULARIZER_KEY = 2**31
@@ -55,12 +57,17 @@ def init_state(
 ) -> TrainState:
     """The state before the first step.
 
+    The optimizer has no state of integer and boolean arrays, which training carries along.
+
     Args:
-        vae: the model.
+        vae: the model; with other leaves than arrays, or narrow floats, `jaxvae.trainable(vae)`.
         optimizer: any optax transformation.
         key: consumed by `vae.init`, and folded by `regularizer.init`.
         averaging: whether to keep a running average of the parameters.
         regularizer: the one that the step has.
+
+    Raises:
+        TypeError: a parameter that needs `jaxvae.trainable`; it names the leaf.
 
     >>> from jaxvae import mlp_vae
     >>> vae = mlp_vae(data_shape=(8,), latent_dim=2, hidden=())
@@ -69,12 +76,13 @@ def init_state(
     (0, ['decoder', 'encoder', 'likelihood'])
     """
     params = vae.init(key)
+    check_stored(params, averaging=averaging)
     init_regularizer = no_state if regularizer is None else regularizer.init
     average = jax.tree.map(jnp.copy, params) if averaging else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(partition(params, is_trained)[0]),
         average=average,
         squared_error=jnp.zeros(()),
         skipped=jnp.zeros((), jnp.int32),

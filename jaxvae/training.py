@@ -10,7 +10,8 @@ import optax
 
 from jaxvae.batch_parts import check_block_size, mean_over_blocks, mean_over_shards
 from jaxvae.bounds import Bound, elbo, posterior_samples
-from jaxvae.distributions import NoClosedForm
+from jaxvae.distributions import Gaussian, NoClosedForm
+from jaxvae.leaves import arrays_only, combine, is_trained, partition
 from jaxvae.regularizers import Regularizer, gathered
 from jaxvae.state import TrainState, check_state
 from jaxvae.vae import VAE, Params
@@ -18,7 +19,7 @@ from jaxvae.vae import VAE, Params
 ACTIVE_VARIANCE = 0.01
 """A latent is active when its posterior mean varies by more than this over the data."""
 MIN_VARIANCE = 1e-6
-"""Floor of an optimal sigma^2."""
+"""Floor of an optimal sigma^2, in the unit of the data that the model sees squared."""
 
 Metrics = dict[str, jax.Array]
 Objective = Callable[..., Bound]
@@ -120,19 +121,22 @@ def make_train_step(
         return mean_over_shards(of_shard, virtual_shards, axis_name, *stored)
 
     def loss(
-        params: Params,
+        trained: Params,
+        carried_params: Params,
         keys: jax.Array,
         xs: jax.Array,
         scheduled: dict[str, Any],
         key: Any,
         carried: Any,
     ) -> tuple[jax.Array, tuple[Bound, jax.Array | None, Any, jax.Array]]:
+        params = combine(trained, carried_params)
+
         def bound_of(key: jax.Array, x: jax.Array) -> tuple[Bound, jax.Array | None, Any]:
             q, prior = vae.encode(params, x), vae.prior(params)
             decode = lambda z: vae.decode(params, z)
             encode = lambda seen: q if seen is x else vae.encode(params, seen)
             bound = objective(key, x, encode=encode, decode=decode, prior=prior, **scheduled)
-            return bound, _mean_if_known(q), None if regularizer is None else q
+            return bound, _mean_if_known(q), None if regularizer is None else arrays_only(q)
 
         bounds, means, q = jax.vmap(bound_of)(keys, xs)
         batch, penalty = (q, bounds.samples[:, 0]), jnp.zeros(())
@@ -152,20 +156,21 @@ def make_train_step(
             keys, xs, keys_batch = jax.vmap(prepared)(keys, examples)
         if len(examples) == 0:
             raise ValueError("a batch must have at least one example, got none.")
-        scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
+        with jax.numpy_dtype_promotion("standard"):  # as for optax's updates
+            scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
         error = jnp.zeros(())
         if vae.with_log_scale is not None and virtual_shards is None:
             error = over_devices(_squared_error(vae, state.params, keys, xs))
         elif vae.with_log_scale is not None:
             error = over_shards(lambda *rows: _squared_error(vae, state.params, *rows), stored)
-        params = with_sigma(state.params, error)
+        trained, carried_params = partition(with_sigma(state.params, error), is_trained)
         key_penalty: Any = None
         if regularizer is not None:
             key_penalty, key_update = jax.random.split(gathered(keys_batch[:1], axis_name)[0])
 
         def gradient(keys: jax.Array, xs: jax.Array) -> tuple[tuple[Any, Any, Any], Any, jax.Array]:
             gradients, (bounds, means, batch, penalty) = jax.grad(loss, has_aux=True)(
-                params, keys, xs, scheduled, key_penalty, state.regularizer
+                trained, carried_params, keys, xs, scheduled, key_penalty, state.regularizer
             )
             moments = () if means is None else (means.mean(0), jnp.square(means).mean(0))
             return (gradients, _batch_means(bounds), moments), batch, penalty
@@ -190,13 +195,16 @@ def make_train_step(
             metrics |= more
 
         def moved(state: TrainState) -> TrainState:
-            params = with_sigma(state.params, error)
-            with jax.named_scope("update"):
-                updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-                params = optax.apply_updates(params, updates)
+            trained, rest = partition(with_sigma(state.params, error), is_trained)
+            # optax multiplies its integer counts with floats, which strict promotion rejects.
+            with jax.named_scope("update"), jax.numpy_dtype_promotion("standard"):
+                updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+                params = combine(optax.apply_updates(trained, updates), rest)
             new = state._replace(params=params, opt_state=opt_state, regularizer=carried)
             with jax.named_scope("average"):
-                return _with_running_values(vae, new, error, average_decay)
+                new = _with_running_values(vae, new, error, average_decay)
+            # In x64 the error, and sigma with it, may be wider than the parameters.
+            return jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
 
         sound = jnp.isfinite(metrics["objective"] + metrics["gradient_norm"])
         return _if_sound(sound & _all_finite(carried), moved, state, metrics)
@@ -223,14 +231,29 @@ def _mean_if_known(q: Any) -> jax.Array | None:
 
 
 def _squared_error(vae: VAE, params: Params, keys: jax.Array, xs: jax.Array) -> jax.Array:
-    """Mean squared error per dimension of a batch, at the first draw that the bound makes."""
+    """Mean squared error per dimension of a batch, at the first draw that the bound makes.
+
+        1/D sum_d ((x_d - f_d(z)) / unit_d)^2
+
+    The unit is the scale of p(x|z) at log sigma = 0: 1, or that of `jaxvae.in_units`.
+    """
+    assert vae.with_log_scale is not None
+    at_unit = vae.with_log_scale(params, jnp.zeros((), xs.dtype))
 
     def of_one(key: jax.Array, x: jax.Array) -> jax.Array:
         z, _ = posterior_samples(key, vae.encode(params, x), 1)
-        means = jax.vmap(lambda z: vae.decode(params, z).mean())(z)  # as the bound has it: merged
-        return jnp.square(x - means[0]).mean()
+        errors = jax.vmap(lambda z: _error(vae.decode(at_unit, z), x))(z)  # as the bound: merged
+        return jnp.square(errors[0]).mean()
 
     return jax.vmap(of_one)(keys, xs).mean()
+
+
+def _error(p: Any, x: jax.Array) -> jax.Array:
+    """x less the mean of p, over the scale of each entry where p, a Gaussian, has one."""
+    error = x - p.mean()
+    if not isinstance(p, Gaussian) or jnp.ndim(p.log_scale) == 0:  # 1: the data's own unit
+        return error
+    return error * jnp.exp(-jnp.broadcast_to(p.log_scale, error.shape))
 
 
 def _log_scale(squared_error: jax.Array) -> jax.Array:
@@ -249,7 +272,9 @@ def _with_running_values(
         params = vae.with_log_scale(params, _log_scale(squared_error))
     if average_decay is not None:
         decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
-        average = optax.incremental_update(params, average, 1 - decay)
+        trained, rest = partition(params, is_trained)
+        averaged, _ = partition(average, is_trained)
+        average = combine(optax.incremental_update(trained, averaged, 1 - decay), rest)
         if vae.with_log_scale is not None:
             average = vae.with_log_scale(average, _log_scale(squared_error))
     return state._replace(params=params, average=average, squared_error=squared_error)

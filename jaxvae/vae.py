@@ -8,18 +8,22 @@ from typing import Any, Literal, NamedTuple, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
-from jaxvae.decoders import ConvDecoder, MLPDecoder, OutputBias
+from jaxvae.decoders import ConvDecoder, MLPDecoder
 from jaxvae.dense import Activation, Initialization
 from jaxvae.distributions import Distribution, at_least_float32
 from jaxvae.encoders import ConvEncoder, MLPEncoder
 from jaxvae.likelihoods import Likelihood, Sigma, likelihood_named
 from jaxvae.posteriors import Posterior, posterior_named
 from jaxvae.priors import Prior, Setting, prior_named
+from jaxvae.start import Start
+from jaxvae.units import Units
 
 Params = Any
-"""The parameters of a VAE: any pytree of arrays."""
+"""The parameters of a VAE: any pytree of arrays; `jaxvae.trainable` makes one of any pytree."""
 Precision = Literal["float32", "bfloat16"]
 DTYPES: dict[Precision, DTypeLike | None] = {"float32": None, "bfloat16": jnp.bfloat16}
 """What the networks compute in; None: the type of data and parameters, which are float32."""
@@ -54,6 +58,33 @@ class VAE(NamedTuple):
     with_log_scale: Callable[[Params, jax.Array], Params] | None = None
 
 
+def in_units(vae: VAE, loc: ArrayLike, unit: ArrayLike) -> VAE:
+    """The VAE of x = loc + unit * y, where `vae` is that of y, with the same parameters.
+
+        log p(x|z) = log p(y|z) - sum_d log unit_d,    q(z|x) = q(z|y),    y = (x - loc) / unit
+
+    So every bound on log p(x) is that on log p(y), moved by a constant, and p(x|z) is in the unit
+    of x. Networks and parameters see numbers of order 1 whatever that unit is.
+
+    Args:
+        vae: its p(y|z) is a Gaussian or a Laplace.
+        loc, unit: [C], for each entry of the last axis of x.
+
+    Raises:
+        ValueError: a unit that is not positive; and at trace time, another p(y|z).
+
+    >>> small = mlp_vae(data_shape=(2,), latent_dim=1, hidden=(), likelihood="gaussian")
+    >>> large = in_units(small, [1e6, 0.0], [1e3, 1e-3])
+    >>> print(large.decode(large.init(jax.random.key(0)), jnp.zeros(1)).mean())
+    [1000000.       0.]
+    """
+    units = Units.of(loc, unit, np.size(loc))
+    return vae._replace(
+        encode=lambda params, x: vae.encode(params, units.standardized(x)),
+        decode=lambda params, z: units.in_data_unit(vae.decode(params, z)),
+    )
+
+
 def mlp_vae(
     *,
     data_shape: tuple[int, ...],
@@ -68,6 +99,8 @@ def mlp_vae(
     initialization: Initialization = "lecun",
     activation: Activation = "relu",
     precision: Precision = "float32",
+    data_loc: tuple[float, ...] | None = None,
+    data_unit: tuple[float, ...] | None = None,
     data_mean: jax.Array | None = None,
     data_scale: float = 1.0,
     pseudo_inputs: jax.Array | None = None,
@@ -90,8 +123,13 @@ def mlp_vae(
             distributions, bounds and gradients are float32 in both, and so are the networks of
             flows, which must invert exactly. jax by itself multiplies float32 matrices in less
             on a TPU or a recent GPU: jax.config.update("jax_default_matmul_precision", "highest").
+        data_loc, data_unit: location and unit of each entry of the data's last axis, where networks
+            and a learned sigma are to see (x - data_loc) / data_unit (`in_units`); of a
+            "gaussian" or "laplace" likelihood. What goes in and comes out, a fixed sigma too, is
+            in the data's own unit. None: as the data are.
         data_mean: [*data_shape] where the decoder's output starts; None: at its bias.
-        data_scale: standard deviation of the data, where a learned scale starts.
+        data_scale: standard deviation of the data about data_mean, in data_unit, where a learned
+            scale starts.
         pseudo_inputs: [num_components, *data_shape] examples that a "vamp" prior starts at;
             None: noise about data_mean.
 
@@ -108,14 +146,15 @@ def mlp_vae(
     _check_name("initialization", initialization, get_args(Initialization))
     _check_name("activation", activation, get_args(Activation))
     _check_name("precision", precision, get_args(Precision))
-    start = Start(data_shape, data_mean, data_scale, pseudo_inputs)
-    p = likelihood_named(likelihood, sigma, data_shape)
+    units = _units(data_shape, likelihood, data_loc, data_unit)
+    start = Start.of(data_shape, data_mean, data_scale, pseudo_inputs, units)
+    p = likelihood_named(likelihood, sigma if units is None else units.of_y(sigma), data_shape)
     q = posterior_named(posterior, latent_dim, num_categories)
     dtype = DTYPES[precision]
     encoder = MLPEncoder(q.num_outputs, hidden, initialization, activation, dtype)
-    outputs, bias = _output_shape(p, data_shape), _output_bias(p, start)
+    outputs, bias = _output_shape(p, data_shape), start.output_bias(p)
     decoder = MLPDecoder(outputs, hidden[::-1], initialization, bias, activation, dtype)
-    setting = Setting(q, num_components, partial(_pseudo_inputs, start, num_components))
+    setting = Setting(q, num_components, partial(start.pseudo_inputs_of, num_components))
     return _vae(Parts(encoder, decoder, q, prior_named(prior, setting), p), start)
 
 
@@ -132,6 +171,8 @@ def conv_vae(
     num_categories: int = 10,
     num_components: int = 50,
     precision: Precision = "float32",
+    data_loc: tuple[float, ...] | None = None,
+    data_unit: tuple[float, ...] | None = None,
     data_mean: jax.Array | None = None,
     data_scale: float = 1.0,
     pseudo_inputs: jax.Array | None = None,
@@ -145,7 +186,7 @@ def conv_vae(
             until the longer side is at most 8.
         width: of the fully connected layer between levels and latents.
         posterior, prior, likelihood, sigma, num_categories, num_components, precision,
-            data_mean, data_scale, pseudo_inputs: as in `mlp_vae`.
+            data_loc, data_unit, data_mean, data_scale, pseudo_inputs: as in `mlp_vae`.
 
     Raises:
         ValueError: data that are no images of those sizes, or as in `mlp_vae`.
@@ -162,24 +203,16 @@ def conv_vae(
         hidden = tuple(32 * 2**i for i in range(math.ceil(math.log2(max(data_shape[:2]) / 8))))
     hidden = tuple(hidden) or (32,)
     _check_sizes(data_shape=data_shape, latent_dim=(latent_dim,), hidden=hidden, width=(width,))
-    start = Start(data_shape, data_mean, data_scale, pseudo_inputs)
-    p = likelihood_named(likelihood, sigma, data_shape)
+    units = _units(data_shape, likelihood, data_loc, data_unit)
+    start = Start.of(data_shape, data_mean, data_scale, pseudo_inputs, units)
+    p = likelihood_named(likelihood, sigma if units is None else units.of_y(sigma), data_shape)
     q = posterior_named(posterior, latent_dim, num_categories)
     dtype = DTYPES[precision]
     encoder = ConvEncoder(q.num_outputs, hidden, width, dtype)
-    outputs, bias = _output_shape(p, data_shape), _output_bias(p, start)
+    outputs, bias = _output_shape(p, data_shape), start.output_bias(p)
     decoder = ConvDecoder(outputs, hidden, width, bias, dtype)
-    setting = Setting(q, num_components, partial(_pseudo_inputs, start, num_components))
+    setting = Setting(q, num_components, partial(start.pseudo_inputs_of, num_components))
     return _vae(Parts(encoder, decoder, q, prior_named(prior, setting), p), start)
-
-
-class Start(NamedTuple):
-    """Shape of the data, and what of them a model's parameters start at."""
-
-    data_shape: tuple[int, ...]
-    data_mean: jax.Array | None
-    data_scale: float
-    pseudo_inputs: jax.Array | None
 
 
 class Parts(NamedTuple):
@@ -197,8 +230,6 @@ def _vae(parts: Parts, start: Start) -> VAE:
 
     A posterior and a prior that have parameters have an entry of their own.
     """
-    if not start.data_scale > 0:
-        raise ValueError(f"data_scale must be positive, got {start.data_scale}.")
     data_shape, latent_shape = start.data_shape, parts.posterior.latent_shape
 
     def init(key: jax.Array) -> Params:
@@ -238,45 +269,38 @@ def _vae(parts: Parts, start: Start) -> VAE:
     with_log_scale = follow and (
         lambda params, log_scale: {**params, "likelihood": follow(params["likelihood"], log_scale)}
     )
-    return VAE(
+    vae = VAE(
         init=init,
         encode=encode,
         decode=decode,
         prior=lambda params: parts.prior.distribution(params.get("prior"), partial(encode, params)),
         with_log_scale=with_log_scale,
     )
+    return vae if start.units is None else in_units(vae, *start.units)
+
+
+def _units(
+    data_shape: tuple[int, ...],
+    likelihood: str,
+    loc: tuple[float, ...] | None,
+    unit: tuple[float, ...] | None,
+) -> Units | None:
+    """The unit that the networks see the data in; None: the data's own."""
+    if loc is None and unit is None:
+        return None
+    if loc is None or unit is None:
+        raise ValueError("data_loc and data_unit go together, got one of them. Give both.")
+    if likelihood not in ("gaussian", "laplace"):
+        raise ValueError(
+            f"data_unit goes with likelihood=gaussian or laplace, got {likelihood}, whose data "
+            "have no unit. Leave out data_loc and data_unit."
+        )
+    return Units.of(loc, unit, data_shape[-1])
 
 
 def _output_shape(likelihood: Likelihood, data_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of the decoder network: several outputs of a dimension lie along the last axis."""
     return (*data_shape[:-1], data_shape[-1] * likelihood.num_outputs)
-
-
-def _pseudo_inputs(start: Start, num_components: int, key: jax.Array) -> jax.Array:
-    """Where pseudo-inputs start: [num_components, *data_shape]."""
-    shape = (num_components, *start.data_shape)
-    if start.pseudo_inputs is None:
-        mean = jnp.zeros(start.data_shape) if start.data_mean is None else start.data_mean
-        return mean[None] + start.data_scale * jax.random.normal(key, shape)
-    if jnp.shape(start.pseudo_inputs) != shape:
-        raise ValueError(
-            f"pseudo_inputs must have shape {shape}, got {jnp.shape(start.pseudo_inputs)}. "
-            "Give num_components examples."
-        )
-    return jnp.asarray(start.pseudo_inputs, jnp.float32)
-
-
-def _output_bias(likelihood: Likelihood, start: Start) -> OutputBias | None:
-    """The initializer of the decoder's last bias that starts it at the data's mean."""
-    if start.data_mean is None:
-        return None
-    mean = jnp.asarray(start.data_mean, jnp.float32)
-    if mean.shape != start.data_shape:
-        raise ValueError(
-            f"data_mean must have the shape of one example, {start.data_shape}, got "
-            f"{mean.shape}. Average the training data over the examples only."
-        )
-    return lambda key, shape, *_: likelihood.output_at(mean, start.data_scale).reshape(shape)
 
 
 def _check_name(argument: str, name: str, known: tuple[str, ...]) -> None:

@@ -60,6 +60,7 @@ def test_encode_gives_the_posterior_of_every_example(whole_run, tmp_path):
         "mean": (264, 2),
         "log_scale": (264, 2),
         "sample": (264, 2),
+        "index": (264,),
     }
     standardized = (codes["sample"] - codes["mean"]) / np.exp(codes["log_scale"])
     count = standardized.size

@@ -34,7 +34,7 @@ def test_folder_of_grey_images(tmp_path: Path) -> None:
 def test_folder_with_one_colour_image_is_in_colour(tmp_path: Path) -> None:
     colour = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
     save_image(tmp_path / "train" / "a.png", grey(7))
-    save_image(tmp_path / "train" / "b.png", np.dstack([colour, grey(9)]))
+    save_image(tmp_path / "train" / "b.png", np.dstack([colour, grey(255)]))
     save_image(tmp_path / "test" / "c.jpg", grey(8))
     dataset = load(f"folder:{tmp_path}", num_validation=0)
     assert dataset.train.shape == (2, 5, 4, 3)
@@ -72,7 +72,7 @@ def test_folder_whose_test_is_its_train_is_refused(tmp_path: Path) -> None:
 def test_folder_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere is none. Correct the path"):
         load(f"folder:{tmp_path}/nowhere")
-    with pytest.raises(ValueError, match=r"must have images \(.png, .jpg, .jpeg, .bmp\)"):
+    with pytest.raises(ValueError, match=r"must have images \(.png, .jpg or another suffix"):
         load(f"folder:{tmp_path}")
     (tmp_path / "0.png").write_bytes(b"no image")
     for value in (1, 2):

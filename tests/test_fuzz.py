@@ -295,6 +295,7 @@ def test_results_that_cannot_be_read_are_measured_again(whole_run, tmp_path, mon
         (config.run / "results.json").write_text(text)
         assert train(config) == 0
         results = json.loads((config.run / "results.json").read_text())
+        assert results.pop("data")["train"]["shape"] == [264, 8, 8, 1]
         assert results == {"steps": 60, "eval_samples": 4, "device": "measured again"}
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import processes, run_folder
+from experiments import data_identity, processes, run_folder
 from experiments.batches import Batches
 from experiments.command import Refused, refusing
 from experiments.datasets import Dataset
@@ -393,12 +393,13 @@ def test_every_byte_of_the_data_and_their_order_are_compared(monkeypatch):
     said = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(run_folder, "agree", lambda _, facts: said.append(facts["train data"]))
-    monkeypatch.setattr(run_folder, "DIGEST_BYTES", 1000)
+    monkeypatch.setattr(data_identity, "PIECE_BYTES", 1000)
     examples = np.random.default_rng(0).integers(0, 256, (500, 4, 4, 1), np.uint8)
     others = [examples.copy() for _ in range(3)]
     others[1][490, 3, 3] ^= 1
     others[2][[0, 1]] = others[2][[1, 0]]
     for train_split in (examples, *others):
-        run_folder.agree_on_data(Dataset("", train_split, examples, examples, "", {}))
+        data = Dataset("", train_split, examples, examples, "", {})
+        run_folder.agree_on_data(data_identity.identify_splits(data))
     assert said[1] == said[0]
     assert len(set(said)) == 3

@@ -1,6 +1,7 @@
 """The training command: one run, however often it is stopped, on its own data and networks."""
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 import experiments.learning
 from experiments.command import Refused
 from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.replay import ReplayConfig, replay
 from experiments.run_log import read_metrics
 from experiments.train import train
 from experiments.training_run import TrainingRun
@@ -199,8 +201,16 @@ def test_own_networks_and_own_functions(small, tmp_path, monkeypatch):
         small, run=tmp_path / "run", model="my_networks:tiny", hidden=None, num_steps=5
     )
     assert train(config) == 0
-    _, params = load(config.run)
+    with pytest.raises(ValueError, match="built by 'my_networks:tiny', which is not one of"):
+        load(config.run)
+    models = {"my_networks:tiny": importlib.import_module("my_networks").tiny}
+    _, params = load(config.run, models=models)
     assert params["encoder"]["params"]["Dense_0"]["kernel"].shape == (64, 4)
+    named = {"num_samples": 2, "num_devices": 1, "model": "my_networks:tiny"}
+    evaluate(EvaluateConfig(config.run, **named))
+    with pytest.raises(Refused, match="add --model='my_networks:tiny'"):
+        evaluate(EvaluateConfig(config.run, **named | {"model": None}))
+    replay(ReplayConfig(config.run, 5, model="my_networks:tiny"))
 
 
 @pytest.mark.parametrize(

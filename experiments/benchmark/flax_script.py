@@ -15,6 +15,7 @@ from experiments.benchmark import weights
 from experiments.benchmark.nets import CONV_WIDTH, DATA_SIDE, Net
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Snapshots, Timed, Work
+from experiments.keys import root_key
 from jaxvae.distributions import soft_clamp
 
 
@@ -129,7 +130,7 @@ class Script:
             weights.save(path, weights.named(self._params))
 
     def _restart(self, params: Any, seed: int) -> None:
-        self._key = jax.random.key(seed)
+        self._key = root_key(seed)
         self._rng, self._order = np.random.default_rng(seed), np.zeros(0, np.int64)
         # A copy: the step donates them, and the script starts from these again.
         params = jax.tree.map(jnp.copy, jax.device_put(params, self._setting.devices[0]))

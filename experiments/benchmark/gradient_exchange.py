@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments.benchmark.library_steps import first_process_says
 from experiments.benchmark.setting import make_setting
 from experiments.benchmark.timed import Timed, Work
+from experiments.keys import root_key
 from jaxvae.parallel import AXIS, make_mesh
 
 REPETITIONS = 20
@@ -19,7 +20,7 @@ def prepare(net: str, segment_seconds: float, **where: Any) -> Timed:
     """The mean over devices of a tree of the net's parameters' shapes; a step is one mean."""
     setting = make_setting(net, **where)
     mesh, whole = make_mesh(setting.devices), PartitionSpec()
-    shapes = jax.eval_shape(setting.vae.init, jax.random.key(0))
+    shapes = jax.eval_shape(setting.vae.init, root_key(0))
 
     def ones() -> Any:
         return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)

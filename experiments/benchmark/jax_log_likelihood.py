@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments.benchmark import weights
@@ -11,6 +10,7 @@ from experiments.benchmark.images import binary_images
 from experiments.benchmark.scanned_loop import CHUNK_STEPS, Loop, one_draw_for_the_batch
 from experiments.benchmark.setting import make_setting
 from experiments.benchmark.timed import Timed, Work, with_rows
+from experiments.keys import root_key
 from experiments.results import make_scorer
 from jaxvae.parallel import make_mesh
 
@@ -58,7 +58,7 @@ class LogLikelihoods:
             setting.vae,
             weights.as_tree(weights.load(path), setting.initial_params()),
             setting.preprocessing,
-            key=jax.random.key(0),
+            key=root_key(0),
             mesh=make_mesh(setting.devices),
             num_samples=num_samples,
             batch_size=BATCH_SIZE,

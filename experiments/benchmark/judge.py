@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import jax
-
 from experiments.benchmark import weights
 from experiments.benchmark.setting import make_setting
+from experiments.keys import root_key
 from jaxvae.evaluation import estimate, make_score, over_dataset
 from jaxvae.parallel import make_map, make_mesh, replicate
 
@@ -42,7 +41,7 @@ class Judge:
         scores = over_dataset(
             self._score,
             replicate(params, self._mesh),
-            replicate(jax.random.key(0), self._mesh),
+            replicate(root_key(0), self._mesh),
             self._setting.dataset.test,
             mesh=self._mesh,
             batch_size=BATCH_SIZE,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from experiments.batches import Batches
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Timed, Work
+from experiments.keys import root_key
 from experiments.learning import Learning
 from jaxvae import TrainState
 from jaxvae.parallel import (
@@ -33,7 +34,7 @@ def chunk_step_and_arguments(setting: Setting) -> tuple[Any, tuple[Any, ...]]:
     learning = _learning(setting, mesh)
     chunk_step = make_chunk_step(learning.train_step, mesh, batch_size, CHUNK_STEPS)
     rows = _rows(setting, mesh.size, local_positions(mesh))
-    others = jax.random.key(1), np.int32(CHUNK_STEPS)
+    others = root_key(1), np.int32(CHUNK_STEPS)
     state, key, count = (replicate(tree, mesh) for tree in (_state(learning), *others))
     return chunk_step, (state, key, shard(rows, mesh), count)
 
@@ -54,7 +55,7 @@ def jitted(setting: Setting) -> Work:
         return learning.train_step(state, keys, rows)
 
     compiled = jax.jit(step, donate_argnums=0)
-    rows, key = jax.device_put((_rows(setting, 1)[0, 0], jax.random.key(1)), device)
+    rows, key = jax.device_put((_rows(setting, 1)[0, 0], root_key(1)), device)
     state = jax.device_put(_state(learning), device)
     return _work(setting, state, lambda state: compiled(state, key, rows), 1)
 
@@ -72,7 +73,7 @@ def scanned(setting: Setting, *, donated: bool = True) -> Work:
         return jax.lax.scan(step, state, chunk)
 
     compiled = jax.jit(run, donate_argnums=(0,) if donated else ())
-    chunk, key = jax.device_put((_rows(setting, 1)[0], jax.random.key(1)), device)
+    chunk, key = jax.device_put((_rows(setting, 1)[0], root_key(1)), device)
     state = jax.device_put(_state(learning), device)
     return _work(setting, state, lambda state: compiled(state, key, chunk), CHUNK_STEPS)
 
@@ -114,7 +115,7 @@ def _learning(setting: Setting, mesh: Mesh, axis_name: str | None = AXIS) -> Lea
 
 
 def _state(learning: Learning) -> TrainState:
-    return jax.jit(learning.init_state)(jax.random.key(0))
+    return jax.jit(learning.init_state)(root_key(0))
 
 
 def _rows(setting: Setting, num_devices: int, positions: Sequence[int] | None = None) -> np.ndarray:

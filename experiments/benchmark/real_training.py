@@ -12,6 +12,7 @@ import jax
 from experiments.benchmark import weights
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Snapshots, Timed, Work
+from experiments.keys import root_key
 from experiments.run_log import read_metrics
 from experiments.training_run import TrainingRun
 
@@ -57,7 +58,7 @@ class ContinuedRun:
         if any((given[name] != started_from[name]).any() for name in started_from):
             raise ValueError("the command starts from its own seed's weights; give those.")
         with self._new("quality", num_steps=snapshots[-1][0], seed=seed) as run:
-            target = jax.eval_shape(run.vae.init, jax.random.key(0))
+            target = jax.eval_shape(run.vae.init, root_key(0))
             for run.num_steps, path in snapshots:
                 run.to_the_end()
                 run.checkpoints.wait()

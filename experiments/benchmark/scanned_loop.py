@@ -21,6 +21,7 @@ from experiments.benchmark.layers import decoder_logits, encoder_outputs
 from experiments.benchmark.nets import Net
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Snapshots, Timed, Work
+from experiments.keys import root_key
 from jaxvae.distributions import soft_clamp
 
 CHUNK_STEPS = 20
@@ -137,7 +138,7 @@ class Loop:
         params = jax.tree.map(jnp.copy, jax.device_put(params, self._setting.devices[0]))
         state = State(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
         self._state = jax.device_put(state, self._setting.devices[0])
-        self._key = jax.device_put(jax.random.key(seed), self._setting.devices[0])
+        self._key = jax.device_put(root_key(seed), self._setting.devices[0])
         self._batches = Batches(self._setting.dataset.train, self._setting.net.batch_size, seed, 1)
         self._done = 0
 

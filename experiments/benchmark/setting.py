@@ -11,6 +11,7 @@ from experiments.benchmark.nets import NETS, Net
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset
 from experiments.datasets.preprocessing import Preprocessing
+from experiments.keys import root_key
 from experiments.model import initial_vae, recipe
 from experiments.processes import Processes
 from experiments.run_folder import load_data
@@ -37,7 +38,7 @@ class Setting(NamedTuple):
 
     def initial_params(self, seed: int = 0) -> Any:
         """The parameters that a training run of these flags and this seed starts from."""
-        return jax.jit(self.vae.init)(jax.random.split(jax.random.key(seed), 4)[0])
+        return jax.jit(self.vae.init)(jax.random.split(root_key(seed), 4)[0])
 
 
 def make_setting(
@@ -74,7 +75,7 @@ def make_setting(
 
 
 def _data(config: TrainConfig) -> tuple[Dataset, Preprocessing]:
-    data, preprocessing = load_data(config)
+    data, preprocessing, _ = load_data(config)
     check_images(data.train)
     return data, preprocessing
 

@@ -12,15 +12,15 @@ binarized once (--binarize=static), and all other types, are copied into memory.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
-from experiments.datasets import Dataset
-from experiments.datasets.splits import Examples, assemble
-from experiments.places import require_file
+from experiments.datasets.splits import Examples, Source
+from experiments.places import path_of, require_file
 
 NAMES_OF_SPLIT = {
     "train": ("train", "x_train"),
@@ -30,11 +30,26 @@ NAMES_OF_SPLIT = {
 NAMES_OF_DATA = ("images", "x", "data")
 NAMES_OF_LABELS = ("labels", "y")
 EXAMPLES_AT_ONCE = 4096
+LARGEST_IN_ANY_CASE = 2**29
+LARGEST_RATIO = 200
+"""Bytes that an .npz may have decompressed, and so many times its own size: data have fewer."""
 
 
-def load(form: str, where: str, num_validation: int | None) -> Dataset:
+class Arrays(NamedTuple):
+    """Content of a file or folder of arrays.
+
+    Attributes:
+        parts: Name of a part -> its examples.
+        left_out: Names of arrays that are neither data nor labels.
+    """
+
+    parts: dict[str, Examples]
+    left_out: list[str]
+
+
+def read_source(form: str, where: str) -> Source:
     """The arrays of a file of a form, npz or npy."""
-    path = Path(where).expanduser()
+    path = path_of(where)
     if not path.exists():
         raise FileNotFoundError(
             f"{form}:PATH must name a .{form} file; there is no {path}. Correct the path."
@@ -47,44 +62,49 @@ def load(form: str, where: str, num_validation: int | None) -> Dataset:
     if not path.is_dir():
         require_file(path)
     read = read_npz if form == "npz" else read_folder if path.is_dir() else read_npy
-    return assemble(
-        f"{form}:{where}",
-        read(path),
-        what="own arrays",
-        source=f"from {path}",
-        num_validation=num_validation,
-    )
+    parts, left_out = read(path)
+    origin = f"from {path}" + (f"; arrays left out: {', '.join(left_out)}" if left_out else "")
+    return Source(f"{form}:{where}", parts, what="own arrays", origin=origin)
 
 
-def read_npy(path: Path) -> dict[str, Examples]:
+def read_npy(path: Path) -> Arrays:
     """The array of an .npy file, as one part."""
-    return {"all": Examples(stored(_mapped(path), str(path)), None)}
+    return Arrays({"all": Examples(stored(_mapped(path), str(path)), None)}, [])
 
 
-def read_folder(path: Path) -> dict[str, Examples]:
+def read_folder(path: Path) -> Arrays:
     """The parts of a folder of .npy files, memory-mapped."""
-    arrays = {file.stem: file for file in sorted(path.glob("*.npy"))}
-    names = _data_of_parts(f"npy:{path}", list(arrays), ".npy")
-    return {
-        split: _examples(
-            path,
-            data,
-            _mapped(arrays[data]),
-            next((_mapped(arrays[key]) for key in _names_of_labels(data) if key in arrays), None),
-        )
-        for split, data in names.items()
-    }
+    files = {file.stem: file for file in sorted(path.glob("*.npy"))}
+    names = _data_of_parts(f"npy:{path}", list(files), ".npy")
+    return _arrays(path, names, list(files), lambda name: _mapped(files[name]))
 
 
-def read_npz(path: Path) -> dict[str, Examples]:
+def read_npz(path: Path) -> Arrays:
     """The parts of an .npz file, each under the name of its split."""
     with contextlib.ExitStack() as stack:
         with _reading(path, "npz"):
             archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise ValueError(f"npz:PATH must name an .npz file; {path} is an .npy. Use npy:{path}.")
+        _require_plausible(path, archive)
         names = _data_of_parts(f"npz:{path}", archive.files)
-        return {split: _part(path, archive, data) for split, data in names.items()}
+        return _arrays(path, names, archive.files, lambda name: _member(path, archive, name))
+
+
+def _require_plausible(path: Path, archive: NpzFile) -> None:
+    """Refuse a small file that would fill the memory once it is decompressed.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    members = archive.zip.infolist() if archive.zip is not None else []
+    size, packed = (sum(getattr(member, name) for member in members)
+                    for name in ("file_size", "compress_size"))  # fmt: skip
+    if size > LARGEST_IN_ANY_CASE and size > LARGEST_RATIO * packed:
+        raise ValueError(
+            f"{path} must hold data; its {packed:,} bytes become {size:,} when they are "
+            "decompressed, as those of one repeated number do. Save it with numpy.savez."
+        )
 
 
 def stored(array: np.ndarray, where: str) -> np.ndarray:
@@ -140,11 +160,24 @@ def _float32(array: np.ndarray, where: str) -> np.ndarray:
     return kept
 
 
-def _part(path: Path, archive: NpzFile, data: str) -> Examples:
+def _arrays(
+    path: Path,
+    data_of_parts: dict[str, str],
+    names: Sequence[str],
+    get: Callable[[str], np.ndarray],
+) -> Arrays:
+    """The parts, and which of the named arrays belong to none."""
+    parts, used = {}, set()
+    for split, data in data_of_parts.items():
+        labels = next((name for name in _names_of_labels(data) if name in names), None)
+        parts[split] = _examples(path, data, get(data), None if labels is None else get(labels))
+        used |= {data, labels}
+    return Arrays(parts, [name for name in names if name not in used])
+
+
+def _member(path: Path, archive: NpzFile, name: str) -> np.ndarray:
     with _reading(path, "npz"):
-        values = archive[data]
-        labels = next((archive[key] for key in _names_of_labels(data) if key in archive), None)
-    return _examples(path, data, values, labels)
+        return archive[name]
 
 
 def _mapped(path: Path) -> np.ndarray:

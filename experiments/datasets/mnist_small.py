@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-from experiments.datasets import Dataset, arrays
-from experiments.datasets.splits import assemble
+from experiments.datasets import arrays
+from experiments.datasets.splits import Source
 
 FILE = Path(__file__).with_name("mnist_small.npz")
 
 
-def load(num_validation: int | None) -> Dataset:
+def read_source() -> Source:
     """Every sixth training and every fifth test image of MNIST, uint8 [28, 28, 1]."""
-    return assemble(
+    return Source(
         "mnist_small",
-        arrays.read_npz(FILE),
+        arrays.read_npz(FILE).parts,
         what="handwritten digits, a sixth of MNIST's training and a fifth of its test images",
-        source="Y. LeCun, C. Cortes, C. Burges; CC BY-SA 3.0",
-        num_validation=num_validation,
+        origin="Y. LeCun, C. Cortes, C. Burges; CC BY-SA 3.0",
         default_validation=1_000,
     )

@@ -19,7 +19,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo
 
-from experiments.datasets import Dataset
 from experiments.datasets.idx import (
     FILE_NAMES,
     FILES_OF_SPLIT,
@@ -28,8 +27,9 @@ from experiments.datasets.idx import (
     read_idx,
     require_official,
 )
-from experiments.datasets.splits import assemble
+from experiments.datasets.splits import Source
 from experiments.datasets.tfds import one_line, read
+from experiments.places import path_of
 from experiments.progress import counted
 
 DEFAULT_VALIDATION = 5_000
@@ -82,21 +82,18 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
             yield row, {"image": image, "label": label}
 
 
-def load(
-    name: str, manual_dir: str | None, data_dir: str | None, num_validation: int | None
-) -> Dataset:
+def read_source(name: str, manual_dir: str | None, data_dir: str | None) -> Source:
     """A data set of `OFFICIAL`, downloaded or taken from manual_dir if it is not prepared yet."""
     builder = IdxImages(name, data_dir)
     # The folder appears under this name only when all of it is written.
     if not builder.data_path.exists():
         _prepare(name, builder, manual_dir)
         builder = IdxImages(name, data_dir)
-    return assemble(
+    return Source(
         name,
         {split: read(builder, split) for split in FILES_OF_SPLIT},
         what=builder.official.what,
-        source=builder.official.licence,
-        num_validation=num_validation,
+        origin=builder.official.licence,
         default_validation=DEFAULT_VALIDATION,
     )
 
@@ -110,7 +107,7 @@ def _prepare(name: str, builder: IdxImages, manual_dir: str | None) -> None:
             manual_dir = until_prepared.enter_context(fetched)
             _fetch(name, builder, Path(manual_dir))
         else:
-            require_official(name, builder.official, Path(manual_dir).expanduser())
+            require_official(name, builder.official, path_of(manual_dir))
         try:
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)

@@ -31,6 +31,8 @@ class Preprocessing(NamedTuple):
         offset_bits: To add to -bound / (D log 2) for bits per dimension of `unit`.
         unit: What bits per dimension refers to, in words.
         mean: [*data_shape] float32, the mean of x over the training split.
+        standardizes: Whether the model is to see x in units of the training split (`units_of`);
+            x itself is as `prepare` returns it.
     """
 
     prepare: Callable[[jax.Array, jax.Array], jax.Array]
@@ -38,6 +40,7 @@ class Preprocessing(NamedTuple):
     offset_bits: float
     unit: str
     mean: np.ndarray
+    standardizes: bool = False
 
 
 def preprocess(
@@ -46,6 +49,7 @@ def preprocess(
     likelihood: str,
     binarize: str = "auto",
     grey_probabilities: bool = False,
+    standardize: str = "none",
 ) -> tuple[Dataset, Preprocessing]:
     """The data set and what prepares its examples for a likelihood.
 
@@ -55,6 +59,8 @@ def preprocess(
         binarize: dynamic (each pixel drawn anew at each call), static (drawn once, the same in
             all runs), none, or auto: dynamic for 8-bit data under a Bernoulli, else none.
         grey_probabilities: Let grey levels in [0, 1] stand for binary pixels under a Bernoulli.
+        standardize: columns, none, or auto: columns for real numbers under a Gaussian or a
+            Laplace, but none for 8-bit data, which are scaled to [0, 1].
 
     Raises:
         ValueError: If the data are outside the likelihood's support, or the flags disagree.
@@ -72,7 +78,18 @@ def preprocess(
             "grey_probabilities needs binarize none, as binary pixels have no grey levels left; "
             f"got binarize {binarize}. Leave out --grey-probabilities or --binarize={binarize}."
         )
-    return RULES[likelihood](dataset, binarize, grey_probabilities)
+    dataset, preprocessing = RULES[likelihood](dataset, binarize, grey_probabilities)
+    real = RULES[likelihood] is _for_real_values and dataset.train.dtype != np.uint8
+    if standardize == "none" or (standardize == "auto" and not real):
+        return dataset, preprocessing
+    if not real:
+        raise ValueError(
+            f"--standardize=columns is for real numbers; {dataset.name} under {likelihood} has "
+            f"{preprocessing.name}. Leave it out."
+        )
+    name = "columns standardized inside the model"
+    name = name if preprocessing.name == "none" else f"{preprocessing.name}, {name}"
+    return dataset, preprocessing._replace(name=name, standardizes=True)
 
 
 def _for_bernoulli(

@@ -5,31 +5,105 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.datasets import Dataset
+from experiments.datasets import Dataset, Rows
 
 SPLITS = ("train", "validation", "test")
 PERMUTATION_SEED = 0
 
 
 class Examples(NamedTuple):
-    """Some examples [N, *data_shape] and, where there are any, their labels [N]."""
+    """Some examples of a source.
+
+    Attributes:
+        values: [N, *data_shape].
+        labels: [N] int32, or None.
+        files: [N] str, relative paths of the files they are from, or None.
+        indices: [N] int64, their positions in the part of the source; None is 0 to N - 1.
+    """
 
     values: np.ndarray
     labels: np.ndarray | None
+    files: np.ndarray | None = None
+    indices: np.ndarray | None = None
 
     def at(self, rows: slice | np.ndarray) -> "Examples":
-        return Examples(self.values[rows], None if self.labels is None else self.labels[rows])
+        labels, files, indices = (
+            None if array is None else array[rows]
+            for array in (self.labels, self.files, self.indices)
+        )
+        return Examples(self.values[rows], labels, files, indices)
+
+    def numbered(self) -> "Examples":
+        return self._replace(indices=np.arange(len(self.values)))
 
 
-def assemble(
-    name: str,
-    parts: Mapping[str, Examples],
-    *,
-    what: str,
-    source: str,
-    num_validation: int | None,
-    default_validation: int | None = None,
-) -> Dataset:
+class Source(NamedTuple):
+    """A data set as its source has it, before it is cut.
+
+    Attributes:
+        name: As given to `experiments.datasets.load`.
+        parts: Named train, test and perhaps validation; or one part of any name.
+        what: What the examples are, in words, for `about`.
+        origin: Where they are from and their licence, for `about`.
+        default_validation: Size of the validation split where the source has none and none is
+            asked for; None is a tenth.
+    """
+
+    name: str
+    parts: Mapping[str, Examples]
+    what: str
+    origin: str
+    default_validation: int | None = None
+
+
+def select_rows(source: Source, split: str | None) -> Rows:
+    """All rows of a source in their order, or those of one of its parts.
+
+    Args:
+        source: Its parts follow one another: train, validation, test.
+        split: Name of a part; None is all of them.
+
+    Raises:
+        ValueError: There is no such part, or the parts differ in shape or type.
+    """
+    parts = source.parts
+    if split is not None:
+        if split not in parts:
+            raise ValueError(
+                f"{source.name} has no part {split}; it has {', '.join(parts)}. Leave out --split "
+                "to take all rows, or name a part that it has."
+            )
+        parts = {split: parts[split]}
+    _require_alike(source.name, parts)
+    pieces = list(parts.values())
+    counts = [len(piece.values) for piece in pieces]
+    unlabelled = [part for part, piece in parts.items() if piece.labels is None]
+    dropped = f"; labels left out, as {', '.join(unlabelled)} has none"
+    some_labels = 0 < len(unlabelled) < len(parts)
+    in_parts = " + ".join(f"{count:,} {part}" for part, count in zip(parts, counts, strict=True))
+    total = f"{sum(counts):,} row{'s' * (sum(counts) != 1)}"
+    return Rows(
+        examples=_joined([piece.values for piece in pieces]),
+        labels=_joined_if_all([piece.labels for piece in pieces]),
+        indices=np.concatenate([np.arange(count) for count in counts]),
+        files=_joined_if_all([piece.files for piece in pieces]),
+        parts=np.repeat(list(parts), counts) if len(parts) > 1 else None,
+        about=f"{source.what}, {total}{f' ({in_parts})' * (len(parts) > 1)}; {source.origin}"
+        + (dropped if some_labels else ""),
+    )
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """The arrays in one; a single one is not copied, so that it may be larger than memory."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _joined_if_all(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+    present = [array for array in arrays if array is not None]
+    return _joined(present) if len(present) == len(arrays) else None
+
+
+def assemble(source: Source, num_validation: int | None) -> Dataset:
     """A data set out of the parts that its source has.
 
     A single part is permuted, always in the same way, and its last tenth is the test split. The
@@ -37,15 +111,12 @@ def assemble(
     training examples.
 
     Args:
-        name: The name of the data set.
-        parts: Named train, test and perhaps validation; or one part of any name.
-        what: What the examples are, in words, for `about`.
-        source: Where they are from and their licence, for `about`.
+        source: The parts.
         num_validation: As for `experiments.datasets.load`.
-        default_validation: What None means where the source has no validation split; None is a
-            tenth.
     """
-    _require_alike(name, parts)
+    name, default_validation = source.name, source.default_validation
+    _require_alike(name, source.parts)
+    parts = {part: examples.numbered() for part, examples in source.parts.items()}
     if len(parts) == 1:
         (whole,) = parts.values()
         parts = _at_random(name, whole)
@@ -68,9 +139,11 @@ def assemble(
         train.values,
         validation.values,
         test.values,
-        f"{what}, {counts} (train, validation, test) {list(train.values.shape[1:])}; {source}",
-        {split: labels for split in SPLITS if (labels := cut[split].labels) is not None},
-    )
+        f"{source.what}, {counts} (train, validation, test) {list(train.values.shape[1:])}; "
+        f"{source.origin}",
+        *({split: array for split in SPLITS if (array := getattr(cut[split], field)) is not None}
+          for field in ("labels", "indices", "files")),
+    )  # fmt: skip
 
 
 def _at_random(name: str, whole: Examples) -> dict[str, Examples]:

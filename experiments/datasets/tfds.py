@@ -5,7 +5,9 @@ other format with random access, is refused: tensorflow-datasets 4.9.10 loses ex
 """
 
 import io
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,16 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-from experiments.datasets import Dataset
 from experiments.datasets.arrays import stored
 from experiments.datasets.folder import decode
-from experiments.datasets.splits import SPLITS, Examples, assemble
+from experiments.datasets.splits import SPLITS, Examples, Source
 
+CLASS_NAMES = ("type", "pythonClassName", "python_class_name")
+"""What features.json calls the class of a feature."""
 MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def load(name: str, data_dir: str | None, num_validation: int | None) -> Dataset:
+def read_source(name: str, data_dir: str | None) -> Source:
     """The data set NAME or NAME/CONFIG, as prepared in data_dir.
 
     A validation split stands in for a missing test split. A data set with one split is split
@@ -33,12 +36,11 @@ def load(name: str, data_dir: str | None, num_validation: int | None) -> Dataset
     parts = {split: read(builder, split) for split in splits}
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
-    return assemble(
+    return Source(
         f"tfds:{name}",
         parts,
         what=builder.info.full_name,
-        source=f"from the splits {', '.join(splits)} of tensorflow-datasets",
-        num_validation=num_validation,
+        origin=f"from the splits {', '.join(splits)} of tensorflow-datasets",
     )
 
 
@@ -50,13 +52,12 @@ def read(builder: Any, split: str) -> Examples:
     wanted = tfds.features.FeaturesDict(
         {key: features[key] for key in ([image, "label"] if labelled else [image])}
     )
-    encoded = isinstance(features[image], tfds.features.Image)
-    mode = _mode(builder, image) if encoded else None
-    decoders = {image: tfds.decode.SkipDecoding()} if encoded else None
+    mode = _mode(builder, image) if isinstance(features[image], tfds.features.Image) else None
+    decoders = {image: tfds.decode.SkipDecoding()} if mode else None
     images, labels = [], []
     for record in _records(builder, split):
         example = wanted.deserialize_example_np(record, decoders=decoders)
-        pixels = decode(io.BytesIO(example[image]), mode) if encoded else example[image]
+        pixels = decode(io.BytesIO(example[image]), mode) if mode else example[image]
         images.append(np.asarray(pixels))
         labels.append(example.get("label"))
         _require_one_size(builder, images[0], images[-1])
@@ -77,6 +78,7 @@ def _prepared(name: str, data_dir: str | None) -> Any:
         f'python -c "import tensorflow_datasets as tfds; tfds.builder({arguments})'
         ".download_and_prepare(file_format='array_record')\""
     )
+    _require_known_features(name, data_dir)
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
     except DatasetNotFoundError as error:
@@ -98,6 +100,47 @@ def _prepared(name: str, data_dir: str | None) -> Any:
             f"tensorflow is installed too (python -m pip install tensorflow): {command}"
         )
     return builder
+
+
+def _require_known_features(name: str, data_dir: str | None) -> None:
+    """Refuse prepared data whose features are of classes outside tensorflow-datasets.
+
+    It would import the module of whatever class the data name, and importing a module runs it.
+
+    Raises:
+        ValueError: naming the file and the class, or the name leads out of data_dir.
+    """
+    own, _, rest = name.replace(":", "/").partition("/")
+    if not re.fullmatch(r"[\w-]+", own) or ".." in rest:
+        raise ValueError(
+            f"tfds:NAME must name one data set, as tfds:mnist or tfds:NAME/CONFIG; got {name!r}. "
+            "Correct the name."
+        )
+    folder = tfds.core.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / own
+    if not folder.exists():
+        return
+    for path in (*folder.glob("*/features.json"), *folder.glob("*/*/features.json")):
+        try:
+            found = list(_class_names(json.loads(path.read_text())))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} must be JSON; reading it gave: {error}.") from error
+        for other in (one for one in found if not one.startswith("tensorflow_datasets.")):
+            raise ValueError(
+                f"{path} must have features of tensorflow-datasets, got {other[:80]!r}, which "
+                "is not imported because data name it. Convert the data, and use npz:PATH."
+            )
+
+
+def _class_names(content: Any) -> Iterator[str]:
+    """Find the names of classes in what features.json holds."""
+    remaining = [content]
+    while remaining:
+        value = remaining.pop()
+        if isinstance(value, dict):
+            yield from (value[key] for key in CLASS_NAMES if isinstance(value.get(key), str))
+            remaining += value.values()
+        elif isinstance(value, list):
+            remaining += value
 
 
 def _records(builder: Any, split: str) -> Sequence[bytes]:

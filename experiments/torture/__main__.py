@@ -30,6 +30,8 @@ class TortureConfig:
     """Of each other case."""
     bad_input: int = 2000
     """Generated cases of bad input, and a tenth of that through the real commands."""
+    hostile: int = 500
+    """Generated run folders that somebody made to do harm."""
     cases: tuple[str, ...] = ()
     """Names of cases, or parts of them. Default: all."""
 
@@ -40,7 +42,16 @@ def torture(config: TortureConfig) -> int:
         require(config.kills >= 1, "kills", config.kills, "at least 1")
         require(config.tries >= 1, "tries", config.tries, "at least 1")
         require(config.bad_input >= 10, "bad_input", config.bad_input, "at least 10")
-        from experiments.torture import accidents, fuzz, kills, large, long_runs, processes
+        require(config.hostile >= 1, "hostile", config.hostile, "at least 1")
+        from experiments.torture import (
+            accidents,
+            fuzz,
+            hostile,
+            kills,
+            large,
+            long_runs,
+            processes,
+        )
         from experiments.torture.victim import Outcome
 
         cases: dict[str, tuple[Callable[[Path, int], Outcome], int]] = {
@@ -58,6 +69,7 @@ def torture(config: TortureConfig) -> int:
             "data larger than memory": (large.larger_than_memory, 1),
             "bad input": (fuzz.bad_input, config.bad_input),
             "bad input, as commands": (fuzz.bad_commands, config.bad_input // 10),
+            "bad input, hostile runs": (hostile.hostile_runs, config.hostile),
         }
         chosen = {name: case for name, case in cases.items()
                   if not config.cases or any(part in name for part in config.cases)}  # fmt: skip

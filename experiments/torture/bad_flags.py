@@ -123,6 +123,7 @@ def _needed(flag: str) -> tuple[str, ...]:
     """Flags without which this one is refused for another reason."""
     known = {
         "sigma": ("--likelihood=gaussian",),
+        "sigma-rate": ("--likelihood=gaussian",),
         "alpha": ("--objective=renyi",),
         "elbo-weight": ("--objective=ciwae",),
         "num-intervals": ("--objective=tvo",),
@@ -170,6 +171,9 @@ TOGETHER: tuple[tuple[str, str], ...] = (
     ("--num-categories=7", "--num-categories"),
     ("--sigma=0.1", "--sigma"),
     ("--likelihood=poisson --sigma=optimal", "--sigma"),
+    ("--sigma-rate=3", "--sigma-rate"),
+    ("--likelihood=gaussian --optimizer=sgd --sigma-rate=3", "--sigma-rate"),
+    ("--standardize=columns", "--standardize"),
     ("--likelihood=laplace --sigma=optimal", "sigma"),
     ("--weight-decay=0.1 --optimizer=sgd", "--weight-decay"),
     ("--estimator=score", "--estimator=score"),

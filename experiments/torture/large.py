@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.keys import root_key
 from experiments.torture.victim import FLAGS, ROOT, Outcome
 
 HIDDEN = (4096, 3072)
@@ -121,13 +122,12 @@ def restore(run: str) -> None:
 
 
 def _make_state() -> Any:
-    import jax
     import optax
 
     import jaxvae
 
     vae = jaxvae.mlp_vae(data_shape=(784,), latent_dim=32, hidden=HIDDEN)
-    return jaxvae.init_state(vae, optax.adam(1e-3), jax.random.key(0), averaging=True)
+    return jaxvae.init_state(vae, optax.adam(1e-3), root_key(0), averaging=True)
 
 
 def _state() -> tuple[Any, int]:

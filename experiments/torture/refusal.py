@@ -44,16 +44,17 @@ class Ending(NamedTuple):
     processor_seconds: float
 
 
-def in_process(case: Case, folder: Path) -> Ending:
+def in_process(case: Case, folder: Path, patience_seconds: float = PATIENCE_SECONDS) -> Ending:
     """Run a command as `python -m` does, in this process, with `folder` as the current one."""
     module = importlib.import_module(f"experiments.{case.command}")
     flags = getattr(module, f"{case.command.capitalize()}Config")
+    default = [module.flags_of_run] if hasattr(module, "flags_of_run") else []
     output, errors, code = io.StringIO(), io.StringIO(), 0
     started, used = time.perf_counter(), time.process_time()
-    with _undone(case, folder), contextlib.redirect_stdout(output), \
+    with _undone(case, folder, patience_seconds), contextlib.redirect_stdout(output), \
          contextlib.redirect_stderr(errors):  # fmt: skip
         try:
-            command.main(flags, getattr(module, case.command))
+            command.main(flags, getattr(module, case.command), *default)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         except Exception as error:
@@ -68,12 +69,12 @@ def _too_late(number: int, frame: object) -> None:
 
 
 @contextlib.contextmanager
-def _undone(case: Case, folder: Path) -> Iterator[None]:
+def _undone(case: Case, folder: Path, patience_seconds: float) -> Iterator[None]:
     """Around what changes this process: arguments, folder, paths, modules, hooks, warnings."""
     arguments, paths, hook, modules = sys.argv, sys.path[:], sys.unraisablehook, set(sys.modules)
     bytecode, alarm = sys.dont_write_bytecode, signal.signal(signal.SIGALRM, _too_late)
     try:
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, patience_seconds)
         sys.argv, sys.dont_write_bytecode = [case.command, *case.arguments], True
         with contextlib.chdir(folder), warnings.catch_warnings():
             warnings.simplefilter("always")

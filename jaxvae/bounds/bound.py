@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions import check_summed, sample_and_log_prob
+from jaxvae.distributions import (
+    at_least_float32,
+    check_density,
+    check_draws,
+    check_function,
+    check_summed,
+    sample_and_log_prob,
+)
 from jaxvae.divergences import has_closed_form, kl, kl_per_latent, splits_by_latent
 
 Encode = Callable[[jax.Array], Any]
@@ -63,6 +70,7 @@ class Example(NamedTuple):
     def log_likelihood(self, z: jax.Array) -> jax.Array:
         """log p(x|z) of the observed entries, for one z."""
         p = self.decode(z)
+        check_density("decode(z)", p)
         if self.mask is None:
             return p.log_prob(self.x)
         if not hasattr(p, "log_prob_per_entry"):
@@ -85,18 +93,22 @@ def observe(
     """The example with its posterior; the encoder sees 0 where an entry is missing.
 
     Raises:
+        TypeError: encode or decode is no function, or encode(x) or prior is no distribution.
         ValueError: the mask has another shape than x, or chunk_size < 1.
     """
+    check_function("encode", encode)
+    check_function("decode", decode)
+    check_density("prior", prior)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, or None, got {chunk_size}.")
-    if mask is None:
-        return Example(x, encode(x), decode, prior, None, chunk_size)
-    if jnp.shape(mask) != jnp.shape(x):
+    if mask is not None and jnp.shape(mask) != jnp.shape(x):
         raise ValueError(
             f"mask must have x's shape {jnp.shape(x)}, got {jnp.shape(mask)}. Give one entry of "
             "it per entry of x, True where x is observed."
         )
-    return Example(x, encode(_observed(x, mask)), decode, prior, mask, chunk_size)
+    q = encode(x if mask is None else _observed(x, mask))
+    check_draws("encode(x)", q)
+    return Example(x, q, decode, prior, mask, chunk_size)
 
 
 def _observed(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -109,6 +121,9 @@ def _observed(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 class Terms(NamedTuple):
     """K draws of q and the parts of their log weights.
+
+    A draw has the type of its posterior. The three log densities, and so all arithmetic of a bound,
+    have the widest float type among x, q(z|x), p(x|z) and p(z), of 32 bits or more: `terms_of`.
 
     Attributes:
         samples: [K, Z].
@@ -129,6 +144,13 @@ class Terms(NamedTuple):
         return self.log_likelihood + kl_weight * (self.log_prior - self.log_q)
 
 
+def terms_of(
+    z: jax.Array, log_likelihood: jax.Array, log_prior: jax.Array, log_q: jax.Array
+) -> Terms:
+    """The terms of one draw, its log densities in one type."""
+    return Terms(z, *at_least_float32(log_likelihood, log_prior, log_q))
+
+
 def over_draws(function: Callable[..., Any], *draws: Any, chunk_size: int | None = None) -> Any:
     """A function of one draw over [K, ...] of them.
 
@@ -147,6 +169,7 @@ def over_draws(function: Callable[..., Any], *draws: Any, chunk_size: int | None
 
 def posterior_samples(key: jax.Array, q: Any, num_samples: int) -> tuple[jax.Array, jax.Array]:
     """The draws that the bounds make of q(z|x) with this key: z [K, Z] and log q(z|x) [K]."""
+    check_draws("q", q)
     return jax.vmap(partial(sample_and_log_prob, q))(_draw_keys(key, num_samples))
 
 
@@ -165,7 +188,7 @@ def draw_terms(key: jax.Array, example: Example, num_samples: int) -> Terms:
 
     def of_draw(key: jax.Array) -> Terms:
         z, log_q = sample_and_log_prob(example.q, key)
-        return Terms(z, example.log_likelihood(z), example.prior.log_prob(z), log_q)
+        return terms_of(z, example.log_likelihood(z), example.prior.log_prob(z), log_q)
 
     terms = over_draws(of_draw, _draw_keys(key, num_samples), chunk_size=example.chunk_size)
     check_summed("decode(z).log_prob(x)", terms.log_likelihood)
@@ -187,6 +210,7 @@ def assemble(
     q, prior = example.q, example.prior
     closed_form = has_closed_form(q, prior) and not sampled_kl
     rate = kl(q, prior) if closed_form else jnp.mean(terms.log_q - terms.log_prior)
+    rate = rate.astype(terms.log_q.dtype)  # x and p(x|z) may be wider than q and p(z)
     splits = closed_form and splits_by_latent(q, prior)
     log_likelihood = jnp.mean(terms.log_likelihood)
     return Bound(

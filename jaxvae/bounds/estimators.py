@@ -27,7 +27,16 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jaxvae.bounds.bound import Bound, Example, Terms, assemble, draw_terms, over_draws
+from jaxvae.bounds.bound import (
+    Bound,
+    Example,
+    Terms,
+    assemble,
+    draw_terms,
+    over_draws,
+    terms_of,
+)
+from jaxvae.leaves import is_array
 
 Estimator = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
 SMALLEST_WEIGHT = 1e-20
@@ -175,16 +184,20 @@ def with_gradient(
     model = stop_gradient(jnp.where(tiny, SMALLEST_WEIGHT, weights.model))
     z = stop_gradient(terms.samples)
     if weights.path is not None:
-        z = jax.vmap(_scale_gradient)(terms.samples, stop_gradient(weights.path) / model)
-    still = jax.tree.map(stop_gradient, example.q)
+        scale = (stop_gradient(weights.path) / model).astype(terms.samples.dtype)
+        z = jax.vmap(_scale_gradient)(terms.samples, scale)
+    # A network among q's fields has functions as leaves, which stop_gradient does not take.
+    still = jax.tree.map(lambda leaf: stop_gradient(leaf) if is_array(leaf) else leaf, example.q)
 
     def of_draw(z: jax.Array) -> Terms:
-        return Terms(z, example.log_likelihood(z), example.prior.log_prob(z), still.log_prob(z))
+        log_q = still.log_prob(z)
+        return terms_of(z, example.log_likelihood(z), example.prior.log_prob(z), log_q)
 
     fixed = over_draws(of_draw, z, chunk_size=example.chunk_size)
     surrogate = jnp.sum(model * fixed.log_weights(kl_weight))
     if weights.log_q is not None:
         log_q = jax.vmap(example.q.log_prob)(stop_gradient(terms.samples))
+        log_q = log_q.astype(terms.log_q.dtype)
         surrogate = surrogate + jnp.sum(stop_gradient(weights.log_q) * log_q)
     return stop_gradient(value) + (surrogate - stop_gradient(surrogate))  # adds exactly 0
 

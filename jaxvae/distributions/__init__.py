@@ -21,6 +21,13 @@ from jaxvae.distributions.low_rank_gaussian import LowRankGaussian
 from jaxvae.distributions.mixture import Mixture
 from jaxvae.distributions.one_hot_categorical import OneHotCategorical
 from jaxvae.distributions.relaxed_categorical import RelaxedCategorical
+from jaxvae.distributions.requirements import (
+    check_array,
+    check_density,
+    check_draws,
+    check_function,
+)
+from jaxvae.distributions.scaled_difference import standardized
 from jaxvae.distributions.von_mises_fisher import UniformSphere, VonMisesFisher
 
 __all__ = [
@@ -46,8 +53,13 @@ __all__ = [
     "VonMisesFisher",
     "ZeroInflatedNegativeBinomial",
     "at_least_float32",
+    "check_array",
+    "check_density",
+    "check_draws",
+    "check_function",
     "check_summed",
     "mean_of",
     "sample_and_log_prob",
     "soft_clamp",
+    "standardized",
 ]

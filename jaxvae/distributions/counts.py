@@ -8,31 +8,15 @@ deviance, which is 0 at the mean and computed as such, and what is left of Stirl
 Ref: Loader, Fast and Accurate Computation of Binomial Probabilities, 2000.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from jaxvae.distributions.count_draws import log_gamma, poisson
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
-
-LARGE = 10.0
-"""From here on Stirling's series with the terms below has an error of 1e-15."""
-STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
-
-
-def excess(x: jax.Array) -> jax.Array:
-    """lgamma(x + 1) - (x log x - x) for x > 0: 1/2 log(2 pi x) + 1/(12 x) - ... for large x."""
-    is_large = x > LARGE
-    small, large = jnp.where(is_large, 1.0, x), jnp.where(is_large, x, LARGE)
-    series = jnp.zeros_like(large)
-    for coefficient in reversed(STIRLING):
-        series = coefficient + series / jnp.square(large)
-    by_series = 0.5 * jnp.log(2 * math.pi * large) + series / large
-    return jnp.where(
-        is_large, by_series, jax.lax.lgamma(small + 1) - small * jnp.log(small) + small
-    )
+from jaxvae.distributions.stirling import excess
 
 
 def log_mean_exp(weight: jax.Array, other_weight: jax.Array, r: jax.Array) -> jax.Array:
@@ -74,7 +58,7 @@ class Poisson:
         """Counts, as floats, of the event's shape. Not differentiable."""
         (log_rate,) = at_least_float32(self.log_rate)
         rate = jnp.exp(jax.lax.stop_gradient(log_rate))
-        return jax.random.poisson(key, rate).astype(log_rate.dtype)
+        return poisson(key, rate)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log mass of `value`, of log_rate's shape, entries 0, 1, 2, ...: a scalar in nats."""
@@ -85,9 +69,11 @@ class Poisson:
         check_event(value, jnp.shape(self.log_rate), "Poisson", REMEDY)
         value, log_rate = at_least_float32(value, self.log_rate)
         count = jnp.where(value > 0, value, 1.0)
-        r = log_rate - jnp.log(count)
+        # Each branch has its own rate: an overflow in one makes no NaN of the other's gradient.
+        r = jnp.where(value > 0, log_rate - jnp.log(count), 0.0)
         positive = -count * (jnp.expm1(r) - r) - excess(count)
-        return jnp.where(value > 0, positive, jnp.where(value < 0, -jnp.inf, -jnp.exp(log_rate)))
+        zero = -jnp.exp(jnp.where(value > 0, 0.0, log_rate))
+        return jnp.where(value > 0, positive, jnp.where(value < 0, -jnp.inf, zero))
 
     def mean(self) -> jax.Array:
         """Expectation: exp(log_rate)."""
@@ -142,9 +128,8 @@ class NegativeBinomial:
         """Counts, as floats, of the event's shape. Not differentiable."""
         key_rate, key_count = jax.random.split(key)
         log_mean, log_dispersion = jax.lax.stop_gradient(self.parameters())
-        log_gamma = jax.random.loggamma(key_rate, jnp.exp(log_dispersion))
-        rate = jnp.exp(log_mean - log_dispersion + log_gamma)
-        return jax.random.poisson(key_count, rate).astype(log_mean.dtype)
+        log_sum = log_gamma(key_rate, jnp.exp(log_dispersion))
+        return poisson(key_count, jnp.exp(log_mean - log_dispersion + log_sum))
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log mass of `value`, of log_mean's shape, entries 0, 1, 2, ...: a scalar in nats."""
@@ -154,14 +139,18 @@ class NegativeBinomial:
         """Log mass of each entry of `value`, of log_mean's shape, in nats."""
         check_event(value, jnp.shape(self.log_mean), "NegativeBinomial", REMEDY)
         value, log_mean, log_dispersion = at_least_float32(value, *self.parameters())
-        theta = jnp.exp(log_dispersion)
+        # Beyond, theta underflows or its square overflows. Above 40 the mass is Poisson's, but for
+        # x^2 / theta; below -80 it is proportional to theta. This is right for means in between.
+        bounded = jnp.clip(log_dispersion, -80.0, 40.0)
+        theta = jnp.exp(bounded)
         count = jnp.where(value > 0, value, 1.0)
         r, n = log_mean - jnp.log(count), count + theta
         deviance = theta * log_mean_exp(count / n, theta / n, r) + count * log_mean_exp(
             theta / n, count / n, -r
         )
-        rest = jnp.log(theta / n) + excess(n) - excess(theta) - excess(count)
-        zero = -theta * jax.nn.softplus(log_mean - log_dispersion)
+        beyond = jnp.minimum(log_dispersion + 80.0, 0.0)
+        rest = jnp.log(theta / n) + beyond + excess(n) - excess(theta) - excess(count)
+        zero = -theta * jax.nn.softplus(log_mean - bounded)
         return jnp.where(value > 0, rest - deviance, jnp.where(value < 0, -jnp.inf, zero))
 
     def mean(self) -> jax.Array:

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxvae.distributions.requirements import check_array
+
 
 class Distribution(Protocol):
     """A distribution over one event, as encoders, decoders and priors return it.
@@ -45,12 +47,15 @@ closed form, it has none. Use mean_of(q, key, num_samples), the mean of draws.
 
 
 def at_least_float32(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays in one float type of 32 bits or more: log densities are never summed in less.
+    """The arrays in their widest float type, of 32 bits or more: log densities need no less.
+
+    The promotion is meant, so it holds under `jax_numpy_dtype_promotion=strict` too.
 
     >>> [a.dtype.name for a in at_least_float32(jnp.ones(2, jnp.bfloat16), jnp.ones(2, jnp.uint8))]
     ['float32', 'float32']
     """
-    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
     return tuple(jnp.asarray(array, dtype) for array in arrays)
 
 
@@ -114,8 +119,10 @@ def check_summed(what: str, per_sample: jax.Array) -> None:
     """Refuse log probabilities [K] of K events that are not scalars, at trace time.
 
     Raises:
+        TypeError: they are no array.
         ValueError: there is more than the one axis.
     """
+    check_array(what, per_sample)
     if per_sample.ndim != 1:
         raise ValueError(
             f"{what} must be a scalar, summed over the event; for one z it has shape "

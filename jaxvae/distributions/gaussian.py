@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 import jaxvae.draws as draws
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
+from jaxvae.distributions.scaled_difference import standardized
 
 LOG_SCALE_LIMIT = 7.0
 
@@ -77,7 +78,9 @@ class Gaussian:
         remedy = "Reshape the value, or build the network for its shape."
         check_event(value, jnp.shape(self.loc), "Gaussian", remedy)
         value, loc, log_scale = at_least_float32(value, *self.parameters())
-        eps = (value - loc) * jnp.exp(-log_scale)
+        # Infinite, it would make NaN of a gradient of 0, as of a component of a mixture.
+        most = 0.25 * float(jnp.finfo(value.dtype).max)  # its square is still infinite
+        eps = jnp.clip(standardized(value - loc, log_scale), -most, most)
         return -0.5 * jnp.square(eps) - log_scale - 0.5 * math.log(2 * math.pi)
 
     def mean(self) -> jax.Array:

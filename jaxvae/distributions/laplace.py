@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
+from jaxvae.distributions.scaled_difference import standardized
 
 
 @jax.tree_util.register_dataclass
@@ -54,9 +55,9 @@ class Laplace:
         remedy = "Reshape the value, or build the network for its shape."
         check_event(value, jnp.shape(self.loc), "Laplace", remedy)
         value, loc, log_scale = at_least_float32(value, *self.parameters())
-        difference = value - loc
-        size = difference * jnp.sign(difference)  # its gradient at 0 is 0, that of abs is 1
-        return -size * jnp.exp(-log_scale) - log_scale - math.log(2)
+        eps = standardized(value - loc, log_scale)
+        size = eps * jnp.sign(eps)  # its gradient at 0 is 0, that of abs is 1
+        return -size - log_scale - math.log(2)
 
     def mean(self) -> jax.Array:
         """Expectation: loc."""

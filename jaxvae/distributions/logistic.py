@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
+from jaxvae.distributions.scaled_difference import standardized
 from jaxvae.distributions.softplus import softplus
 
 REMEDY = "Reshape the value, or build the network for its shape."
@@ -17,10 +18,12 @@ def log1mexp(log_size: jax.Array) -> jax.Array:
 
     Ref: Maechler, Accurately Computing log(1 - exp(-|a|)), 2012.
     """
-    size = jnp.exp(log_size)
+    size = jnp.exp(jnp.minimum(log_size, 10.0))  # exp(-exp(10)) is 0, and so are the gradients
     near = size < 0.5
-    small, large = jnp.where(near, size, 1.0), jnp.where(near, 1.0, size)
-    return jnp.where(near, jnp.log(-jnp.expm1(-small)), jnp.log1p(-jnp.exp(-large)))
+    # Of a size that underflows the logarithm is log_size itself.
+    small, large = jnp.where(near, jnp.maximum(size, 1e-15), 1.0), jnp.where(near, 1.0, size)
+    by_expm1 = log_size + jnp.log(-jnp.expm1(-small) / small)
+    return jnp.where(near, by_expm1, jnp.log1p(-jnp.exp(-large)))
 
 
 def log_mass(value: jax.Array, loc: jax.Array, log_scale: jax.Array, num_values: int) -> jax.Array:
@@ -29,9 +32,8 @@ def log_mass(value: jax.Array, loc: jax.Array, log_scale: jax.Array, num_values:
     The two bins at the ends reach to infinity: sigma(b) = 0 below the lowest, sigma(a) = 1
     above the highest.
     """
-    inverse_scale = jnp.exp(-log_scale)
-    below = -softplus((loc - value - 0.5) * inverse_scale)
-    above = -softplus((value - loc - 0.5) * inverse_scale)
+    below = -softplus(standardized(loc - value - 0.5, log_scale))
+    above = -softplus(standardized(value - loc - 0.5, log_scale))
     width = log1mexp(-log_scale)
     lowest, highest = value <= 0, value >= num_values - 1
     inside = (
@@ -45,8 +47,9 @@ def log_mass(value: jax.Array, loc: jax.Array, log_scale: jax.Array, num_values:
 def expectation(loc: jax.Array, log_scale: jax.Array, num_values: int) -> jax.Array:
     """E v for each entry: the sum over the bins k = 0 .. num_values - 2 of P(v > k)."""
     edges = jax.lax.broadcasted_iota(loc.dtype, (*loc.shape, num_values - 1), loc.ndim) + 0.5
-    inverse_scale = jnp.broadcast_to(jnp.exp(-log_scale), loc.shape)
-    return jnp.sum(jax.nn.sigmoid((loc[..., None] - edges) * inverse_scale[..., None]), axis=-1)
+    log_scale = jnp.broadcast_to(log_scale, loc.shape)
+    steps = standardized(loc[..., None] - edges, log_scale[..., None])
+    return jnp.sum(jax.nn.sigmoid(steps), axis=-1)
 
 
 def draw(key: jax.Array, loc: jax.Array, log_scale: jax.Array, num_values: int) -> jax.Array:

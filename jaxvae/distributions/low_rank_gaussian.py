@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 import jaxvae.draws as draws
 from jaxvae.distributions.distribution import at_least_float32, check_event
+from jaxvae.distributions.scaled_difference import standardized
 
 
 @jax.tree_util.register_dataclass
@@ -69,8 +70,8 @@ class LowRankGaussian:
         remedy = "Reshape the value, or build the encoder for its latent_dim."
         check_event(value, jnp.shape(self.loc), "LowRankGaussian", remedy)
         value, loc, factor, log_scale = at_least_float32(value, *self.parameters())
-        scaled = factor * jnp.exp(-log_scale)[:, None]
-        eps = (value - loc) * jnp.exp(-log_scale)
+        scaled = standardized(factor, log_scale[:, None])
+        eps = standardized(value - loc, log_scale)
         orthonormal, triangular = jnp.linalg.qr(_above_identity(scaled))
         # What is left of (0, eps) beside the columns of (I, F/D) is (-h, eps - F/D h).
         right = jnp.concatenate([jnp.zeros_like(scaled[0]), eps])
@@ -82,7 +83,7 @@ class LowRankGaussian:
     def half_log_capacitance(self) -> jax.Array:
         """1/2 log det C: by how much F adds to sum log_scale, the log volume, in nats: []."""
         _, factor, log_scale = self.parameters()
-        scaled = factor * jnp.exp(-log_scale)[:, None]
+        scaled = standardized(factor, log_scale[:, None])
         return _log_abs_diagonal(jnp.linalg.qr(_above_identity(scaled), mode="r"))
 
     def scale_tril(self) -> jax.Array:
@@ -101,8 +102,12 @@ class LowRankGaussian:
 
 
 def _above_identity(scaled: jax.Array) -> jax.Array:
-    """(I, W): its columns have the inner products I + W^T W."""
-    return jnp.concatenate([jnp.eye(scaled.shape[1], dtype=scaled.dtype), scaled])
+    """(I, W): its columns have the inner products I + W^T W.
+
+    By a sum, as jax cannot concatenate a constant with what an `Explicit` axis shards.
+    """
+    dim, rank = scaled.shape
+    return jnp.pad(scaled, ((rank, 0), (0, 0))) + jnp.eye(rank + dim, rank, dtype=scaled.dtype)
 
 
 def _log_abs_diagonal(triangular: jax.Array) -> jax.Array:

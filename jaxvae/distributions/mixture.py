@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from jaxvae.distributions.distribution import at_least_float32
+from jaxvae.leaves import arrays_only
 
 
 @jax.tree_util.register_dataclass
@@ -43,14 +44,15 @@ class Mixture:
         Raises:
             ValueError: an array of the components has no leading axis [M].
         """
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(self.components)]
+        components = arrays_only(self.components)
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(components)]
         if jnp.ndim(self.logits) != 1 or any(s[:1] != self.logits.shape for s in shapes):
             raise ValueError(
                 "Mixture: logits must be [M] and every array of components have a leading axis M, "
                 f"logits has shape {jnp.shape(self.logits)} and the components have {shapes}. "
                 "Make the components by jax.vmap."
             )
-        return *at_least_float32(self.logits), self.components
+        return *at_least_float32(self.logits), components
 
     def sample(self, key: jax.Array) -> jax.Array:
         """A draw of one component, chosen by the logits.

@@ -15,8 +15,8 @@ from jaxvae.distributions.bessel import (
     reach,
 )
 from jaxvae.distributions.distribution import at_least_float32, check_event
+from jaxvae.distributions.rejection import first_accepted
 
-State = tuple[jax.Array, jax.Array, jax.Array]
 REMEDY = "Reshape the value, or build the encoder for its latent_dim."
 MAX_DIM = 128
 """Largest Z for which the integrals over the sphere are held to their stated error."""
@@ -102,8 +102,9 @@ class VonMisesFisher:
     def sample(self, key: jax.Array) -> jax.Array:
         """A unit vector [Z], differentiable by loc and by log_concentration.
 
-        An angle to loc by rejection, a uniform direction around the first axis, and a reflection
-        that takes this axis to loc. The gradient by k is that of the angle's quantile function.
+        An angle to loc by rejection in a fixed number of rounds, a uniform direction around the
+        first axis, and a reflection that takes this axis to loc. The gradient by k is that of the
+        angle's quantile function.
 
         Ref: Ulrich, Computer Generation of Distributions on the m-Sphere, 1984, Applied
         Statistics; Wood, Simulation of the von Mises Fisher Distribution, 1994; Figurnov, Mohamed
@@ -111,10 +112,10 @@ class VonMisesFisher:
         """
         loc, concentration = self.parameters()
         key_angle, key_direction = jax.random.split(key)
-        fixed = _propose_until_accepted(key_angle, loc.size, jax.lax.stop_gradient(concentration))
+        fixed = _draw_angle(key_angle, loc.size, jax.lax.stop_gradient(concentration))
         angle = _move_with_concentration(loc.size, fixed, concentration)
         around = jnp.sin(angle) * _uniform_direction(key_direction, loc.size - 1, loc.dtype)
-        return _reflect(jnp.concatenate([jnp.cos(angle)[None], around]), loc)
+        return _reflect(jnp.cos(angle), around, loc)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log density of the unit vector `value` [Z] by surface area: a scalar in nats."""
@@ -161,7 +162,7 @@ def _uniform_direction(key: jax.Array, dim: int, dtype: jnp.dtype) -> jax.Array:
     return normal / jnp.linalg.norm(normal)
 
 
-def _propose_until_accepted(key: jax.Array, dim: int, concentration: jax.Array) -> jax.Array:
+def _draw_angle(key: jax.Array, dim: int, concentration: jax.Array) -> jax.Array:
     """The angle of a draw to loc, with a density as exp(k cos a) sin(a)^(Z-2): [].
 
     Ulrich's proposal bends the cosine of a uniform point towards 1. Written here for
@@ -171,20 +172,19 @@ def _propose_until_accepted(key: jax.Array, dim: int, concentration: jax.Array) 
     b = free / (2 * k + jnp.sqrt(4 * k * k + free * free))
     peak, middle = 2 * b / (1 + b), (1 - b) / (1 + b)  # drop and cosine of the likeliest angle
 
-    def propose(state: State) -> State:
-        key_next, key_now = jax.random.split(state[0])
-        normal = jax.random.normal(key_now, (dim + 2,), k.dtype)
-        beta = 0.5 + 0.5 * normal[0] / jnp.linalg.norm(normal[:dim])
+    def propose(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        u = jax.random.uniform(key, (3,), k.dtype, minval=float(jnp.finfo(k.dtype).tiny))
+        # A coordinate of a uniform point of the sphere: its projection to a plane has the length
+        # (1 - u^(2 / (Z - 2)))^(1/2), which is 1 for Z = 2, and a uniform direction there.
+        length = jnp.sqrt(-jnp.expm1(2 / (dim - 2) * jnp.log(u[0]))) if dim > 2 else 1.0
+        beta = 0.5 + 0.5 * length * jnp.cos(2 * math.pi * u[1])
         drop = 2 * b * beta / (1 - (1 - b) * beta)
         away = drop / peak
         log_ratio = k * (peak - drop) + free * jnp.log((1 + middle * away) / (1 + middle))
-        # -1/2 (n^2 + n'^2) is the logarithm of a uniform number.
-        return key_next, drop, -0.5 * jnp.sum(jnp.square(normal[dim:])) <= log_ratio
+        return drop, jnp.log(u[2]) <= log_ratio
 
-    start = (key, jnp.ones_like(k), jnp.zeros_like(k, bool))
-    _, drop, _ = jax.lax.while_loop(lambda state: ~state[2], propose, start)
     # A drop of exactly 0 would leave the quantile function's slope undefined.
-    drop = jnp.clip(drop, jnp.finfo(k.dtype).tiny, 2.0)
+    drop = jnp.clip(first_accepted(key, propose, k), jnp.finfo(k.dtype).tiny, 2.0)
     return 2 * jnp.arcsin(jnp.sqrt(0.5 * drop))
 
 
@@ -224,12 +224,16 @@ def _quantile_slope(dim: int, angle: jax.Array, concentration: jax.Array) -> jax
     return (end - angle) * jnp.sum(weights * jnp.exp(log_ratio) * above_mean)
 
 
-def _reflect(value: jax.Array, loc: jax.Array) -> jax.Array:
-    """`value` [Z] by an isometry that takes the first axis to loc: Householder's, or minus it.
+def _reflect(first: jax.Array, rest: jax.Array, loc: jax.Array) -> jax.Array:
+    """(first, rest) [Z] by an isometry that takes the first axis to loc.
 
-    Of loc - e_1 and loc + e_1 it reflects along the longer, so nothing is divided by zero.
+    It is Householder's reflection along the longer of loc - e_1 and loc + e_1, or minus it, so that
+    nothing is divided by zero. The first entry is apart throughout: XLA for CPUs miscompiles the
+    inner product of a constant with a concatenation of more than 32,768 numbers.
     """
     sign = jnp.where(loc[0] < 0, -1.0, 1.0).astype(loc.dtype)
-    along = loc.at[0].add(sign)
-    scale = 2 * jnp.sum(along * value) / jnp.sum(jnp.square(along))
-    return sign * (scale * along - value)
+    along, others = loc[0] + sign, loc[1:]
+    product = along * first + jnp.sum(others * rest)
+    scale = 2 * product / (jnp.square(along) + jnp.sum(jnp.square(others)))
+    reflected = [(scale * along - first)[None], scale * others - rest]
+    return sign * jnp.concatenate(reflected)

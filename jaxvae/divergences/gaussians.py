@@ -9,6 +9,7 @@ from jaxvae.distributions import (
     Gaussian,
     LowRankGaussian,
     at_least_float32,
+    standardized,
 )
 
 AnyGaussian = Gaussian | LowRankGaussian | FullCovarianceGaussian
@@ -28,7 +29,7 @@ def kl_per_coordinate(q: Gaussian, p: Gaussian) -> jax.Array:
     [0.5, 0.5]
     """
     loc_q, log_q, loc_p, log_p = at_least_float32(*q.parameters(), *p.parameters())
-    shift = (loc_q - loc_p) * jnp.exp(-log_p)
+    shift = standardized(loc_q - loc_p, log_p)
     return _half_excess(log_q - log_p) + 0.5 * jnp.square(shift)
 
 
@@ -41,7 +42,7 @@ def kl_low_rank_to_diagonal(q: LowRankGaussian, p: Gaussian) -> jax.Array:
     loc_q, factor, log_q = q.parameters()
     factor, log_p = at_least_float32(factor, jnp.broadcast_to(log_p, jnp.shape(loc_p)))
     diagonal = jnp.sum(kl_per_coordinate(Gaussian(loc_q, log_q), Gaussian(loc_p, log_p)))
-    spread = 0.5 * jnp.sum(jnp.square(factor * jnp.exp(-log_p)[:, None]))
+    spread = 0.5 * jnp.sum(jnp.square(standardized(factor, log_p[:, None])))
     return diagonal + spread - q.half_log_capacitance()
 
 
@@ -50,9 +51,9 @@ def kl_full_to_diagonal(q: FullCovarianceGaussian, p: Gaussian) -> jax.Array:
     loc_p, log_p = p.parameters()
     log_p = jnp.broadcast_to(log_p, jnp.shape(loc_p))
     loc_q, tril_q, loc_p, log_p = at_least_float32(q.loc, q.scale_tril, loc_p, log_p)
-    ratio = tril_q * jnp.exp(-log_p)[:, None]
+    ratio = standardized(tril_q, log_p[:, None])
     log_ratio = jnp.log(jnp.diagonal(tril_q)) - log_p
-    return _kl_of_ratio(ratio, log_ratio, (loc_q - loc_p) * jnp.exp(-log_p))
+    return _kl_of_ratio(ratio, log_ratio, standardized(loc_q - loc_p, log_p))
 
 
 def kl_by_cholesky(q: AnyGaussian, p: AnyGaussian) -> jax.Array:

@@ -15,6 +15,8 @@ from jaxvae.distributions import (
     UniformSphere,
     VonMisesFisher,
     at_least_float32,
+    check_density,
+    check_draws,
     check_summed,
     sample_and_log_prob,
 )
@@ -113,6 +115,7 @@ def kl(
         num_samples: draws for the estimate.
 
     Raises:
+        TypeError: q or p is no distribution.
         ValueError: the pair has no closed form and no key came, the events differ, or a log_prob
             is not summed to a scalar.
 
@@ -130,6 +133,8 @@ def kl(
             "and num_samples >= 1 for an estimate, or add the formula to divergences.CLOSED_FORMS."
         )
 
+    check_draws("q", q)
+    check_density("p", p)
     z, log_q = jax.vmap(partial(sample_and_log_prob, q))(jax.random.split(key, num_samples))
     log_p = jax.vmap(p.log_prob)(z)
     check_summed("q.log_prob(z)", log_q)

@@ -11,6 +11,7 @@ from jaxvae.distributions import (
     NoClosedForm,
     at_least_float32,
 )
+from jaxvae.leaves import arrays_only
 from jaxvae.regularizers.global_batch import check_batch
 from jaxvae.regularizers.regularizer import Regularizer, no_state
 
@@ -64,7 +65,7 @@ def dip_penalty(q: Any, kind: Kind, *, off_diagonal: float, diagonal: float) -> 
     if kind not in get_args(Kind):
         raise ValueError(f"dip: kind must be i or ii, got {kind!r}.")
     try:
-        (means,) = at_least_float32(jax.vmap(lambda q: q.mean())(q))
+        (means,) = at_least_float32(jax.vmap(lambda q: q.mean())(arrays_only(q)))
     except NoClosedForm as error:
         raise ValueError(
             f"dip: the posterior must have its mean in closed form, {type(q).__name__} has none. "

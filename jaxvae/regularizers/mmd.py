@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions import at_least_float32
+from jaxvae.distributions import at_least_float32, check_draws
 from jaxvae.regularizers.global_batch import check_batch
 from jaxvae.regularizers.regularizer import Regularizer, no_state
 
@@ -46,6 +46,7 @@ def mmd(
 
     def penalty(state: Any, key: jax.Array, q: Any, z: jax.Array, prior: Any) -> jax.Array:
         check_batch("mmd", z)
+        check_draws("prior", prior)
         draws = jax.vmap(prior.sample)(jax.random.split(key, len(z)))
         return weight * mmd_squared(z, draws, kernel=kernel, scales=scales)
 

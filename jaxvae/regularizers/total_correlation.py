@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jax.scipy.special import logsumexp
 
+from jaxvae.leaves import arrays_only
 from jaxvae.regularizers.global_batch import check_batch
 from jaxvae.regularizers.regularizer import Regularizer, no_state
 
@@ -109,6 +110,7 @@ def exact_log_prob(q: Any, z: jax.Array, *, chunk_size: int = 256) -> AggregateL
         z: [M, Z] any latents.
         chunk_size: latents, and posteriors, that are handled at a time.
     """
+    q = arrays_only(q)
     num_data = len(jax.tree.leaves(q)[0])
     size = min(chunk_size, num_data)
     missing = -num_data % size
@@ -164,7 +166,7 @@ def exact_kl_decomposition(
     >>> [abs(float(part)) < 1e-5 for part in parts]
     [True, True, True]
     """
-    own = jax.tree.map(lambda leaf: leaf[: len(z)], q)
+    own = jax.tree.map(lambda leaf: leaf[: len(z)], arrays_only(q))
     return _decomposition(own, z, prior, exact_log_prob(q, z, chunk_size=chunk_size))
 
 
@@ -172,7 +174,7 @@ def _decomposition(
     q: Any, z: jax.Array, prior: Any, aggregate: AggregateLogProb
 ) -> KLDecomposition:
     marginals = jnp.sum(aggregate.marginals, 1)
-    log_q = jax.vmap(lambda q, z: q.log_prob(z))(q, z)
+    log_q = jax.vmap(lambda q, z: q.log_prob(z))(arrays_only(q), z)
     return KLDecomposition(
         mutual_information=jnp.mean(log_q - aggregate.joint),
         total_correlation=jnp.mean(aggregate.joint - marginals),
@@ -203,7 +205,7 @@ def _log_prob_per_latent(q: Any, z: jax.Array) -> jax.Array:
             f"total correlation needs the density of each latent: {type(q).__name__} has no "
             "log_prob_per_entry. Use a posterior of independent latents, such as Gaussian."
         )
-    return jax.vmap(lambda q: q.log_prob_per_entry(z))(q)
+    return jax.vmap(lambda q: q.log_prob_per_entry(z))(arrays_only(q))
 
 
 def _add_exponentials(

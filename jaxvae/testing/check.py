@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvae.distributions import Gaussian
+from jaxvae.distributions import Gaussian, check_array, check_function
 from jaxvae.testing.linear_gaussian import LinearGaussian
 from jaxvae.testing.report import BoundReport, Draws, judge
 
@@ -74,6 +74,7 @@ def check_bound(
         key: for models and draws; None: always the same ones.
 
     Raises:
+        TypeError: bound is no function, or what it returns is no array.
         ValueError: arguments that say nothing, or an objective that is not a scalar.
 
     Ref: Burda, Grosse & Salakhutdinov, Importance Weighted Autoencoders, 2016, ICLR (theorem 1).
@@ -82,6 +83,7 @@ def check_bound(
     >>> check_bound(iwae, num_keys=500, num_samples=(1, 8), sizes=[(3, 2)]).with_samples
     'tightens'
     """
+    check_function("check_bound: bound", bound)
     counts = tuple(num_samples)
     _check_arguments(counts, num_keys, sizes)
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(sizes))
@@ -193,6 +195,7 @@ def _objective(
     encoder, decoder, prior = parameters
     found = bound(key, x, encode=encoder, decode=decoder.decode, prior=prior, num_samples=count)
     objective: Any = getattr(found, "objective", found)
+    check_array("check_bound: the objective", objective)
     if jnp.shape(objective) != ():
         raise ValueError(
             "check_bound: the objective must be a scalar for one example, it has shape "

@@ -1,0 +1,212 @@
+"""Hostile run folders: none runs code, leaves its folder, hangs, fills the memory or ends raw."""
+
+import contextlib
+import gc
+import os
+import random
+import resource
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.command import USER_ERROR
+from experiments.torture.case import COMMANDS, RUN, Case, Ground
+from experiments.torture.fuzz import trained_run
+from experiments.torture.hostile_files import CATEGORIES
+from experiments.torture.hostile_values import MODULE, SCRIPT, Place
+from experiments.torture.refusal import Ending, contents, in_process
+from experiments.torture.victim import Outcome
+
+MOST_BYTES = 2**31
+"""Of memory that a command may take on a hostile folder."""
+PROCESSOR_SECONDS, PATIENCE_SECONDS = 60.0, 600.0
+"""Most that a command may take, of processors and by the clock of a machine with other work."""
+SMALL = {
+    "train": (),
+    "evaluate": ("--num-samples=2", "--num-devices=1"),
+    "sample": ("--num-samples=4", "--num-examples=2", "--num-steps=2"),
+    "encode": ("--num-devices=1",),
+    "replay": ("5",),
+}
+"""Arguments with which a command on a usable run takes seconds."""
+
+
+READERS = {"metrics": ("train", "train", "replay"), "results": ("train",), "locks": ("train",)}
+"""Category -> commands that read what it changes; the others are read by all."""
+
+
+class Watch(NamedTuple):
+    """What is seen of a command besides its ending.
+
+    Attributes:
+        opened: files outside the run that Python opened, or programs that it started.
+        peak_bytes: of memory.
+    """
+
+    opened: list[str]
+    peak_bytes: int
+
+
+def hostile_runs(folder: Path, tries: int = 500, seed: int = 0) -> Outcome:
+    """Give hostile run folders to the commands; the folders of those that are lost stay."""
+    trained = finished_run(folder)
+    counts, lost, peak, slowest, used = Counter[str](), list[str](), 0, 0.0, 0
+    started = time.monotonic()
+    for index in range(tries):
+        ground = trained._replace(folder=folder / f"hostile-{index}")
+        ground.folder.mkdir()
+        case, ending, watch, why = judged(seed, index, ground)
+        counts[category(index)] += 1
+        used += ending.code == 0
+        peak, slowest = max(peak, watch.peak_bytes), max(slowest, ending.processor_seconds)
+        if why:
+            lost.append(f"case {index} ({category(index)}), {case.command}: {why}")
+        else:
+            shutil.rmtree(ground.folder)
+    each = ", ".join(f"{count} {name}" for name, count in counts.items())
+    note = f"{each}; {used} were of use all the same; slowest {slowest:.1f} s of processors, all "
+    note += f"{time.monotonic() - started:.0f} s; at most {peak / 2**20:,.0f} MiB"
+    return Outcome(tries, tries - len(lost), "; ".join([*lost, note]))
+
+
+def finished_run(folder: Path) -> Ground:
+    """Train a run of a few steps, with results, pictures and a report."""
+    trained = trained_run(folder)
+    flags = (*trained.flags, "--eval-samples=2", "--num-devices=1")
+    case = Case("train", (*flags, f"--run={trained.trained}"), ())
+    ending = in_process(case, folder, PATIENCE_SECONDS)
+    if ending.code:
+        raise RuntimeError(f"the run to copy did not come to its end: {ending.errors}")
+    return trained._replace(flags=flags)
+
+
+def category(index: int) -> str:
+    """Name the category of a case."""
+    return list(CATEGORIES)[index % len(CATEGORIES)]
+
+
+def lay(seed: int, index: int, ground: Ground) -> tuple[Case, Place]:
+    """Lay the files of case number `index` in the ground's folder."""
+    rng = random.Random(f"{seed} {index}")
+    outside = ground.folder / "outside"
+    shutil.copytree(ground.trained, outside)  # every file has a counterpart that a link can name
+    os.mkfifo(outside / "pipe")
+    place = Place(ground.lay_run(), outside, ground.folder / "mark")
+    source = f"open({str(place.mark)!r}, 'w').close()\ndef make(**_): pass\n"
+    (ground.folder / f"{MODULE}.py").write_text(source)
+    CATEGORIES[category(index)](rng, place)
+    command = rng.choice(READERS.get(category(index), COMMANDS))
+    arguments = (*ground.flags, f"--run={RUN}") if command == "train" else (RUN,)
+    return Case(command, (*arguments, *SMALL[command]), ()), place
+
+
+def judged(seed: int, index: int, ground: Ground) -> tuple[Case, Ending, Watch, str]:
+    """Give a case to its command; how it ended, and why it is lost, empty where it is not."""
+    case, place = lay(seed, index, ground)
+    before = _outside_of(ground.folder)
+    watched: list[Watch] = []
+    with _watching(place, watched):
+        ending = in_process(case, ground.folder, PATIENCE_SECONDS)
+    after = _outside_of(ground.folder)
+    why = why_lost(place, ending, watched[0], before, after)
+    return case, ending, watched[0], why
+
+
+def why_lost(
+    place: Place, ending: Ending, watch: Watch, before: dict[str, str], after: dict[str, str]
+) -> str:
+    """Say what is wrong with how a case ended; empty where nothing is.
+
+    A hostile folder may be usable all the same, with an extra file say: then the command ends
+    with 0, and all else must hold.
+    """
+    text = ending.errors.strip()
+    last = (text.splitlines() or ["without a word"])[-1][:300]
+    changed = sorted(path for path in before.keys() | after.keys()
+                     if before.get(path) != after.get(path))  # fmt: skip
+    report = place.run / "report.html"
+    if place.mark.exists():
+        return f"it ran code: {last}"
+    if watch.opened:
+        return f"it opened or started {watch.opened[0]}: {last}"
+    if changed:
+        return f"{', '.join(changed[:3])} changed outside the run: {last}"
+    if "Traceback" in ending.output + ending.errors:
+        return f"a traceback: {last}"
+    if ending.code not in (0, USER_ERROR):
+        return f"exit code {ending.code}: {last}"
+    if ending.code and (not text.startswith("error: ") or len(text.splitlines()) != 1):
+        return f"not one line: {text[:300]!r}"
+    if not (text + ending.output).replace("\n", "").replace("\t", "").isprintable():
+        return f"signs that a terminal obeys: {text[:300]!r}"
+    if watch.peak_bytes > MOST_BYTES:
+        return f"{watch.peak_bytes / 2**20:,.0f} MiB of memory: {last}"
+    if ending.processor_seconds > PROCESSOR_SECONDS or ending.seconds > PATIENCE_SECONDS:
+        return f"ended after {ending.seconds:.0f} s: {last}"
+    if report.is_file() and SCRIPT in report.read_text(errors="replace"):
+        return "a script in the report"
+    return ""
+
+
+def _outside_of(folder: Path) -> dict[str, str]:
+    """Describe all that lies beside the run, which may have files of gigabytes."""
+    found = {}
+    for path in folder.iterdir():
+        if path.name not in (RUN, "__pycache__"):
+            found[path.name] = str(path.stat().st_mtime_ns)
+            found |= {f"{path.name}/{name}": what for name, what in contents(path).items()}
+    return found
+
+
+_places: list[tuple[Place, list[str]]] = []
+"""The case that is watched, with what was seen; hooks of Python cannot be taken away again."""
+
+
+def _see(event: str, arguments: tuple[object, ...]) -> None:
+    if not _places:
+        return
+    place, seen = _places[-1]
+    if event == "open" and isinstance(arguments[0], (str, os.PathLike)):
+        path = os.path.realpath(os.fspath(arguments[0]))
+        if path.startswith(f"{place.outside}{os.sep}") or path in ("/dev/zero", "/dev/random"):
+            seen.append(path)
+    elif event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "runpy.run"):
+        seen.append(f"{event} {str(arguments)[:80]}")
+
+
+@contextlib.contextmanager
+def _watching(place: Place, watched: list[Watch]) -> Iterator[None]:
+    """Watch what this process opens and starts, and its memory; the result goes to `watched`."""
+    if _see not in _hooked:
+        sys.addaudithook(_see)
+        _hooked.append(_see)
+    gc.collect()
+    _forget_peak()
+    seen: list[str] = []
+    _places.append((place._replace(outside=place.outside.resolve()), seen))
+    try:
+        yield
+    finally:
+        _places.pop()
+        watched.append(Watch(seen, _peak_bytes()))
+
+
+_hooked: list[object] = []
+
+
+def _forget_peak() -> None:
+    """Let the peak of memory begin anew, where the system is Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,88 @@
+"""Files of a folder that somebody else may have made: read only what lies inside it."""
+
+import contextlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 2**24
+"""Largest JSON file that is read: as Python objects it takes about 25 times as much memory."""
+
+
+def require_contained(folder: Path, names: Iterable[str] = ("",)) -> None:
+    """Check that files are inside their folder, whatever links there are.
+
+    A link may point to another place in the folder. The folder itself may be reached by a link:
+    the user has chosen that one.
+
+    Args:
+        folder: with the files; nothing is checked if it does not exist.
+        names: of files and folders in it, each checked with all that it contains; those that are
+            not there are skipped. Default: everything.
+
+    Raises:
+        ValueError: a link leaves the folder or leads nowhere, or something is neither a file nor a
+            folder: opening a pipe can wait for ever.
+    """
+    if not folder.is_dir():
+        return
+    root = folder.resolve()
+    remaining, seen = [root / name for name in names], set[Path]()
+    while remaining:
+        path = remaining.pop()
+        if path.is_symlink():
+            path = _target(path, root)
+        if path in seen:
+            continue
+        seen.add(path)
+        if path.is_dir():
+            with contextlib.suppress(FileNotFoundError):  # another process saves there
+                remaining += path.iterdir()
+        elif path.exists() and not path.is_file():
+            raise ValueError(
+                f"{path} must be a file or a folder; it is something else. Move it away."
+            )
+
+
+def _target(link: Path, root: Path) -> Path:
+    """Follow a link to a place below `root`."""
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{link} must be a file or a folder; it is a link to nothing. Move it away."
+        ) from error
+    if not target.is_relative_to(root):
+        raise ValueError(
+            f"{link} is a link to {target}, outside {root}. Links must stay inside the folder: "
+            "replace it by a copy of what it points to."
+        )
+    return target
+
+
+def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """Read a JSON object from a UTF-8 file.
+
+    Raises:
+        ValueError: the file is too large, is not UTF-8 or not JSON, is nested too deeply, has a
+            name twice in an object, or holds something else than an object.
+    """
+    if path.stat().st_size > most_bytes:
+        raise ValueError(f"it has more than {most_bytes:,} bytes")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise ValueError("its outermost value is no object")
+    return values
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"it has {name[:60]!r} twice")
+        values[name] = value
+    return values
