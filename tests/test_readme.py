@@ -1,4 +1,4 @@
-"""The code blocks of README.md print what stands below them; commands and links of all texts exist."""
+"""The code blocks of README.md print what stands below them; commands and links of texts exist."""
 
 import contextlib
 import io
