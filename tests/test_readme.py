@@ -1,4 +1,4 @@
-"""The README's example prints what the README says, and its commands exist."""
+"""The code blocks of README.md print what stands below them; commands and links of texts exist."""
 
 import contextlib
 import io
@@ -6,35 +6,50 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import jax
+import pytest
+
 import jaxvae
 
+ROOT = Path(__file__).parents[1]
+TEXTS = sorted(path for path in ROOT.rglob("*.md") if ".venv" not in path.parts)
 NO_CHOICE = {
-    *("Bound", "Distribution", "NoClosedForm", "Regularizer", "TrainState", "VAE"),
-    *("init_state", "make_mesh", "mean_of", "soft_clamp", "mlp_vae", "conv_vae"),
+    *("Bound", "Distribution", "NoClosedForm", "Regularizer", "TrainState", "VAE", "adapt"),
+    *("init_state", "make_mesh", "make_chunk_step", "make_train_step", "mean_of", "soft_clamp"),
+    *("mlp_vae", "conv_vae"),
 }
-README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(
+    r"```python\n(.*?)```\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+)
 
 
-def test_the_example_prints_what_stands_below_it():
-    code, output = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", README, re.DOTALL).groups()
+@pytest.mark.parametrize(("code", "output"), BLOCKS)
+def test_code_block_prints_what_stands_below_it(code, output):
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), jax.numpy_rank_promotion("allow"):
         exec(code, {})
     assert printed.getvalue() == output
 
 
-def test_every_command_and_file_it_names_exists():
-    root = Path(__file__).parents[1]
-    for module in set(re.findall(r"python -m (experiments\.\w+)", README)):
-        path = root / module.replace(".", "/")
-        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
-    for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
-        assert (root / target).exists(), target
+def test_readme_has_two_code_blocks_and_about_a_hundred_lines():
+    text = (ROOT / "README.md").read_text()
+    assert text.count("```python") == len(BLOCKS) == 2
+    assert len(text.splitlines()) <= 120
 
 
-def test_the_tables_name_all_that_the_library_offers_to_choose_from():
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_and_link_of_text_exists(path):
+    text = path.read_text()
+    for module in set(re.findall(r"python -m (experiments(?:\.\w+)+)", text)):
+        file = ROOT / module.replace(".", "/")
+        assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), module
+    for target in re.findall(r"\]\(((?!http)[^)#]+)", text):
+        assert (path.parent / target).exists(), target
+
+
+def test_tables_name_all_that_the_library_offers_to_choose_from():
     offered = set(jaxvae.__all__) - {*NO_CHOICE, *jaxvae.flows.__all__}
-    named = set(re.findall(r"`(?:jaxvae\.)?(\w+)`", README))
-    assert offered <= named
+    named = set(re.findall(r"`(?:jaxvae\.)?(\w+)[`(]", (ROOT / "jaxvae/README.md").read_text()))
+    assert offered - named == set()
     estimators = get_args(jaxvae.bounds.Estimator)
     assert {*estimators, "autoregressive_flow", "coupling_flow"} <= named

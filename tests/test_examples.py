@@ -1,0 +1,44 @@
+"""Every example runs as it stands, and prints the number that it is about."""
+
+import re
+import runpy
+from pathlib import Path
+
+import jax
+import pytest
+
+import experiments.examples
+
+FOLDER = Path(experiments.examples.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+CLUSTERS = (-2.6, -1.3)  # between a poor ELBO and log p(x) = -2 log 2 of four equal clusters
+PRINTED = {
+    "equinox_model": CLUSTERS,
+    "haiku_model": CLUSTERS,
+    "missing_data": (0.5, 0.7),  # 0.5 is the noise, 1.6 the error of a column's mean
+    "mixed_columns": (-4.2, -3.0),
+    "nnx_dropout": CLUSTERS,
+    "numpyro_distributions": (-4.8721, -4.8719),  # exact at the true posterior
+    "optax_loop": (-8.3, -7.9),  # log p(x) is -8.01
+    "own_model": (-4.92, -4.88),  # log p(x) is -4.872, less KL of q against the true posterior
+    "ragged_sequences": (0.0, 0.88),  # 0.88 is the density of the noise alone
+    "several_devices": CLUSTERS,
+    "sharded_batch": CLUSTERS,
+}
+"""Example -> the bounds of the first number with decimals in its last line."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_prints_number_within_its_known_bounds(name, capsys):
+    with jax.numpy_rank_promotion("allow"):  # as in a program that does not forbid it
+        runpy.run_module(f"experiments.examples.{name}", run_name="__main__")
+    last = capsys.readouterr().out.splitlines()[-1]
+    low, high = PRINTED[name]
+    assert low < float(re.search(r"-?\d+\.\d+", last)[0]) < high, last
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_is_short_and_names_its_command(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    assert f"python -m experiments.examples.{name}" in text
+    assert len([line for line in text.splitlines() if line.strip()]) <= 80
