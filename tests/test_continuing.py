@@ -140,7 +140,13 @@ def test_more_steps_after_cosine_say_that_nothing_changes(copied, capsys):
     assert _saved(copied.run)["decay_steps"] == 6
 
 
-@pytest.mark.parametrize("anew", [{}, {"schedule_start": 6}], ids=["decay", "restart"])
+@pytest.mark.parametrize(
+    "anew",
+    [
+        pytest.param({}, id="decay", marks=pytest.mark.long),
+        pytest.param({"schedule_start": 6}, id="restart"),
+    ],
+)
 def test_a_planned_continuation_trains_and_resumes_bit_for_bit(copied, anew, tmp_path, capsys):
     stopped = dataclasses.replace(copied, run=tmp_path / "stopped")
     shutil.copytree(copied.run, stopped.run)

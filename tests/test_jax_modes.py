@@ -351,7 +351,7 @@ def test_a_mode_that_only_checks_leaves_a_run_as_it_is(mode, whole_run, small, t
     "flags",
     [
         {"likelihood": "gaussian", "sigma": "optimal"},
-        {"estimator": "stl"},
+        pytest.param({"estimator": "stl"}, marks=pytest.mark.long),
         {"objective": "iwae", "num_samples": 3, "estimator": "dreg"},
     ],
     ids=name_of,
@@ -364,8 +364,19 @@ def test_a_run_trains_in_x64(flags, small, tmp_path):
 
 
 def test_a_run_without_jit_is_the_compiled_run(small, tmp_path):
+    np.savez(tmp_path / "bits.npz", x=np.arange(160).reshape(40, 4) % 3 % 2)
     compiled, eager = (
-        dataclasses.replace(small, run=tmp_path / name, num_steps=2, eval_every=2, log_every=1)
+        dataclasses.replace(
+            small,
+            dataset=f"npz:{tmp_path}/bits.npz",
+            run=tmp_path / name,
+            hidden=(4,),
+            batch_size=4,
+            num_steps=2,
+            eval_every=2,
+            log_every=1,
+            eval_samples=1,
+        )
         for name in ("compiled", "eager")
     )
     assert train(compiled) == 0

@@ -268,9 +268,7 @@ def test_a_model_without_parameters_is_rejected_before_it_trains(small, tmp_path
     config = dataclasses.replace(
         small, model="nothing_to_learn:make", run=tmp_path / "run", hidden=None
     )
-    with pytest.raises(
-        Refused, match="--model=nothing_to_learn:make has no parameters to train"
-    ):
+    with pytest.raises(Refused, match="--model=nothing_to_learn:make has no parameters to train"):
         train(config)
     assert not config.run.exists()
 

@@ -16,6 +16,7 @@ TEXTS = sorted(path for path in ROOT.rglob("*.md") if ".venv" not in path.parts)
 NO_CHOICE = {
     *("Bound", "Distribution", "NoClosedForm", "Regularizer", "TrainState", "VAE", "adapt"),
     *("init_state", "make_mesh", "make_chunk_step", "make_train_step", "mean_of", "soft_clamp"),
+    *("trainable", "in_units"),
     *("mlp_vae", "conv_vae"),
 }
 BLOCKS = re.findall(
