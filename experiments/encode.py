@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from experiments import command
-from experiments.config import Accelerator, require, require_representable
-from experiments.places import require_folder, require_new_file
+from experiments.flags import command
+from experiments.flags.config import Accelerator, require, require_representable
+from experiments.flags.path_checks import require_folder, require_new_file
 
 if TYPE_CHECKING:
     import jax
 
-    from experiments.run_folder import OpenRun
-    from experiments.run_rows import RunRows
+    from experiments.data.run_rows import RunRows
+    from experiments.run.folder import OpenRun
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ def encode(config: EncodeConfig) -> None:
             require_folder(folder, "--output")
         else:
             require_new_file(config.output, "--output")
-        from experiments import accelerators, compilation_cache
+        from experiments.machine import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
         devices = accelerators.start(config.accelerator, config.num_devices)
         import numpy as np
 
-        from experiments.run_folder import open_run
+        from experiments.run.folder import open_run
 
         run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
         data, rows = run.data, run.data.rows
@@ -105,11 +105,11 @@ def _codes(config: EncodeConfig, run: "OpenRun", devices: "list[jax.Device]") ->
     """Encode the rows: arrays [N, ...], the i-th entry from the i-th row."""
     import jax
 
-    from experiments.keys import root_key
-    from experiments.progress import counted
+    from experiments.machine.keys import root_key
+    from experiments.record.progress import counted
     from jaxvae.distributions import mean_of
     from jaxvae.evaluation import MEAN_SAMPLES, over_dataset
-    from jaxvae.parallel import make_map, make_mesh, replicate
+    from jaxvae.training.devices import make_map, make_mesh, replicate
 
     def code(params: object, key: jax.Array, stored: jax.Array) -> dict[str, jax.Array]:
         key_data, key_sample, key_mean = jax.random.split(key, 3)

@@ -5,15 +5,17 @@ python -m experiments.evaluate runs/mnist_small-mlp --num-samples=5000
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from experiments import command
-from experiments.config import Accelerator, require, require_representable
-from experiments.places import require_folder
-from experiments.processes import ALONE, Processes, agree_on_flags, one_of
+from experiments.flags import command
+from experiments.flags.config import Accelerator, require, require_representable
+from experiments.flags.path_checks import require_folder
+from experiments.flags.processes import ALONE, Processes
+from experiments.machine.processes import agree_on_flags, one_of
 
 if TYPE_CHECKING:
-    from experiments.run_rows import RunRows
+    from experiments.data.run_rows import RunRows
+    from jaxvae.evaluation import Scores
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,18 @@ def evaluate(config: EvaluateConfig) -> None:
 def _evaluate(config: EvaluateConfig) -> None:
     with command.refusing():
         config.check()
-        from experiments import accelerators, compilation_cache
+        from experiments.machine import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
         devices = accelerators.start(config.accelerator, config.num_devices, config.processes)
         agree_on_flags(config)
-        import numpy as np
-
-        from experiments import run_log
-        from experiments.keys import root_key
-        from experiments.progress import counted
-        from experiments.results import make_scorer, print_numbers, summarize, versions
-        from experiments.run_folder import open_run
-        from jaxvae.parallel import make_mesh
-        from jaxvae.processes import is_first, together
+        from experiments.machine.keys import root_key
+        from experiments.machine.versions import versions
+        from experiments.record.progress import counted
+        from experiments.run.folder import open_run
+        from experiments.show.numbers import make_scorer, print_numbers, summarize
+        from jaxvae.checkpoints.hosts import is_first, together
+        from jaxvae.training.devices import make_mesh
 
         folder = config.output or config.run / "evaluations"
         with together():
@@ -129,13 +129,22 @@ def _evaluate(config: EvaluateConfig) -> None:
         "device": accelerators.describe(devices),
         "versions": versions(),
     }
+    _write(folder, name, about | {data.split: numbers}, scores)
+    print_numbers(f"{data.title}, step {run.step:,}", numbers)
+    print(f"written: {folder / name}.json and .npz")
+
+
+def _write(folder: Path, name: str, numbers: dict[str, Any], scores: "Scores") -> None:
+    """Write the numbers as JSON and each example's scores as arrays."""
+    import numpy as np
+
+    from experiments.record.files import write_json
+
     arrays = {key: value for key, value in scores._asdict().items() if value is not None}
     with command.refusing():
         folder.mkdir(parents=True, exist_ok=True)
-        run_log.write_json(folder / f"{name}.json", about | {data.split: numbers})
+        write_json(folder / f"{name}.json", numbers)
         np.savez_compressed(folder / f"{name}.npz", **arrays)
-    print_numbers(f"{data.title}, step {run.step:,}", numbers)
-    print(f"written: {folder / name}.json and .npz")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from experiments import command
-from experiments.config import require, require_representable
+from experiments.flags import command
+from experiments.flags.config import require, require_representable
 
 NO_END = 10**9
 
@@ -40,10 +40,10 @@ def replay(config: ReplayConfig) -> None:
     with command.refusing(), tempfile.TemporaryDirectory(prefix="jaxvae-replay-") as folder:
         require(config.step >= 1, "step", config.step, "at least 1")
         require_representable(config)
-        from experiments import accelerators, compilation_cache
-        from experiments.journal import METRICS
-        from experiments.run_folder import read_config
-        from experiments.run_log import read_metrics
+        from experiments.machine import accelerators, compilation_cache
+        from experiments.record.journal import METRICS
+        from experiments.record.metrics import read_metrics
+        from experiments.run.folder import read_config
 
         compilation_cache.use(config.compilation_cache)
         flags = read_config(config.run)
@@ -62,8 +62,8 @@ def replay(config: ReplayConfig) -> None:
         devices = accelerators.start(
             flags.accelerator, flags.num_devices, deterministic=flags.deterministic_reduction
         )
-        from experiments.diagnosis import diagnose
-        from experiments.replayed_run import ReplayedRun, check_replayable
+        from experiments.run.diagnosis import diagnose
+        from experiments.run.replayed_run import ReplayedRun, check_replayable
 
         check_replayable(flags, config.run, config.model)
         quiet = dataclasses.replace(

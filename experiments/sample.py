@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from experiments import command
-from experiments.config import Accelerator, require, require_representable
-from experiments.packages import require_packages
-from experiments.places import require_folder
+from experiments.flags import command
+from experiments.flags.config import Accelerator, require, require_representable
+from experiments.flags.packages import require_packages
+from experiments.flags.path_checks import require_folder
 
 if TYPE_CHECKING:
-    from experiments.run_rows import RunRows
+    from experiments.data.run_rows import RunRows
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ def sample(config: SampleConfig) -> None:
         config.check()
         require_packages("PIL")
         require_folder(config.output or config.run / "samples", "--output")
-        from experiments import accelerators, compilation_cache
+        from experiments.machine import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
         accelerators.start(config.accelerator, None)
         import numpy as np
 
-        from experiments.drawing import draw, prepared_head, write_pictures
-        from experiments.keys import root_key
-        from experiments.run_folder import open_run
+        from experiments.machine.keys import root_key
+        from experiments.run.folder import open_run
+        from experiments.show.drawing import draw, prepared_head, write_pictures
 
         run = open_run(config.run, config.checkpoint, model=config.model)
         folder = config.output or config.run / config.name_of_folder(run.data)

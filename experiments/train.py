@@ -7,11 +7,11 @@ python -m experiments.train --dataset=mnist --model=conv --run=runs/conv
 import sys
 import time
 
-from experiments import command
-from experiments.config import TrainConfig
-from experiments.continuing import check_schedule, ended_schedule, flags_of_run
-from experiments.packages import require_packages
-from experiments.processes import agree_on_flags, one_of
+from experiments.flags import command
+from experiments.flags.config import TrainConfig
+from experiments.flags.continuing import check_schedule, ended_schedule, flags_of_run
+from experiments.flags.packages import require_packages
+from experiments.machine.processes import agree_on_flags, one_of
 
 
 def train(config: TrainConfig) -> int:
@@ -25,7 +25,7 @@ def _train(config: TrainConfig) -> int:
     with command.refusing(config.model):
         config.check()
         require_packages("matplotlib", "PIL", *(["tensorboardX"] if config.tensorboard else []))
-        from experiments import accelerators, compilation_cache
+        from experiments.machine import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
         devices = accelerators.start(
@@ -35,10 +35,10 @@ def _train(config: TrainConfig) -> int:
             deterministic=config.deterministic_reduction,
         )
         agree_on_flags(config)
-        from experiments.final_report import finish
-        from experiments.saving import advice
-        from experiments.training_run import TrainingRun
-        from jaxvae.processes import is_first
+        from experiments.run.finish import finish
+        from experiments.run.loop import TrainingRun
+        from experiments.run.saving import advice
+        from jaxvae.checkpoints.hosts import is_first
 
         run = TrainingRun(config, devices, started)
     with run:

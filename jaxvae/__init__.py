@@ -44,7 +44,8 @@ from jaxvae.flows import (
     coupling_flow,
     coupling_init,
 )
-from jaxvae.parallel import make_chunk_step, make_mesh
+from jaxvae.models.stored_parameters import trainable
+from jaxvae.models.vae import VAE, conv_vae, in_units, mlp_vae
 from jaxvae.regularizers import (
     Regularizer,
     density_ratio,
@@ -53,10 +54,9 @@ from jaxvae.regularizers import (
     mmd,
     total_correlation,
 )
-from jaxvae.state import TrainState, init_state
-from jaxvae.stored_parameters import trainable
-from jaxvae.training import make_train_step
-from jaxvae.vae import VAE, conv_vae, in_units, mlp_vae
+from jaxvae.training.devices import make_chunk_step, make_mesh
+from jaxvae.training.state import TrainState, init_state
+from jaxvae.training.step import make_train_step
 
 __all__ = [  # in the order in which data flow through them
     "VAE",

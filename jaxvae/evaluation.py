@@ -19,9 +19,9 @@ from jaxvae.distributions import (
     mean_of,
     sample_and_log_prob,
 )
-from jaxvae.parallel import local_positions, shard
-from jaxvae.training import ACTIVE_VARIANCE, Prepare
-from jaxvae.vae import VAE, Params
+from jaxvae.models.vae import VAE, Params
+from jaxvae.training.devices import local_positions, shard
+from jaxvae.training.step import ACTIVE_VARIANCE, Prepare
 
 
 def log_likelihood(
@@ -179,8 +179,8 @@ def over_dataset(
     processes each computes the rows of its own devices, and returns the results of all.
 
     Args:
-        mapped: from `jaxvae.parallel.make_map`.
-        params, key: on every device of the mesh (`jaxvae.parallel.replicate`).
+        mapped: from `jaxvae.training.devices.make_map`.
+        params, key: on every device of the mesh (`jaxvae.training.devices.replicate`).
         examples: [N, ...] as stored, N >= 1.
         mesh: of devices.
         batch_size: examples in flight; rounded up to a multiple of the devices, and of
@@ -254,7 +254,7 @@ def bits_per_dimension(bound: Estimate, num_dimensions: int, offset_bits: float 
 def count_active_units(posterior_means: np.ndarray) -> int:
     """Number of latents that are active over a data set, from posterior means [N, Z] or [N, Z, C].
 
-    Ref: see `jaxvae.training.active_units`, which is the same over a batch.
+    Ref: see `jaxvae.training.step.active_units`, which is the same over a batch.
 
     >>> count_active_units(np.array([[0.0, 1.0], [0.1, 2.0]]))
     1

@@ -24,8 +24,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.compilation_cache import give_back_memory
-from experiments.config import TrainConfig
+from experiments.flags.config import TrainConfig
+from experiments.machine.compilation_cache import give_back_memory
 from experiments.train import train
 
 # What one test has compiled, no other compiles again; gone when the session ends.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.datasets import Dataset
+from experiments.data import Dataset
 
 
 def whole(dataset: Dataset) -> np.ndarray:

@@ -12,9 +12,9 @@ import optax
 
 import jaxvae
 from jaxvae import Bernoulli, Gaussian
-from jaxvae.state import init_state
-from jaxvae.training import make_train_step
-from jaxvae.vae import VAE, mlp_vae
+from jaxvae.models.vae import VAE, mlp_vae
+from jaxvae.training.state import init_state
+from jaxvae.training.step import make_train_step
 
 BATCH, DIM, RATE, DECAY = 8, 5, 0.1, 0.9
 SGD, ADAM = optax.sgd(RATE), optax.adam(1e-2)

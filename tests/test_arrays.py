@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.datasets import load
+from experiments.data import load
 from tests.splits import numbered, whole
 
 

@@ -21,7 +21,7 @@ from experiments.benchmark.nets import NETS
 from experiments.benchmark.quality import Training, verify, with_differences
 from experiments.benchmark.scaling import Point
 from experiments.benchmark.workers import Variant
-from experiments.command import Refused
+from experiments.flags.command import Refused
 
 TRIVIAL = "tests.trivial_variants"
 WHERE = {"accelerator": "cpu", "num_devices": 1, "dataset": "mnist_small", "manual_dir": None}

@@ -25,7 +25,7 @@ from experiments.benchmark.library_steps import chunked
 from experiments.benchmark.nets import NETS, Net
 from experiments.benchmark.real_training import ContinuedRun
 from experiments.benchmark.setting import make_setting
-from experiments.config import TrainConfig
+from experiments.flags.config import TrainConfig
 
 WHERE = {"accelerator": "cpu", "num_devices": 1, "dataset": "mnist_small", "manual_dir": None}
 TINY = {
@@ -110,7 +110,8 @@ def test_all_variants_of_a_net_are_the_library_s(tiny, name):
 @pytest.mark.parametrize("name", TINY)
 def test_the_net_in_pytorch_is_the_library_s(tiny, name):
     torch = pytest.importorskip("torch", reason="PyTorch is optional")
-    from experiments.benchmark import pytorch_nets, pytorch_weights
+    from experiments.benchmark.pytorch import nets as pytorch_nets
+    from experiments.benchmark.pytorch import weights as pytorch_weights
 
     setting = tiny(name)
     vae, params = setting.vae, some_params(setting.vae)
@@ -152,9 +153,10 @@ def test_the_net_in_pytorch_is_the_library_s(tiny, name):
 
 def test_the_estimate_in_pytorch_is_the_library_s_to_its_noise(tiny):
     torch = pytest.importorskip("torch", reason="PyTorch is optional")
-    from experiments.benchmark import pytorch_nets, pytorch_weights
-    from experiments.benchmark.pytorch_log_likelihood import Estimator
-    from experiments.benchmark.pytorch_settings import Choice
+    from experiments.benchmark.pytorch import nets as pytorch_nets
+    from experiments.benchmark.pytorch import weights as pytorch_weights
+    from experiments.benchmark.pytorch.log_likelihood import Estimator
+    from experiments.benchmark.pytorch.settings import Choice
     from jaxvae.evaluation import log_likelihood
 
     setting = tiny("relu")
@@ -234,7 +236,8 @@ def test_bare_loop_and_flax_script_learn_from_given_weights(tiny, tmp_path):
 
 def test_pytorch_learns_from_given_weights(tiny, tmp_path, monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is optional")
-    from experiments.benchmark import pytorch_settings, pytorch_training
+    from experiments.benchmark.pytorch import settings as pytorch_settings
+    from experiments.benchmark.pytorch import training as pytorch_training
 
     setting, taken = tiny("relu"), []
 

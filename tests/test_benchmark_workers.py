@@ -12,7 +12,7 @@ from experiments.benchmark import (
 from experiments.benchmark.comparison import Comparison, compare
 from experiments.benchmark.timed import Fastest, Timed, Work, calls_that_take
 from experiments.benchmark.workers import SECONDS_TO_END, Variant, WorkerFailed, Workers, ask_once
-from experiments.command import Refused
+from experiments.flags.command import Refused
 
 TRIVIAL = "tests.trivial_variants"
 WHERE = {"accelerator": "cpu", "num_devices": 1, "dataset": "mnist_small", "manual_dir": None}

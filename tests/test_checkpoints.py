@@ -13,12 +13,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvae import saved_items
-from jaxvae.checkpoints import Checkpoints, Damaged, digest, load
-from jaxvae.parallel import make_mesh, replicate
-from jaxvae.recipes import build
-from jaxvae.state import TrainState
-from jaxvae.vae import mlp_vae
+from jaxvae.checkpoints import Checkpoints, Damaged, digest, load, saved_items
+from jaxvae.models.registry import build
+from jaxvae.models.vae import mlp_vae
+from jaxvae.training.devices import make_mesh, replicate
+from jaxvae.training.state import TrainState
 
 RECIPE = {
     "function": "jaxvae.vae:mlp_vae",
@@ -476,7 +475,9 @@ def test_a_format_of_the_future_is_refused(checkpoints, tmp_path, monkeypatch):
         load(tmp_path / "run")
 
 
-@pytest.mark.parametrize("function", ["nowhere.at_all:mlp", "jaxvae.vae:nothing", "jaxvae.vae", ""])
+@pytest.mark.parametrize(
+    "function", ["nowhere.at_all:mlp", "jaxvae.vae:nothing", "jaxvae.models.vae", ""]
+)
 def test_a_function_that_the_caller_does_not_give_is_refused(checkpoints, tmp_path, function):
     recipe = {"function": function, "arguments": {}}
     save(checkpoints, 1, about={"vae": recipe}, params=model_params(1))

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import chunks, training_run
-from experiments.batches import Batches
-from experiments.run_log import read_metrics
+from experiments.data.batches import Batches
+from experiments.record.metrics import read_metrics
+from experiments.run import dispatch, loop
 from experiments.train import train
-from jaxvae.parallel import make_mesh
+from jaxvae.training.devices import make_mesh
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])
@@ -19,9 +19,9 @@ def test_devices_gather_the_rows_that_the_host_gathers(num_devices):
     examples = np.random.default_rng(0).integers(0, 256, (50, 3, 2), dtype=np.uint8)
     mesh = make_mesh(jax.devices()[:num_devices])
     batches = Batches(examples, 20, seed=0, num_devices=num_devices)
-    here, there = (chunks.Chunks(batches, mesh, 1000, resident=it) for it in (False, True))
+    here, there = (dispatch.Chunks(batches, mesh, 1000, resident=it) for it in (False, True))
     for each in (here, there):
-        each.took(chunks.CHUNK_SECONDS / 7)  # 7 steps in each of the next ones
+        each.took(dispatch.CHUNK_SECONDS / 7)  # 7 steps in each of the next ones
     for step in (0, 1, 96):  # in one epoch, over the end of one, and a shorter one
         one, other = (each.after(step, 100, None) for each in (here, there))
         count = one.num_steps
@@ -31,7 +31,7 @@ def test_devices_gather_the_rows_that_the_host_gathers(num_devices):
 
 
 def test_a_run_is_the_same_where_its_data_lie(whole_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_run, "fits", lambda examples, mesh: True)
+    monkeypatch.setattr(loop, "fits", lambda examples, mesh: True)
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     assert train(config) == 0
     rows, others = (
@@ -46,9 +46,9 @@ def test_small_data_lie_on_accelerators(monkeypatch):
     def mesh(platform):
         return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)], object))
 
-    monkeypatch.setattr(chunks, "RESIDENT_BYTES", 8)
+    monkeypatch.setattr(dispatch, "RESIDENT_BYTES", 8)
     small, large = np.zeros(8, np.uint8), np.zeros(9, np.uint8)
-    assert chunks.fits(small, mesh("gpu"))
-    assert chunks.fits(small, mesh("tpu"))
-    assert not chunks.fits(small, mesh("cpu"))
-    assert not chunks.fits(large, mesh("gpu"))
+    assert dispatch.fits(small, mesh("gpu"))
+    assert dispatch.fits(small, mesh("tpu"))
+    assert not dispatch.fits(small, mesh("cpu"))
+    assert not dispatch.fits(large, mesh("gpu"))

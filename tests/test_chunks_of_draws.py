@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import jaxvae
-from jaxvae.state import init_state
-from jaxvae.training import make_train_step
+from jaxvae.training.state import init_state
+from jaxvae.training.step import make_train_step
 
 VAE = jaxvae.mlp_vae(data_shape=(40,), latent_dim=2, hidden=(16,), activation="tanh")
 BOUNDS = {

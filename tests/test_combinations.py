@@ -17,11 +17,11 @@ import optax
 import pytest
 
 import jaxvae
-from experiments.config import TrainConfig
+from experiments.flags.config import TrainConfig
 from jaxvae.bounds import Estimator
-from jaxvae.likelihoods import LIKELIHOODS
-from jaxvae.posteriors import POSTERIORS
-from jaxvae.priors import PRIORS
+from jaxvae.models.likelihoods import LIKELIHOODS
+from jaxvae.models.posteriors import POSTERIORS
+from jaxvae.models.priors import PRIORS
 
 OBJECTIVES = {
     "elbo": jaxvae.elbo,

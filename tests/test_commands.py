@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.command import Refused
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.flags.command import Refused
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.checkpoints import load

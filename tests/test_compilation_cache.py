@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.compilation_cache import give_back_memory, use
+from experiments.machine.compilation_cache import give_back_memory, use
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import sys
-from experiments.compilation_cache import use
+from experiments.machine.compilation_cache import use
 use(sys.argv[1])
 import jax
 jax.config.update("jax_explain_cache_misses", True)

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import command, saved_flags
-from experiments.command import Refused
-from experiments.config import TrainConfig
-from experiments.continuing import ended_schedule, flags_of_run
-from experiments.model import make_optimizer, make_schedules
+from experiments.flags import command, saved_flags
+from experiments.flags.command import Refused
+from experiments.flags.config import TrainConfig
+from experiments.flags.continuing import ended_schedule, flags_of_run
+from experiments.run.build import make_optimizer, make_schedules
 from experiments.train import train
 from jaxvae.checkpoints import load
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvae.convolution import Conv, ConvTranspose, convolution, transposed_convolution
-from jaxvae.decoders import ConvDecoder
-from jaxvae.encoders import ConvEncoder
+from jaxvae.cpu.convolution import Conv, ConvTranspose, convolution, transposed_convolution
+from jaxvae.networks.decoders import ConvDecoder
+from jaxvae.networks.encoders import ConvEncoder
 
 SHAPES = [
     ((8, 8, 1), 4),

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import data_identity, run_rows
-from experiments.command import Refused
-from experiments.config import TrainConfig
-from experiments.data_identity import identify
-from experiments.datasets import Dataset
+from experiments.data import Dataset, run_rows
+from experiments.data import identity as identity_module
+from experiments.data.identity import identify
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.flags.command import Refused
+from experiments.flags.config import TrainConfig
 from experiments.replay import ReplayConfig, replay
-from experiments.run_folder import recorded_data
+from experiments.run.folder import recorded_data
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints
@@ -64,7 +64,7 @@ def recorded(run):
     """Step -> digest of the training split, by the checkpoints."""
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     found = {
-        step: checkpoints.about(step)[data_identity.ABOUT]["train"]["digest"]
+        step: checkpoints.about(step)[identity_module.ABOUT]["train"]["digest"]
         for step in checkpoints.steps()
     }
     checkpoints.close()
@@ -84,13 +84,13 @@ def test_identity_of_one_piece_is_the_hash_of_its_description_and_contents():
 
 
 def test_identity_depends_on_contents_order_shape_and_type_alone(monkeypatch, tmp_path):
-    monkeypatch.setattr(data_identity, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(identity_module, "PIECE_BYTES", 1000)
     rows = bars()
     np.save(tmp_path / "rows.npy", rows)
     np.save(tmp_path / "fortran.npy", np.asfortranarray(rows))
-    monkeypatch.setattr(data_identity, "MOST_THREADS", 1)
+    monkeypatch.setattr(identity_module, "MOST_THREADS", 1)
     alone = identify(rows)
-    monkeypatch.setattr(data_identity, "MOST_THREADS", 8)
+    monkeypatch.setattr(identity_module, "MOST_THREADS", 8)
     for name in ("rows", "fortran"):
         assert identify(np.load(tmp_path / f"{name}.npy", mmap_mode="r")) == alone
     changed = rows.copy()
@@ -102,7 +102,7 @@ def test_identity_depends_on_contents_order_shape_and_type_alone(monkeypatch, tm
 @pytest.mark.parametrize("value", [None, {}, {"train": 3}, {"shape": 1}, [], "text"])
 def test_identity_rejects_record_of_another_form(value):
     with pytest.raises(ValueError, match=r"data_digest must hold shape, dtype, digest and range"):
-        data_identity.from_json({"data_digest": value})
+        identity_module.from_json({"data_digest": value})
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ def test_identity_rejects_record_of_another_form(value):
     ],
 )
 def test_identity_rejects_value_of_another_type(field):
-    values = data_identity.to_json(dict.fromkeys(run_rows.SPLITS, identify(bars(3))))
-    assert data_identity.from_json({"data_digest": values})
+    values = identity_module.to_json(dict.fromkeys(run_rows.SPLITS, identify(bars(3))))
+    assert identity_module.from_json({"data_digest": values})
     values["test"] |= field
     with pytest.raises(ValueError, match=r"a value has another type\. Restore"):
-        data_identity.from_json({"data_digest": values})
+        identity_module.from_json({"data_digest": values})
 
 
 class Fake:
@@ -260,7 +260,7 @@ def test_evaluation_of_a_changed_file_is_labelled_and_keeps_the_earlier_results(
 
 def rows_for(config, dataset=None, split=None):
     """The rows as a command of a run loads them, without its model."""
-    known = data_identity.identify_splits(run_rows.own_data(config))
+    known = identity_module.identify_splits(run_rows.own_data(config))
     return run_rows.load_run_rows(config, [8, 8, 1], known, dataset, split).rows
 
 
@@ -351,7 +351,7 @@ def warnings_of(rows, trained, **flags):
     np.savez("rows.npz", x=rows)
     own = Dataset("own", trained, trained[:0], trained[:1], "", {})
     config = TrainConfig(**({"dataset": "npz:own.npz"} | flags))
-    known = data_identity.identify_splits(own)
+    known = identity_module.identify_splits(own)
     shape = list(rows.shape[1:])
     return run_rows.load_run_rows(config, shape, known, "npz:rows.npz", None).rows.warnings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.datasets import NAMES, load, mnist_small
+from experiments.data import NAMES, load, mnist_small
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -31,7 +31,7 @@ def test_mnist_small_is_small_and_labelled() -> None:
 def test_importing_datasets_imports_nothing_heavy() -> None:
     heavy = "{'tensorflow_datasets', 'PIL', 'jax', 'orbax', 'tensorflow'}"
     code = (
-        "import sys, experiments.datasets as d; d.load('mnist_small'); "
+        "import sys, experiments.data as d; d.load('mnist_small'); "
         f"print({heavy} & set(sys.modules))"
     )
     seen = subprocess.run(

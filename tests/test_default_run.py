@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run_log import read_metrics
+from experiments.record.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 

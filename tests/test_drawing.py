@@ -1,13 +1,13 @@
-"""What `experiments.drawing` draws, by decoders that show the latents themselves."""
+"""What `experiments.show.drawing` draws, by decoders that show the latents themselves."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.datasets import Dataset
-from experiments.datasets.preprocessing import preprocess
-from experiments.drawing import Drawing, draw, prepared_head, write_pictures
+from experiments.data import Dataset
+from experiments.data.preprocessing import preprocess
+from experiments.show.drawing import Drawing, draw, prepared_head, write_pictures
 from jaxvae import Gaussian
 from jaxvae.distributions import (
     Flow,
@@ -16,7 +16,7 @@ from jaxvae.distributions import (
     UniformSphere,
     VonMisesFisher,
 )
-from jaxvae.vae import VAE
+from jaxvae.models.vae import VAE
 
 KEY = jax.random.key(0)
 

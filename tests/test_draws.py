@@ -7,24 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxvae.draws as draws
+from jaxvae.cpu import threefry
 
 KEY = jax.random.key(7)
 PAIRS = {
-    "bits": (partial(draws.bits, shape=(3, 5)), partial(jax.random.bits, shape=(3, 5))),
-    "uniform": (partial(draws.uniform, shape=(40,)), partial(jax.random.uniform, shape=(40,))),
-    "one": (partial(draws.uniform, shape=()), jax.random.uniform),
-    "none": (partial(draws.bits, shape=(0,)), partial(jax.random.bits, shape=(0,))),
+    "bits": (partial(threefry.bits, shape=(3, 5)), partial(jax.random.bits, shape=(3, 5))),
+    "uniform": (partial(threefry.uniform, shape=(40,)), partial(jax.random.uniform, shape=(40,))),
+    "one": (partial(threefry.uniform, shape=()), jax.random.uniform),
+    "none": (partial(threefry.bits, shape=(0,)), partial(jax.random.bits, shape=(0,))),
     "bernoulli": (
-        lambda key: draws.bernoulli(key, jnp.linspace(0.0, 1.0, 60).reshape(3, 20)),
+        lambda key: threefry.bernoulli(key, jnp.linspace(0.0, 1.0, 60).reshape(3, 20)),
         lambda key: jax.random.bernoulli(key, jnp.linspace(0.0, 1.0, 60).reshape(3, 20)),
     ),
     "normal": (
-        lambda key: draws.normal(key, (2, 30), jnp.float32),
+        lambda key: threefry.normal(key, (2, 30), jnp.float32),
         lambda key: jax.random.normal(key, (2, 30)),
     ),
     "half": (
-        lambda key: draws.normal(key, (9,), jnp.bfloat16),
+        lambda key: threefry.normal(key, (9,), jnp.bfloat16),
         lambda key: jax.random.normal(key, (9,), jnp.bfloat16),
     ),
 }
@@ -43,14 +43,14 @@ def test_draws_are_those_of_jax(name):
 @pytest.mark.parametrize("key", [jax.random.key(3, impl="rbg"), jax.random.key(3)], ids=str)
 def test_other_generators_and_settings_are_left_to_jax(key):
     with jax.threefry_partitionable(False):
-        ours = draws.uniform(key, (11,))
+        ours = threefry.uniform(key, (11,))
         np.testing.assert_array_equal(ours, jax.random.uniform(key, (11,)))
 
 
 def test_in_x64_floats_of_64_bits_have_as_many_random_ones():
     with jax.enable_x64(True):
         p = jnp.full((50,), 0.5, jnp.float64)
-        ours = draws.bernoulli(KEY, p)
+        ours = threefry.bernoulli(KEY, p)
         np.testing.assert_array_equal(ours, jax.random.bernoulli(KEY, p))
-        assert draws.bits(KEY, (3,)).dtype == jnp.uint32
-        assert draws.normal(KEY, (3,), jnp.float64).dtype == jnp.float64
+        assert threefry.bits(KEY, (3,)).dtype == jnp.uint32
+        assert threefry.normal(KEY, (3,), jnp.float64).dtype == jnp.float64

@@ -22,10 +22,10 @@ from jaxvae.evaluation import (
     make_score,
     over_dataset,
 )
-from jaxvae.parallel import make_map, make_mesh, replicate
+from jaxvae.models.vae import VAE
 from jaxvae.testing import LinearGaussian
-from jaxvae.training import active_units
-from jaxvae.vae import VAE
+from jaxvae.training.devices import make_map, make_mesh, replicate
+from jaxvae.training.step import active_units
 
 DIM, LATENT_DIM, NUM = 5, 2, 13
 KEYS = jax.random.split(jax.random.key(3), 50)

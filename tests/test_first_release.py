@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.command import Refused
-from experiments.config import TrainConfig
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.run_log import read_metrics
+from experiments.flags.command import Refused
+from experiments.flags.config import TrainConfig
+from experiments.record.metrics import read_metrics
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.checkpoints import FORMAT, Checkpoints, load
-from jaxvae.manifest import digest
+from jaxvae.checkpoints.manifest import digest
 
 RUN = Path("run")
 FLAGS = TrainConfig(
@@ -46,7 +46,7 @@ FLAGS = TrainConfig(
     num_steps=30,
 )
 OF_PARAMETERS = "ed1ea1aa9d277e0bf2bf040427b5fac65a6a59f8876f062eec4b514605ff88ec"
-"""SHA-256 of the running average, by `jaxvae.manifest.digest` of that release."""
+"""SHA-256 of the running average, by `jaxvae.checkpoints.manifest.digest` of that release."""
 ACROSS_MACHINES = {"rtol": 1e-4, "atol": 1e-4}
 """Float32 of 30 steps, summed in another order."""
 

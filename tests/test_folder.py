@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.datasets import load
+from experiments.data import load
 from tests.splits import whole
 
 

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.run_log import MetricsFile, read_metrics
-from experiments.saving import Saving
+from experiments.record.metrics import MetricsFile, read_metrics
+from experiments.run.saving import Saving
 from experiments.torture.accidents import no_file_above
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, SaveFailed, load
-from jaxvae.state import TrainState
+from jaxvae.training.state import TrainState
 
 # What orbax leaves behind of a save that failed is collected later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import accelerators, datasets, final_report, memory
-from experiments.command import Refused, refusing
-from experiments.config import TrainConfig
+from experiments import data as datasets
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.places import require_folder, require_new_file
+from experiments.flags import memory
+from experiments.flags.command import Refused, refusing
+from experiments.flags.config import TrainConfig
+from experiments.flags.path_checks import require_folder, require_new_file
+from experiments.flags.saved_flags import from_json, read, to_json
+from experiments.machine import accelerators
+from experiments.record.metrics import read_metrics
 from experiments.replay import ReplayConfig, replay
-from experiments.run_log import read_metrics
+from experiments.run import finish
 from experiments.sample import SampleConfig, sample
-from experiments.saved_flags import from_json, read, to_json
 from experiments.torture.case import Case
 from experiments.torture.fuzz import CATEGORIES, bad_commands, bad_input
 from experiments.torture.refusal import Ending, contents, why_lost
@@ -290,7 +293,7 @@ def test_a_run_that_lost_a_file_is_refused_and_nothing_written(whole_run, tmp_pa
 def test_results_that_cannot_be_read_are_measured_again(whole_run, tmp_path, monkeypatch):
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     shutil.copytree(whole_run.run, config.run)
-    monkeypatch.setattr(final_report, "_measure", lambda run: {"device": "measured again"})
+    monkeypatch.setattr(finish, "_measure", lambda run: {"device": "measured again"})
     for text in ('{"steps": 60, "eval', "[]"):
         (config.run / "results.json").write_text(text)
         assert train(config) == 0

@@ -12,8 +12,8 @@ import scipy.stats
 
 import jaxvae
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.keys import root_key
-from experiments.training_run import TrainingRun
+from experiments.machine.keys import root_key
+from experiments.run.loop import TrainingRun
 from jaxvae.distributions.count_draws import log_gamma, poisson
 from tests.observations import assert_mean_of_draws
 from tests.test_train import _rows, _same_parameters

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from experiments import datasets
-from experiments.command import Refused, refusing
-from experiments.consent import check_prepared, consented
+from experiments import data as datasets
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.metrics_row import LONGEST_LINE, read_metrics
+from experiments.flags.command import Refused, refusing
+from experiments.flags.saved_flags import read
+from experiments.record.files import write_text
+from experiments.record.metrics import LONGEST_LINE, read_metrics
 from experiments.replay import ReplayConfig, replay
-from experiments.run_files import FOLDERS, NAMES, require_own_files
-from experiments.run_lock import RunLock
-from experiments.run_log import write_text
+from experiments.run.consent import check_prepared, consented
+from experiments.run.lock import RunLock
+from experiments.run.own_files import FOLDERS, NAMES, require_own_files
 from experiments.sample import SampleConfig, sample
-from experiments.saved_flags import read
-from experiments.saved_results import read_results
+from experiments.show.saved_results import read_results
 from experiments.torture.hostile import CATEGORIES, hostile_runs, why_lost
 from experiments.torture.hostile import Watch as Seen
 from experiments.torture.hostile_checkpoints import change_abouts, functions
@@ -33,9 +33,9 @@ from experiments.torture.hostile_values import MODULE, SCRIPT, Place
 from experiments.torture.refusal import Ending, contents
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, load
-from jaxvae.contained import read_json, require_contained
-from jaxvae.recipes import build, check_sizes
-from jaxvae.vae import mlp_vae
+from jaxvae.checkpoints.contained import read_json, require_contained
+from jaxvae.models.registry import build, check_sizes
+from jaxvae.models.vae import mlp_vae
 
 SHAPE = [8, 8, 1]
 BEYOND_MEMORY = 10**9
@@ -505,7 +505,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", file.getvalue())
     assert datasets.load(f"npz:{tmp_path}/a.npz").train.shape[1:] == (64,)
-    monkeypatch.setattr("experiments.datasets.arrays.LARGEST_IN_ANY_CASE", 10_000)
+    monkeypatch.setattr("experiments.data.arrays.LARGEST_IN_ANY_CASE", 10_000)
     with pytest.raises(ValueError, match=r"its [\d,]+ bytes become 256,128 when"):
         datasets.load(f"npz:{tmp_path}/a.npz")
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.datasets import idx, load, official_idx
-from experiments.datasets.make_mnist_small import TEST_STRIDE, TRAIN_STRIDE, make
+from experiments.data import idx, load, official_idx
+from experiments.data.make_mnist_small import TEST_STRIDE, TRAIN_STRIDE, make
 from tests.splits import whole
 
 CHECKOUT = Path(__file__).parents[1]
@@ -214,8 +214,8 @@ def test_idx_killed_while_preparing_leaves_nothing_taken_for_whole(
 ) -> None:
     code = f"""
 import os, signal
-from experiments.datasets import idx, load, official_idx
-from experiments.datasets.make_mnist_small import TEST_STRIDE, TRAIN_STRIDE, make
+from experiments.data import idx, load, official_idx
+from experiments.data.make_mnist_small import TEST_STRIDE, TRAIN_STRIDE, make
 idx.OFFICIAL["mnist"] = idx.{idx.OFFICIAL["mnist"]!r}
 def dying(self, images, labels):
     yield 0, {{"image": idx.read_idx(images)[0][..., None], "label": 1}}

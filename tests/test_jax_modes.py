@@ -14,13 +14,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxvae
-from experiments import command
+from experiments.flags import command
 from experiments.train import train
 from jaxvae.bounds import Estimator
 from jaxvae.distributions import sample_and_log_prob
-from jaxvae.likelihoods import LIKELIHOODS
-from jaxvae.posteriors import POSTERIORS
-from jaxvae.priors import PRIORS
+from jaxvae.models.likelihoods import LIKELIHOODS
+from jaxvae.models.posteriors import POSTERIORS
+from jaxvae.models.priors import PRIORS
 from tests.test_combinations import OBJECTIVES, data
 from tests.test_train import _rows, _same_parameters
 

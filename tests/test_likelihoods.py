@@ -11,7 +11,7 @@ import scipy.stats
 
 import jaxvae.distributions as families_of
 from jaxvae import soft_clamp
-from jaxvae.likelihoods import LIKELIHOODS, Likelihood, gaussian, laplace, likelihood_named
+from jaxvae.models.likelihoods import LIKELIHOODS, Likelihood, gaussian, laplace, likelihood_named
 
 SHAPE = (3, 2, 2)
 SIGMAS = (0.3, "learned", "per_channel", "per_pixel")

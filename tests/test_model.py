@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.config import Objective, TrainConfig
-from experiments.datasets.preprocessing import Preprocessing
-from experiments.model import (
+from experiments.data.preprocessing import Preprocessing
+from experiments.flags.config import Objective, TrainConfig
+from experiments.run.build import (
     block_size,
     initial_vae,
     make_objective,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.command import Refused
-from experiments.datasets import load, load_rows
+from experiments.data import load, load_rows
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.flags.command import Refused
 from tests.splits import numbered
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import jaxvae
 from jaxvae import Gaussian
 from jaxvae.bounds import posterior_samples
-from jaxvae.state import init_state
-from jaxvae.training import MIN_VARIANCE, make_train_step
-from jaxvae.vae import mlp_vae
+from jaxvae.models.vae import mlp_vae
+from jaxvae.training.state import init_state
+from jaxvae.training.step import MIN_VARIANCE, make_train_step
 from tests.steps import (
     BATCH,
     DIM,

@@ -16,10 +16,10 @@ import optax
 import pytest
 
 import jaxvae
-from experiments.config import TrainConfig
-from experiments.diagnosis import diagnose
-from experiments.model import initial_vae, make_optimizer
-from experiments.replayed_run import Step
+from experiments.flags.config import TrainConfig
+from experiments.run.build import initial_vae, make_optimizer
+from experiments.run.diagnosis import diagnose
+from experiments.run.replayed_run import Step
 from experiments.train import train
 from jaxvae import VAE, Bernoulli, Gaussian, regularizers
 from jaxvae.checkpoints import load

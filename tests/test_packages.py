@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.datasets import load
-from experiments.packages import OURS, install_line, require_packages
+from experiments.data import load
+from experiments.flags.packages import OURS, install_line, require_packages
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +56,7 @@ def test_the_library_needs_no_extra(tmp_path):
     optional = set(OURS) - {"jax", "flax", "optax", "orbax", "numpy", "rich"}
     hidden = [*optional, "chex", "scipy.stats", "sklearn", "numpyro", "experiments"]
     (tmp_path / "use.py").write_text(
-        "import jax, jaxvae, jaxvae.checkpoints, jaxvae.testing\n"
+        "import jax, jaxvae, jaxvae.checkpoints.checkpoints, jaxvae.testing\n"
         "vae = jaxvae.mlp_vae(data_shape=(4,), latent_dim=2, hidden=(3,))\n"
         "print(vae.encode(vae.init(jax.random.key(0)), jax.numpy.ones(4)).mean().shape)\n"
     )

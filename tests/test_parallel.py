@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import jaxvae
-from jaxvae.parallel import (
+from jaxvae.models.vae import conv_vae, mlp_vae
+from jaxvae.training.devices import (
     AXIS,
     check_divisible,
     make_chunk_step,
@@ -19,9 +20,8 @@ from jaxvae.parallel import (
     row_keys,
     shard,
 )
-from jaxvae.state import init_state
-from jaxvae.training import make_train_step
-from jaxvae.vae import conv_vae, mlp_vae
+from jaxvae.training.state import init_state
+from jaxvae.training.step import make_train_step
 
 BATCH, CHUNK = 16, 10
 MLP = partial(mlp_vae, data_shape=(8, 8, 1), latent_dim=3, hidden=(24,))

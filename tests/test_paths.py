@@ -13,18 +13,20 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import command, compilation_cache, datasets
-from experiments.command import Refused
+from experiments import data as datasets
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.places import ROOM_BELOW, path_of, require_folder, same_text
-from experiments.run_log import read_metrics
+from experiments.flags import command
+from experiments.flags.command import Refused
+from experiments.flags.path_checks import ROOM_BELOW, path_of, require_folder, same_text
+from experiments.machine import compilation_cache
+from experiments.record.metrics import read_metrics
+from experiments.run.loop import TrainingRun
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
-from experiments.training_run import TrainingRun
 from jaxvae.checkpoints import Checkpoints, load
-from jaxvae.manifest import digest
-from jaxvae.plain_path import plain_path
+from jaxvae.checkpoints.manifest import digest
+from jaxvae.checkpoints.plain_path import plain_path
 
 ROOT = Path(__file__).parents[1]
 CHARACTERS = (

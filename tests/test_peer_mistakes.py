@@ -9,13 +9,13 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from experiments.drawing import draw
-from experiments.model import make_optimizer
+from experiments.run.build import make_optimizer
+from experiments.show.drawing import draw
 from jaxvae import Bernoulli, Gaussian, elbo, iwae, kl, log_likelihood
 from jaxvae.checkpoints import Checkpoints, load
 from jaxvae.evaluation import make_score
-from jaxvae.state import init_state
-from jaxvae.vae import VAE
+from jaxvae.models.vae import VAE
+from jaxvae.training.state import init_state
 from tests.oracles import (
     LARGE,
     SMALL,

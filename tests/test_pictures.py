@@ -1,4 +1,4 @@
-"""Laws and failures of experiments.pictures."""
+"""Laws and failures of experiments.show.pictures."""
 
 import io
 import warnings
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import pictures
+from experiments.show import pictures
 
 BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
 

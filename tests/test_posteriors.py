@@ -13,7 +13,7 @@ import scipy.stats
 import jaxvae.distributions as families_of
 from jaxvae.distributions import Gaussian
 from jaxvae.flows import autoregressive_flow, coupling_flow
-from jaxvae.posteriors import POSTERIORS, Posterior, posterior_named
+from jaxvae.models.posteriors import POSTERIORS, Posterior, posterior_named
 
 DIM, CATEGORIES = 3, 4
 NUM_OUTPUTS = {

@@ -12,18 +12,18 @@ import optax
 import pytest
 
 import jaxvae
-from experiments import accelerators
-from experiments.config import TrainConfig
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.model import recipe
+from experiments.flags.config import TrainConfig
+from experiments.flags.saved_flags import from_json, to_json
+from experiments.machine import accelerators
+from experiments.run.build import recipe
 from experiments.sample import SampleConfig, sample
-from experiments.saved_flags import from_json, to_json
 from experiments.train import train
-from jaxvae.recipes import build
-from jaxvae.state import init_state
-from jaxvae.training import make_train_step
-from jaxvae.vae import conv_vae, mlp_vae
+from jaxvae.models.registry import build
+from jaxvae.models.vae import conv_vae, mlp_vae
+from jaxvae.training.state import init_state
+from jaxvae.training.step import make_train_step
 
 MODELS = {
     "mlp": partial(mlp_vae, data_shape=(60,), latent_dim=4, hidden=(32, 16)),

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.datasets import Dataset
-from experiments.datasets.preprocessing import RULES, Preprocessing, preprocess
-from jaxvae.likelihoods import LIKELIHOODS
+from experiments.data import Dataset
+from experiments.data.preprocessing import RULES, Preprocessing, preprocess
+from jaxvae.models.likelihoods import LIKELIHOODS
 
 KEY = jax.random.key(7)
 REALS = ("gaussian", "laplace")

@@ -12,8 +12,8 @@ import scipy.stats
 
 from jaxvae import Gaussian, mlp_vae, soft_clamp
 from jaxvae.flows import coupling_flow
-from jaxvae.posteriors import posterior_named
-from jaxvae.priors import PRIORS, Prior, Setting, prior_named
+from jaxvae.models.posteriors import posterior_named
+from jaxvae.models.priors import PRIORS, Prior, Setting, prior_named
 
 NUM, DATA, DIM = 5, 3, 2
 STARTS = np.random.default_rng(7).normal(size=(NUM, DATA)).astype(np.float32)

@@ -16,13 +16,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data_identity, processes, run_folder
-from experiments.batches import Batches
-from experiments.command import Refused, refusing
-from experiments.datasets import Dataset
+from experiments.data import Dataset
+from experiments.data import identity as identity_module
+from experiments.data.batches import Batches
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.processes import Processes
-from experiments.run_log import read_metrics
+from experiments.flags.command import Refused, refusing
+from experiments.flags.processes import Processes
+from experiments.machine import processes
+from experiments.record.metrics import read_metrics
+from experiments.run import folder as run_folder
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints
 
@@ -353,7 +355,9 @@ def test_a_port_that_is_taken_is_refused(tmp_path):
 def test_every_difference_is_named_once(monkeypatch):
     theirs = [{"--seed": 0, "jax": "1"}, {"--seed": 1, "jax": "1"}, {"--seed": 2, "numpy": "3"}]
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr("jaxvae.processes.gather", lambda text: [json.dumps(t) for t in theirs])
+    monkeypatch.setattr(
+        "jaxvae.checkpoints.hosts.gather", lambda text: [json.dumps(t) for t in theirs]
+    )
     with pytest.raises(ValueError, match="the processes differ") as error:
         processes.agree("packages", theirs[0])
     assert str(error.value) == (
@@ -393,13 +397,13 @@ def test_every_byte_of_the_data_and_their_order_are_compared(monkeypatch):
     said = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(run_folder, "agree", lambda _, facts: said.append(facts["train data"]))
-    monkeypatch.setattr(data_identity, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(identity_module, "PIECE_BYTES", 1000)
     examples = np.random.default_rng(0).integers(0, 256, (500, 4, 4, 1), np.uint8)
     others = [examples.copy() for _ in range(3)]
     others[1][490, 3, 3] ^= 1
     others[2][[0, 1]] = others[2][[1, 0]]
     for train_split in (examples, *others):
         data = Dataset("", train_split, examples, examples, "", {})
-        run_folder.agree_on_data(data_identity.identify_splits(data))
+        run_folder.agree_on_data(identity_module.identify_splits(data))
     assert said[1] == said[0]
     assert len(set(said)) == 3

@@ -10,18 +10,17 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.command import Refused
-from experiments.journal import Journal
-from experiments.run_log import read_metrics
-from experiments.saving import Saving, advice
+from experiments.flags.command import Refused
+from experiments.record.journal import Journal
+from experiments.record.metrics import read_metrics
+from experiments.run.saving import Saving, advice
 from experiments.torture.accidents import no_file_above
 from experiments.train import train
-from jaxvae import checkpoints as checkpoints_module
-from jaxvae import orbax_manager
-from jaxvae.checkpoints import Checkpoints, SaveFailed
-from jaxvae.manifest import REMEDIES, Unusable, check_leaves, leaves
-from jaxvae.saved_items import check_readable
-from jaxvae.state import TrainState
+from jaxvae.checkpoints import Checkpoints, SaveFailed, orbax_manager
+from jaxvae.checkpoints import checkpoints as checkpoints_module
+from jaxvae.checkpoints.manifest import REMEDIES, Unusable, check_leaves, leaves
+from jaxvae.checkpoints.saved_items import check_readable
+from jaxvae.training.state import TrainState
 
 # What orbax leaves behind of a save that failed is collected later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import experiments.training_run
-from experiments.batches import Batches
-from experiments.command import Refused
+import experiments.run.loop
+from experiments.data.batches import Batches
+from experiments.flags.command import Refused
+from experiments.record.metrics import read_metrics
 from experiments.replay import ReplayConfig, replay
-from experiments.run_log import read_metrics
+from experiments.run.loop import TrainingRun
 from experiments.train import train
-from experiments.training_run import TrainingRun
 from jaxvae.testing import first_not_finite
 
 
@@ -60,7 +60,7 @@ class WithNaN(Batches):
 
 
 def test_a_pixel_that_is_not_finite_is_named(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments.training_run, "Batches", WithNaN)
+    monkeypatch.setattr(experiments.run.loop, "Batches", WithNaN)
     values = np.random.default_rng(0).uniform(size=(330, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "grey.npz", images=values)
     options = {"likelihood": "gaussian", "num_steps": 12, "dataset": f"npz:{tmp_path}/grey.npz"}

@@ -1,4 +1,4 @@
-"""Laws and failures of experiments.report."""
+"""Laws and failures of experiments.show.report."""
 
 import base64
 import html.parser
@@ -9,8 +9,8 @@ import re
 import numpy as np
 import pytest
 
-from experiments import pictures, report
-from experiments.report import write_report
+from experiments.show import pictures, report
+from experiments.show.report import write_report
 
 NASTY = """<script>alert("1")</script> & 'quotes'"""
 EMPTY_TAGS = {"meta", "img", "br"}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvae.row_product import row_product
+from jaxvae.cpu.row_product import row_product
 
 W = jax.random.normal(jax.random.key(0), (4, 5))
 Z = jax.random.normal(jax.random.key(1), (3, 2, 4))

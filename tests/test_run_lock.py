@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run_lock import RunLock
+from experiments.run.lock import RunLock
 
-HOLD = "import sys, time; from pathlib import Path; from experiments.run_lock import RunLock; "
+HOLD = "import sys, time; from pathlib import Path; from experiments.run.lock import RunLock; "
 HOLD += "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
 
 

@@ -1,4 +1,4 @@
-"""Laws and failures of experiments.run_log."""
+"""Laws and failures of experiments.record.files."""
 
 import json
 import math
@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import run_log
-from experiments.run_log import Display, MetricsFile, TensorBoard, read_metrics, table, write_json
+from experiments.record import display, files
+from experiments.record.display import Display, table
+from experiments.record.metrics import MetricsFile, TensorBoard, read_metrics, write_json
 
 NUMBERS = {"log_likelihood": -80.0, "kl": 20.0, "images_per_second": 12345.0}
 
@@ -109,7 +110,7 @@ def test_a_write_that_fails_midway_leaves_the_old_file_and_nothing_else(
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(run_log.os, call, full)
+    monkeypatch.setattr(files.os, call, full)
     with pytest.raises(OSError, match="No space"):
         write_json(path, {"elbo": -2})
     with pytest.raises(OSError, match="No space"):
@@ -166,7 +167,7 @@ def test_tensorboard_names_the_extra_that_is_missing(tmp_path, monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -210,7 +211,7 @@ def test_quiet_is_quiet(capsys):
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 RUN = """
 import sys
-from experiments.run_log import Display, table
+from experiments.record.display import Display, table
 with Display(300, seconds_between_rows=0) as display:
     for step in range(1, 301):
         display.update(step, elbo=-500.0, log_likelihood=-80.0, kl=20.0, images_per_second=1.0)
@@ -303,7 +304,7 @@ def test_the_table_is_aligned_and_cut_at_the_error(capsys):
     ],
 )
 def test_durations_show_their_two_largest_units(seconds, text):
-    assert run_log.duration(seconds) == text
+    assert display.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -322,12 +323,12 @@ def test_durations_show_their_two_largest_units(seconds, text):
     ],
 )
 def test_values_are_rounded_by_their_error(value, error, text):
-    assert run_log.rounded(value, error) == text
+    assert display.rounded(value, error) == text
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
     code = (
-        "import sys, experiments.run_log, experiments.pictures, experiments.report; "
+        "import sys, experiments.record.files, experiments.show.pictures, experiments.show.report; "
         "print({'jax', 'matplotlib', 'rich', 'PIL', 'tensorboardX'} & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvae.distributions.event_sum import event_sum
-from jaxvae.distributions.softplus import softplus
+from jaxvae.cpu.event_sum import event_sum
+from jaxvae.cpu.softplus import softplus
 
 EPS = np.finfo(np.float32).eps
 X = np.concatenate([np.linspace(-85, 85, 20_001), [-1e4, 1e4, 0.0]]).astype(np.float32)

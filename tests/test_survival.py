@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.command import Refused
-from experiments.run_log import read_metrics
+from experiments.flags.command import Refused
+from experiments.record.metrics import read_metrics
+from experiments.run.loop import TrainingRun
 from experiments.torture import victim
 from experiments.train import train
-from experiments.training_run import TrainingRun
 from jaxvae.checkpoints import Checkpoints, load
 
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from experiments.datasets import load
+from experiments.data import load
 from tests.splits import whole
 
 

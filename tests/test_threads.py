@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.stopping import StopRequest
+from experiments.machine.stopping import StopRequest
 from experiments.train import train
 from jaxvae.checkpoints import load
 

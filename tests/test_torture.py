@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.command import Refused
+from experiments.flags.command import Refused
 from experiments.torture import accidents
 from experiments.torture.__main__ import TortureConfig, torture
 from experiments.torture.victim import Outcome, difference, fingerprint

@@ -15,15 +15,15 @@ import jax
 import numpy as np
 import pytest
 
-import experiments.learning
-from experiments.command import Refused
+import experiments.run.learning
 from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.flags.command import Refused
+from experiments.record.metrics import read_metrics
 from experiments.replay import ReplayConfig, replay
-from experiments.run_log import read_metrics
+from experiments.run.loop import TrainingRun
 from experiments.train import train
-from experiments.training_run import TrainingRun
 from jaxvae.checkpoints import Checkpoints, load
-from jaxvae.training import make_train_step
+from jaxvae.training.step import make_train_step
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,7 +118,7 @@ def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, mon
             dispatches.append(len(self._unread))
 
     device_get = jax.device_get
-    monkeypatch.setattr(experiments.learning, "make_train_step", counted_step)
+    monkeypatch.setattr(experiments.run.learning, "make_train_step", counted_step)
     monkeypatch.setattr(jax, "device_get", lambda tree: reads.append(1) or device_get(tree))
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=73, eval_every=100)
     with Counted(config, jax.devices()[:1]) as run:
@@ -192,9 +192,9 @@ def test_a_signal_saves_and_the_same_command_continues(whole_run, small, tmp_pat
 
 def test_own_networks_and_own_functions(small, tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(
-        "import jaxvae.vae\n"
+        "import jaxvae\n"
         "def tiny(data_shape, latent_dim):\n"
-        "    return jaxvae.vae.mlp_vae(data_shape=data_shape, latent_dim=latent_dim, hidden=(4,))\n"
+        "    return jaxvae.mlp_vae(data_shape=data_shape, latent_dim=latent_dim, hidden=(4,))\n"
     )
     monkeypatch.chdir(tmp_path)
     config = dataclasses.replace(

@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 import jaxvae
 from jaxvae.evaluation import count_active_units
-from jaxvae.state import init_state
-from jaxvae.training import active_units, make_train_step
+from jaxvae.training.state import init_state
+from jaxvae.training.step import active_units, make_train_step
 from tests.steps import (
     ADAM,
     BATCH,

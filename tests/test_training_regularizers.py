@@ -12,11 +12,11 @@ import jaxvae
 from jaxvae import Gaussian
 from jaxvae.bounds import posterior_samples
 from jaxvae.checkpoints import Checkpoints
-from jaxvae.parallel import AXIS, make_chunk_step, make_mesh, replicate, shard
+from jaxvae.models.vae import mlp_vae
 from jaxvae.regularizers import Regularizer, density_ratio, dip, mmd, no_state, total_correlation
-from jaxvae.state import init_state
-from jaxvae.training import make_train_step
-from jaxvae.vae import mlp_vae
+from jaxvae.training.devices import AXIS, make_chunk_step, make_mesh, replicate, shard
+from jaxvae.training.state import init_state
+from jaxvae.training.step import make_train_step
 from tests.steps import (
     BATCH,
     DIM,

@@ -12,20 +12,20 @@ import pytest
 import scipy.stats
 
 import jaxvae
-from experiments.command import Refused
-from experiments.config import TrainConfig
-from experiments.datasets import units as units_module
-from experiments.datasets.units import RESOLVED, units_of
+from experiments.data import units as units_module
+from experiments.data.units import RESOLVED, units_of
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.model import initial_vae, recipe
-from experiments.run_folder import load_data
-from experiments.saved_flags import from_json
-from experiments.standardization import as_done, with_choices
+from experiments.flags.command import Refused
+from experiments.flags.config import TrainConfig
+from experiments.flags.saved_flags import from_json
+from experiments.run.build import initial_vae, recipe
+from experiments.run.folder import load_data
+from experiments.run.standardization import as_done, with_choices
 from experiments.train import train
 from jaxvae import Bernoulli, Gaussian, conv_vae, in_units, mlp_vae
 from jaxvae.checkpoints import Checkpoints, load
-from jaxvae.state import init_state
-from jaxvae.training import make_train_step
+from jaxvae.training.state import init_state
+from jaxvae.training.step import make_train_step
 
 SCALES = (1.0, 1e4, 1e-5, 1e-12, 1e8)
 SIGMAS = ("learned", "per_channel", "per_pixel", "optimal", 0.3)

@@ -12,10 +12,10 @@ import optax
 import pytest
 
 import jaxvae
-from experiments import command, own_code
-from experiments.command import Refused
-from experiments.config import TrainConfig
-from experiments.continuing import flags_of_run
+from experiments.flags import command, own_code
+from experiments.flags.command import Refused
+from experiments.flags.config import TrainConfig
+from experiments.flags.continuing import flags_of_run
 from experiments.train import train
 from jaxvae import Bernoulli, Gaussian
 from jaxvae.testing import check_bound

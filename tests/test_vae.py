@@ -10,11 +10,11 @@ import pytest
 
 import jaxvae
 from jaxvae import Bernoulli, Gaussian
-from jaxvae.encoders import MLPEncoder
-from jaxvae.likelihoods import LIKELIHOODS, likelihood_named
-from jaxvae.posteriors import POSTERIORS, posterior_named
-from jaxvae.priors import PRIORS
-from jaxvae.vae import conv_vae, mlp_vae
+from jaxvae.models.likelihoods import LIKELIHOODS, likelihood_named
+from jaxvae.models.posteriors import POSTERIORS, posterior_named
+from jaxvae.models.priors import PRIORS
+from jaxvae.models.vae import conv_vae, mlp_vae
+from jaxvae.networks.encoders import MLPEncoder
 
 MODELS = {
     "mlp (6,)": partial(mlp_vae, data_shape=(6,), latent_dim=2, hidden=(8,)),

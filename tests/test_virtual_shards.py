@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from jaxvae.evaluation import make_score, over_dataset
-from jaxvae.parallel import AXIS, make_chunk_step, make_map, make_mesh, replicate, shard
+from jaxvae.models.vae import conv_vae, mlp_vae
 from jaxvae.regularizers import total_correlation
-from jaxvae.state import init_state
-from jaxvae.training import make_train_step
-from jaxvae.vae import conv_vae, mlp_vae
+from jaxvae.training.devices import AXIS, make_chunk_step, make_map, make_mesh, replicate, shard
+from jaxvae.training.state import init_state
+from jaxvae.training.step import make_train_step
 
 BATCH, STEPS, SHARDS = 32, 10, 8
 AS_A_USER = {"xla_backend_optimization_level": 3}

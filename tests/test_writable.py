@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.command import Refused
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.places import require_folder
-from experiments.run_folder import read_config
+from experiments.flags.command import Refused
+from experiments.flags.path_checks import require_folder
+from experiments.run.folder import read_config
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, load
-from jaxvae.manifest import digest
+from jaxvae.checkpoints.manifest import digest
 
 ROOT = Path(__file__).parents[1]
 UNFINISHED = "99.orbax-checkpoint-tmp"
@@ -87,7 +87,7 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, read_only):
 
 
 def test_training_is_refused_before_it_is_set_up(small, tmp_path, read_only, monkeypatch):
-    monkeypatch.setattr("experiments.training_run.load_data", None)  # it is not called
+    monkeypatch.setattr("experiments.run.loop.load_data", None)  # it is not called
     read_only(tmp_path)
     with pytest.raises(Refused, match=r"--run must be a folder, .* may not be written"):
         train(dataclasses.replace(small, run=tmp_path / "run"))
@@ -140,9 +140,9 @@ def test_a_run_on_a_read_only_mount(finished):
         pytest.skip(f"no mounts here: {error}")
     code = """
 import pathlib, sys
-from experiments.places import require_folder
+from experiments.flags.path_checks import require_folder
 from jaxvae.checkpoints import load
-from jaxvae.manifest import digest
+from jaxvae.checkpoints.manifest import digest
 run = pathlib.Path(sys.argv[1])
 print(digest(load(run)[1]))
 require_folder(run, "--run")

@@ -54,7 +54,7 @@ class Judge(Trivial):
 def without_torch(**arguments):
     """What PyTorch's variant is on a machine that has no PyTorch."""
     sys.modules["torch"] = None
-    from experiments.benchmark.pytorch_training import prepare
+    from experiments.benchmark.pytorch.training import prepare
 
     return prepare(**arguments)
 

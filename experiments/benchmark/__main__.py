@@ -4,12 +4,12 @@ import signal
 import sys
 from typing import Annotated, Any
 
-from experiments import command
 from experiments.benchmark.evaluate import EvaluateConfig, evaluate
 from experiments.benchmark.peers import PeersConfig, peers
 from experiments.benchmark.scaling import ScalingConfig, scaling
 from experiments.benchmark.startup import StartupConfig, startup
 from experiments.benchmark.step import StepConfig, step
+from experiments.flags import command
 
 COMMANDS: dict[type, Any] = {
     StepConfig: step,

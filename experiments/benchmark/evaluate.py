@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import command
 from experiments.benchmark import plots, tables
 from experiments.benchmark.comparison import Comparison, compare, say
 from experiments.benchmark.flags import Measurement
 from experiments.benchmark.nets import NETS, NetName
 from experiments.benchmark.rounds import column, ratios, summarize
 from experiments.benchmark.workers import Variant, WorkerFailed, Workers, ask_once
-from experiments.config import require
+from experiments.flags import command
+from experiments.flags.config import require
 
 QUESTION = "How fast is log p(x) estimated from K samples?"
 OURS, TORCH = "jaxvae", "PyTorch loop, tuned"

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config import Accelerator, require
-from experiments.packages import require_packages
+from experiments.flags.config import Accelerator, require
+from experiments.flags.packages import require_packages
 
 
 @dataclass(frozen=True)

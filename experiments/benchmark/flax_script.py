@@ -15,7 +15,7 @@ from experiments.benchmark import weights
 from experiments.benchmark.nets import CONV_WIDTH, DATA_SIDE, Net
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Snapshots, Timed, Work
-from experiments.keys import root_key
+from experiments.machine.keys import root_key
 from jaxvae.distributions import soft_clamp
 
 

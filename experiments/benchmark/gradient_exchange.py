@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments.benchmark.library_steps import first_process_says
 from experiments.benchmark.setting import make_setting
 from experiments.benchmark.timed import Timed, Work
-from experiments.keys import root_key
-from jaxvae.parallel import AXIS, make_mesh
+from experiments.machine.keys import root_key
+from jaxvae.training.devices import AXIS, make_mesh
 
 REPETITIONS = 20
 """Averages of one dispatch, each of the result of the one before."""

@@ -10,9 +10,9 @@ from experiments.benchmark.images import binary_images
 from experiments.benchmark.scanned_loop import CHUNK_STEPS, Loop, one_draw_for_the_batch
 from experiments.benchmark.setting import make_setting
 from experiments.benchmark.timed import Timed, Work, with_rows
-from experiments.keys import root_key
-from experiments.results import make_scorer
-from jaxvae.parallel import make_mesh
+from experiments.machine.keys import root_key
+from experiments.show.numbers import make_scorer
+from jaxvae.training.devices import make_mesh
 
 BATCH_SIZE = 100
 """Images in flight: the command's default."""

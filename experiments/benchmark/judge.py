@@ -4,9 +4,9 @@ from typing import Any
 
 from experiments.benchmark import weights
 from experiments.benchmark.setting import make_setting
-from experiments.keys import root_key
+from experiments.machine.keys import root_key
 from jaxvae.evaluation import estimate, make_score, over_dataset
-from jaxvae.parallel import make_map, make_mesh, replicate
+from jaxvae.training.devices import make_map, make_mesh, replicate
 
 BATCH_SIZE = 500
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark.nets import DATA_SIDE, Net
-from jaxvae.convolution import convolution, transposed_convolution
+from jaxvae.cpu.convolution import convolution, transposed_convolution
 
 
 def encoder_outputs(params: Any, net: Net, x: jax.Array) -> jax.Array:

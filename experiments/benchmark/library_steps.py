@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.batches import Batches
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Timed, Work
-from experiments.keys import root_key
-from experiments.learning import Learning
+from experiments.data.batches import Batches
+from experiments.machine.keys import root_key
+from experiments.run.learning import Learning
 from jaxvae import TrainState
-from jaxvae.parallel import (
+from jaxvae.checkpoints.hosts import from_first
+from jaxvae.training.devices import (
     AXIS,
     local_positions,
     make_chunk_step,
@@ -22,7 +23,6 @@ from jaxvae.parallel import (
     replicate,
     shard,
 )
-from jaxvae.processes import from_first
 
 CHUNK_STEPS = 20
 """Steps of one dispatch, but for the variant that dispatches each."""

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import accelerators
 from experiments.benchmark.nets import LARGE_PRODUCT
 from experiments.benchmark.timed import Timed, Work
+from experiments.machine import accelerators
 
 
 def prepare(segment_seconds: float, accelerator: Any, num_devices: int | None) -> Timed:

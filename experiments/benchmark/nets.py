@@ -4,7 +4,7 @@ import dataclasses
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
-from experiments.config import TrainConfig
+from experiments.flags.config import TrainConfig
 
 NetName = Literal["a", "b", "b20", "c", "c20", "d"]
 DATA_SIDE = 28

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import command
 from experiments.benchmark import plots, tables
 from experiments.benchmark.comparison import Comparison, compare, say
 from experiments.benchmark.flags import Measurement
@@ -13,7 +12,8 @@ from experiments.benchmark.nets import NETS, NetName
 from experiments.benchmark.quality import TOLERANCE_NATS, Training, verify
 from experiments.benchmark.rounds import column, ratios, summarize
 from experiments.benchmark.workers import Variant, WorkerFailed, Workers, ask_once
-from experiments.config import require
+from experiments.flags import command
+from experiments.flags.config import require
 
 QUESTION = "How fast is experiments.train, against the same net and work elsewhere?"
 COMMAND, BARE, FLAX = "jaxvae, the command", "bare scanned loop", "flax script"

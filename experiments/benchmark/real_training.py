@@ -12,9 +12,9 @@ import jax
 from experiments.benchmark import weights
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Snapshots, Timed, Work
-from experiments.keys import root_key
-from experiments.run_log import read_metrics
-from experiments.training_run import TrainingRun
+from experiments.machine.keys import root_key
+from experiments.record.metrics import read_metrics
+from experiments.run.loop import TrainingRun
 
 DEFAULT_EVAL_EVERY = 500
 """The command's own: never more rarely than this is it evaluated and saved here."""

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import command
 from experiments.benchmark import plots, tables
 from experiments.benchmark.comparison import Comparison, compare
 from experiments.benchmark.flags import Measurement
 from experiments.benchmark.nets import NETS, NetName
 from experiments.benchmark.rounds import column, ratios, summarize
 from experiments.benchmark.workers import Variant, WorkerFailed, Workers, ask_once
-from experiments.config import require
-from experiments.processes import Processes
+from experiments.flags import command
+from experiments.flags.config import require
+from experiments.flags.processes import Processes
 
 QUESTION = "How much do more devices help?"
 MODULE = "experiments.benchmark"

@@ -15,13 +15,13 @@ import numpy as np
 import optax
 from jax.scipy.special import logsumexp
 
-from experiments.batches import Batches
 from experiments.benchmark import weights
 from experiments.benchmark.layers import decoder_logits, encoder_outputs
 from experiments.benchmark.nets import Net
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Snapshots, Timed, Work
-from experiments.keys import root_key
+from experiments.data.batches import Batches
+from experiments.machine.keys import root_key
 from jaxvae.distributions import soft_clamp
 
 CHUNK_STEPS = 20

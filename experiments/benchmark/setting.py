@@ -4,18 +4,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import accelerators, results
 from experiments.benchmark import native_convolutions as exchanged
 from experiments.benchmark.images import check_images
 from experiments.benchmark.nets import NETS, Net
-from experiments.config import TrainConfig
-from experiments.datasets import Dataset
-from experiments.datasets.preprocessing import Preprocessing
-from experiments.keys import root_key
-from experiments.model import initial_vae, recipe
-from experiments.processes import Processes
-from experiments.run_folder import load_data
-from jaxvae.vae import VAE
+from experiments.data import Dataset
+from experiments.data.preprocessing import Preprocessing
+from experiments.flags.config import TrainConfig
+from experiments.flags.processes import Processes
+from experiments.machine import accelerators
+from experiments.machine.keys import root_key
+from experiments.machine.versions import versions
+from experiments.run.build import initial_vae, recipe
+from experiments.run.folder import load_data
+from jaxvae.models.vae import VAE
 
 
 class Setting(NamedTuple):
@@ -121,5 +122,5 @@ class Machine:
             "num_devices": len(devices),
             "num_processes": jax.process_count() if processes else 1,
             "process_index": jax.process_index(),
-            "versions": results.versions(),
+            "versions": versions(),
         }

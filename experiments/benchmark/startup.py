@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from experiments import command
 from experiments.benchmark import plots, tables
 from experiments.benchmark.comparison import say
 from experiments.benchmark.flags import Measurement
@@ -20,12 +19,13 @@ from experiments.benchmark.nets import NETS, NetName
 from experiments.benchmark.rounds import Rounds, column, interleaved, summarize
 from experiments.benchmark.timed import peak_bytes_of
 from experiments.benchmark.workers import ROOT, Variant, ask_once
-from experiments.config import require
-from experiments.run_log import read_metrics
+from experiments.flags import command
+from experiments.flags.config import require
+from experiments.record.metrics import read_metrics
 
 QUESTION = "How long until the first training step, and how much memory?"
 COLD, CACHED = "cold", "cached"
-IMPORTS = ("jax", "jaxvae", "experiments.training_run")
+IMPORTS = ("jax", "jaxvae", "experiments.run.loop")
 POLL_SECONDS = 0.005
 LONG_POLL_SECONDS = 0.5
 MOST_SECONDS = 600.0

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import command
 from experiments.benchmark import plots, tables
 from experiments.benchmark.comparison import Comparison, compare
 from experiments.benchmark.flags import Measurement
 from experiments.benchmark.nets import NETS, Net, NetName, large_product_flops, step_flops
 from experiments.benchmark.rounds import column, summarize
 from experiments.benchmark.workers import Variant, Workers, ask_once
+from experiments.flags import command
 
 CHOSEN = "jaxvae step"
 PEAK = "2048^3 product"

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import run_log
 from experiments.benchmark.flags import Measurement
 from experiments.benchmark.rounds import Summary
+from experiments.record import files
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -73,7 +73,7 @@ def write(
         "machine": machine | {"processor": _processor(), "cpu_count": os.cpu_count()},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    run_log.write_json(path, about | {"results": results})
+    files.write_json(path, about | {"results": results})
     return path
 
 

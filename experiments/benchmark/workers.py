@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
-from experiments.command import Refused
+from experiments.flags.command import Refused
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {

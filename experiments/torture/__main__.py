@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import command
-from experiments.config import require
+from experiments.flags import command
+from experiments.flags.config import require
 
 
 @dataclass(frozen=True)

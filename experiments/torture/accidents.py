@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.run_log import read_metrics
+from experiments.record.metrics import read_metrics
 from experiments.torture.victim import ROOT, Outcome, Victim, difference, fingerprint, train
 from jaxvae.checkpoints import Checkpoints
 

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from experiments.config import TrainConfig
+from experiments.flags.config import TrainConfig
 from experiments.torture.bad_flags import OUT_OF_RANGE, kinds
 from experiments.torture.case import COMMANDS, RUN, Case, Ground
 

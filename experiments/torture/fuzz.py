@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import accelerators
-from experiments.config import TrainConfig
+from experiments.flags.config import TrainConfig
+from experiments.machine import accelerators
 from experiments.torture.bad_data import arrays
 from experiments.torture.bad_flags import absent_devices, not_together, out_of_range, wrong_type
 from experiments.torture.bad_folders import folders
@@ -105,7 +105,7 @@ def trained_run(folder: Path) -> Ground:
         eval_every=3,
     )
     devices = accelerators.start("cpu", None)[:1]
-    from experiments.training_run import TrainingRun
+    from experiments.run.loop import TrainingRun
 
     with TrainingRun(config, devices) as run:
         run.to_the_end()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.command import USER_ERROR
+from experiments.flags.command import USER_ERROR
 from experiments.torture.case import COMMANDS, RUN, Case, Ground
 from experiments.torture.fuzz import trained_run
 from experiments.torture.hostile_files import CATEGORIES

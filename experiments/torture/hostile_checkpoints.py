@@ -9,7 +9,7 @@ from typing import Any
 import tensorstore as ts
 
 from experiments.torture.hostile_values import MODULE, Place, edit_json, text, twice, values
-from jaxvae.manifest import digest_of_values
+from jaxvae.checkpoints.manifest import digest_of_values
 
 
 def functions(place: Place) -> dict[str, dict[str, Any]]:

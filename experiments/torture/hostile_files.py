@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.run_files import NAMES
+from experiments.run.own_files import NAMES
 from experiments.torture.bad_data import Opened
 from experiments.torture.hostile_checkpoints import (
     about,

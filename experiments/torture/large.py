@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.keys import root_key
+from experiments.machine.keys import root_key
 from experiments.torture.victim import FLAGS, ROOT, Outcome
 
 HIDDEN = (4096, 3072)
@@ -74,8 +74,8 @@ def limited() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    from experiments import command
-    from experiments.config import TrainConfig
+    from experiments.flags import command
+    from experiments.flags.config import TrainConfig
     from experiments.train import train
 
     command.main(TrainConfig, train)
@@ -83,8 +83,8 @@ def limited() -> None:
 
 def save(run: str) -> None:
     """Save a state once; prints its size, the times and the peak of memory as JSON."""
-    from experiments.journal import Journal
-    from experiments.saving import Saving
+    from experiments.record.journal import Journal
+    from experiments.run.saving import Saving
     from jaxvae.checkpoints import Checkpoints
 
     folder = Path(run)
@@ -110,7 +110,7 @@ def restore(run: str) -> None:
     import jax
 
     from jaxvae.checkpoints import Checkpoints
-    from jaxvae.state import from_items, to_items
+    from jaxvae.training.state import from_items, to_items
 
     checkpoints = Checkpoints(Path(run) / "checkpoints")
     target = jax.eval_shape(_make_state)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.compilation_cache import give_back_memory
+from experiments.machine.compilation_cache import give_back_memory
 from experiments.torture.victim import FLAGS, ROOT, Outcome
 
 STEPS = 200_000
@@ -89,7 +89,7 @@ def watched() -> None:
     """The training command, which ends with its looks, [[...], ...] as JSON."""
     import tyro
 
-    from experiments.config import TrainConfig
+    from experiments.flags.config import TrainConfig
     from experiments.train import train
 
     config = tyro.cli(TrainConfig)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.processes import FAILED, USER_ERROR
+from experiments.machine.processes import FAILED, USER_ERROR
 from experiments.torture.victim import Outcome, Victim, difference, fingerprint
 
 STEPS_PER_KILL = 100

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import command
+from experiments.flags import command
 from experiments.torture.case import Case
 from experiments.torture.victim import ROOT
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from experiments.run_log import read_metrics
+from experiments.record.metrics import read_metrics
 from jaxvae.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[2]

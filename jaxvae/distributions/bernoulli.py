@@ -6,10 +6,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-import jaxvae.draws as draws
+from jaxvae.cpu import threefry
+from jaxvae.cpu.event_sum import event_sum
+from jaxvae.cpu.softplus import softplus
 from jaxvae.distributions.distribution import at_least_float32, check_event
-from jaxvae.distributions.event_sum import event_sum
-from jaxvae.distributions.softplus import softplus
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +38,7 @@ class Bernoulli:
     def sample(self, key: jax.Array) -> jax.Array:
         """Zeros and ones, as floats, of the event's shape. Not differentiable."""
         (logits,) = at_least_float32(self.logits)
-        return draws.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
+        return threefry.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log mass of `value`, of logits' shape, entries 0 or 1: a scalar in nats."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-import jaxvae.draws as draws
+from jaxvae.cpu import threefry
 from jaxvae.distributions.distribution import at_least_float32, check_event
 
 
@@ -37,7 +37,7 @@ class FullCovarianceGaussian:
     def sample(self, key: jax.Array) -> jax.Array:
         """z = loc + L eps with eps ~ N(0, I): [D]."""
         loc, scale_tril = at_least_float32(self.loc, self.scale_tril)
-        eps = draws.normal(key, loc.shape, loc.dtype)
+        eps = threefry.normal(key, loc.shape, loc.dtype)
         return loc + jnp.matmul(jnp.tril(scale_tril), eps, precision="highest")
 
     def log_prob(self, value: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-import jaxvae.draws as draws
+from jaxvae.cpu import threefry
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
 from jaxvae.distributions.scaled_difference import standardized
 
@@ -67,7 +67,7 @@ class Gaussian:
     def sample(self, key: jax.Array) -> jax.Array:
         """z = loc + exp(log_scale) * eps with eps ~ N(0, I) (Doersch 2016, figure 4)."""
         loc, log_scale = self.parameters()
-        return loc + jnp.exp(log_scale) * draws.normal(key, loc.shape, loc.dtype)
+        return loc + jnp.exp(log_scale) * threefry.normal(key, loc.shape, loc.dtype)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log density of `value`, of loc's shape: a scalar in nats."""

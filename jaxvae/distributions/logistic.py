@@ -6,9 +6,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxvae.cpu.softplus import softplus
 from jaxvae.distributions.distribution import at_least_float32, check_event, check_shape
 from jaxvae.distributions.scaled_difference import standardized
-from jaxvae.distributions.softplus import softplus
 
 REMEDY = "Reshape the value, or build the network for its shape."
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-import jaxvae.draws as draws
+from jaxvae.cpu import threefry
 from jaxvae.distributions.distribution import at_least_float32, check_event
 from jaxvae.distributions.scaled_difference import standardized
 
@@ -61,7 +61,7 @@ class LowRankGaussian:
         """z = loc + F eps_1 + exp(log_scale) * eps_2 with both eps ~ N(0, I): [Z]."""
         loc, factor, log_scale = self.parameters()
         dim, rank = factor.shape
-        eps = draws.normal(key, (rank + dim,), loc.dtype)
+        eps = threefry.normal(key, (rank + dim,), loc.dtype)
         shared = jnp.matmul(factor, eps[:rank], precision="highest")
         return loc + shared + jnp.exp(log_scale) * eps[rank:]
 

@@ -1,0 +1,1 @@
+"""The same models and loops in PyTorch, which the benchmarks compare with."""

@@ -1,0 +1,214 @@
+"""Rows that a trained run is used on: of its own data, or another data set prepared alike."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import data as datasets
+from experiments.data import Dataset, Rows
+from experiments.data.identity import (
+    DataIdentity,
+    RowsIdentity,
+    describe_differences,
+    identify,
+    identify_splits,
+    to_json,
+    unusual_range,
+)
+from experiments.data.preprocessing import RULES, Preprocessing, preprocess
+from experiments.data.splits import SPLITS, Source, assemble, select_rows
+from experiments.flags.config import TrainConfig
+from jaxvae.checkpoints.hosts import is_first
+
+LABEL_CHARACTERS, LABEL_DIGITS = 40, 8
+
+
+class RunRows(NamedTuple):
+    """Rows, and how they relate to the data that the run was trained on.
+
+    Attributes:
+        name: Name of their data set.
+        rows: The rows, ready for the run's `Preprocessing.prepare`.
+        split: Which rows: test, validation or train, or all.
+        identity: Of the rows as they were loaded.
+        trained: Of the run's data; None for runs of older releases, which did not record it.
+        is_of_run: Whether they are the rows of this split of the run's data. Without a record,
+            the run's own data set is taken to be unchanged.
+        warnings: One line for each reason to doubt the results.
+    """
+
+    name: str
+    rows: Rows
+    split: str
+    identity: RowsIdentity
+    trained: DataIdentity | None
+    is_of_run: bool
+    warnings: list[str]
+
+    @property
+    def title(self) -> str:
+        """The rows in words."""
+        return f"{self.name} {self.split}" + ("" if self.is_of_run else " (not the run's data)")
+
+    @property
+    def label(self) -> list[str]:
+        """What file names add for them: nothing for the run's data, else data set and digest."""
+        if self.is_of_run:
+            return []
+        form, _, where = self.name.partition(":")
+        short = Path(where).stem if form in ("npz", "npy") else where or form
+        short = re.sub(r"[^A-Za-z0-9_]+", "-", short)[-LABEL_CHARACTERS:].strip("-")
+        return [*filter(None, [short]), self.identity.digest[:LABEL_DIGITS]]
+
+    def print_doubts(self) -> None:
+        """Print the warnings and, for rows that are not the run's, what they are."""
+        if not self.is_of_run:
+            print(f"not the run's data: {self.rows.about}")
+        for line in self.warnings:
+            print(f"warning: {line}", file=sys.stderr)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a file of results says of the data."""
+        trained = self.trained
+        return {
+            "is_of_run": None if trained is None else self.is_of_run,
+            "rows": self.identity._asdict(),
+            "run": None if trained is None else to_json(trained),
+            "warnings": self.warnings,
+        }
+
+
+class Loaded(NamedTuple):
+    """Rows, the data set that they are in, and how their examples are prepared."""
+
+    rows: RunRows
+    dataset: Dataset
+    preprocessing: Preprocessing
+
+
+def load_run_rows(
+    config: TrainConfig,
+    data_shape: list[int] | None,
+    trained: DataIdentity | None,
+    dataset: str | None,
+    split: str | None,
+) -> Loaded:
+    """Load the rows that a run is to be used on.
+
+    Args:
+        config: Of the run.
+        data_shape: Of the model's examples.
+        trained: Identity of the run's data, where it is known.
+        dataset: Another data set than the run's own, of which all rows are taken in their order.
+        split: Take this split of the run's data (None: test), or this part of the other data.
+
+    Raises:
+        ValueError: The rows have another shape or scale than the run's, or do not exist.
+    """
+    if dataset is None or (dataset == config.dataset and split is not None):
+        name, split, source = config.dataset, split or "test", None
+        data = own_data(config)
+        rows = data.rows(split)
+    else:
+        name, source = dataset, datasets.read(dataset, data_dir=config.data_dir)
+        rows = select_rows(source, split)
+        nothing = rows.examples[:0]
+        data = Dataset(name, rows.examples, nothing, nothing, rows.about, {})
+    shape = list(rows.examples.shape[1:])
+    if shape != data_shape:
+        raise ValueError(
+            f"the run's model takes examples of shape {data_shape}, {name} has {shape}. "
+            "Give data of the run's shape."
+        )
+    identity = identify(rows.examples, quiet=not is_first())
+    split, is_of_run = _relation(config, source, split, identity, trained)
+    warnings = [] if trained is None else _check_scale(name, config, identity, trained)
+    data, preprocessing = prepare(config, data)
+    examples: np.ndarray = data.train if source else getattr(data, split)
+    rows = rows._replace(examples=examples)
+    found = RunRows(name, rows, split, identity, trained, is_of_run, warnings)
+    return Loaded(found, data, preprocessing)
+
+
+def own_data(config: TrainConfig) -> Dataset:
+    """Load the data that the flags of a run name."""
+    return datasets.load(
+        config.dataset,
+        manual_dir=config.manual_dir,
+        data_dir=config.data_dir,
+        num_validation=config.num_validation,
+    )
+
+
+def prepare(config: TrainConfig, data: Dataset) -> tuple[Dataset, Preprocessing]:
+    """Prepare data for the likelihood of a run, as its flags say."""
+    return preprocess(
+        data,
+        likelihood=config.likelihood,
+        binarize=config.binarize,
+        grey_probabilities=config.grey_probabilities,
+        standardize=config.standardize,
+    )
+
+
+def _relation(
+    config: TrainConfig,
+    source: Source | None,
+    split: str | None,
+    identity: RowsIdentity,
+    trained: DataIdentity | None,
+) -> tuple[str, bool]:
+    """Name the rows, and find out if they are a split of the run's data or all of these."""
+    if trained is None:
+        return split or "all", source is None
+    same = [name for name in SPLITS if trained[name].digest == identity.digest]
+    if split in same or source is None:
+        assert split is not None, "the run's own data have splits"
+        return split, split in same
+    if same:
+        return same[0], True
+    if _is_all_of_run(config, source, identity, trained):
+        return "all", True
+    return split or "all", False
+
+
+def _is_all_of_run(
+    config: TrainConfig, source: Source, identity: RowsIdentity, trained: DataIdentity
+) -> bool:
+    """Check if a source gives the run's data, when it is split as the run has split them."""
+    count = sum(trained[split].shape[0] for split in SPLITS)
+    if identity.shape != [count, *trained["train"].shape[1:]]:
+        return False
+    try:
+        data = assemble(source, config.num_validation)
+    except ValueError:  # it cannot be split so
+        return False
+    return not describe_differences(trained, identify_splits(data, quiet=True))
+
+
+def _check_scale(
+    name: str, config: TrainConfig, rows: RowsIdentity, trained: DataIdentity
+) -> list[str]:
+    """Check that equal stored values mean equal x; warn of values that are far from the run's."""
+    usual = trained["train"]
+    counts = RULES[config.likelihood] is RULES["poisson"]  # taken as they are, in every type
+    low, high = usual.range or [0.0, 0.0]
+    if rows.dtype != usual.dtype and "uint8" in (rows.dtype, usual.dtype) and not counts:
+        raise ValueError(
+            f"{name} is stored as {rows.dtype}, the run's training data as {usual.dtype} from "
+            f"{low:.6g} to {high:.6g}: 8-bit data are rescaled, other types are not. Convert it to "
+            f"{usual.dtype} on that scale."
+        )
+    highest = max((split.range[1] for split in trained.values() if split.range), default=0.0)
+    given = rows.range[1] if rows.range else 0.0
+    binary = config.likelihood == "bernoulli" and rows.dtype == "uint8"
+    if binary and given > 0 and (given > 1) != (highest > 1):
+        raise ValueError(
+            f"{name} has values up to {given:g}, the run's data up to {highest:g}: white is 1 in "
+            "one of them and 255 in the other. Rescale the rows to the scale of the run's data."
+        )
+    warning = unusual_range(name, rows, usual)
+    return [] if warning is None else [warning]

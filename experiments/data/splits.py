@@ -1,0 +1,178 @@
+"""Which examples train, validate and test: the one place that cuts a data set."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.data import Dataset, Rows
+
+SPLITS = ("train", "validation", "test")
+PERMUTATION_SEED = 0
+
+
+class Examples(NamedTuple):
+    """Some examples of a source.
+
+    Attributes:
+        values: [N, *data_shape].
+        labels: [N] int32, or None.
+        files: [N] str, relative paths of the files they are from, or None.
+        indices: [N] int64, their positions in the part of the source; None is 0 to N - 1.
+    """
+
+    values: np.ndarray
+    labels: np.ndarray | None
+    files: np.ndarray | None = None
+    indices: np.ndarray | None = None
+
+    def at(self, rows: slice | np.ndarray) -> "Examples":
+        labels, files, indices = (
+            None if array is None else array[rows]
+            for array in (self.labels, self.files, self.indices)
+        )
+        return Examples(self.values[rows], labels, files, indices)
+
+    def numbered(self) -> "Examples":
+        return self._replace(indices=np.arange(len(self.values)))
+
+
+class Source(NamedTuple):
+    """A data set as its source has it, before it is cut.
+
+    Attributes:
+        name: As given to `experiments.data.load`.
+        parts: Named train, test and perhaps validation; or one part of any name.
+        what: What the examples are, in words, for `about`.
+        origin: Where they are from and their licence, for `about`.
+        default_validation: Size of the validation split where the source has none and none is
+            asked for; None is a tenth.
+    """
+
+    name: str
+    parts: Mapping[str, Examples]
+    what: str
+    origin: str
+    default_validation: int | None = None
+
+
+def select_rows(source: Source, split: str | None) -> Rows:
+    """All rows of a source in their order, or those of one of its parts.
+
+    Args:
+        source: Its parts follow one another: train, validation, test.
+        split: Name of a part; None is all of them.
+
+    Raises:
+        ValueError: There is no such part, or the parts differ in shape or type.
+    """
+    parts = source.parts
+    if split is not None:
+        if split not in parts:
+            raise ValueError(
+                f"{source.name} has no part {split}; it has {', '.join(parts)}. Leave out --split "
+                "to take all rows, or name a part that it has."
+            )
+        parts = {split: parts[split]}
+    _require_alike(source.name, parts)
+    pieces = list(parts.values())
+    counts = [len(piece.values) for piece in pieces]
+    unlabelled = [part for part, piece in parts.items() if piece.labels is None]
+    dropped = f"; labels left out, as {', '.join(unlabelled)} has none"
+    some_labels = 0 < len(unlabelled) < len(parts)
+    in_parts = " + ".join(f"{count:,} {part}" for part, count in zip(parts, counts, strict=True))
+    total = f"{sum(counts):,} row{'s' * (sum(counts) != 1)}"
+    return Rows(
+        examples=_joined([piece.values for piece in pieces]),
+        labels=_joined_if_all([piece.labels for piece in pieces]),
+        indices=np.concatenate([np.arange(count) for count in counts]),
+        files=_joined_if_all([piece.files for piece in pieces]),
+        parts=np.repeat(list(parts), counts) if len(parts) > 1 else None,
+        about=f"{source.what}, {total}{f' ({in_parts})' * (len(parts) > 1)}; {source.origin}"
+        + (dropped if some_labels else ""),
+    )
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """The arrays in one; a single one is not copied, so that it may be larger than memory."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _joined_if_all(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+    present = [array for array in arrays if array is not None]
+    return _joined(present) if len(present) == len(arrays) else None
+
+
+def assemble(source: Source, num_validation: int | None) -> Dataset:
+    """A data set out of the parts that its source has.
+
+    A single part is permuted, always in the same way, and its last tenth is the test split. The
+    validation split is the source's own if num_validation is None, else the last num_validation
+    training examples.
+
+    Args:
+        source: The parts.
+        num_validation: As for `experiments.data.load`.
+    """
+    name, default_validation = source.name, source.default_validation
+    _require_alike(name, source.parts)
+    parts = {part: examples.numbered() for part, examples in source.parts.items()}
+    if len(parts) == 1:
+        (whole,) = parts.values()
+        parts = _at_random(name, whole)
+        default_validation = len(whole.values) // 10
+    if not {"train", "test"} <= parts.keys():
+        raise ValueError(
+            f"{name} must have both train and test, or one part to be split 80/10/10; it has "
+            f"{', '.join(parts) or 'none'}. Add what is missing."
+        )
+    cut = dict(parts)
+    if num_validation is not None or "validation" not in parts:
+        default = len(parts["train"].values) // 10
+        default = default if default_validation is None else default_validation
+        count = default if num_validation is None else num_validation
+        cut["train"], cut["validation"] = _last(name, parts["train"], count)
+    train, validation, test = (cut[split] for split in SPLITS)
+    counts = f"{len(train.values):,} + {len(validation.values):,} + {len(test.values):,} examples"
+    return Dataset(
+        name,
+        train.values,
+        validation.values,
+        test.values,
+        f"{source.what}, {counts} (train, validation, test) {list(train.values.shape[1:])}; "
+        f"{source.origin}",
+        *({split: array for split in SPLITS if (array := getattr(cut[split], field)) is not None}
+          for field in ("labels", "indices", "files")),
+    )  # fmt: skip
+
+
+def _at_random(name: str, whole: Examples) -> dict[str, Examples]:
+    count = len(whole.values)
+    if count < 2:
+        raise ValueError(
+            f"{name} must have at least two examples, one to train on and one to test on; it has "
+            f"{count}. Give more."
+        )
+    order = np.random.default_rng(PERMUTATION_SEED).permutation(count)
+    num_test = max(1, count // 10)
+    return {"train": whole.at(order[:-num_test]), "test": whole.at(order[-num_test:])}
+
+
+def _last(name: str, train: Examples, count: int) -> tuple[Examples, Examples]:
+    total = len(train.values)
+    if not 0 <= count < total:
+        raise ValueError(
+            f"num_validation must be from 0 to {total - 1}, so that {name} keeps a training "
+            f"example; got {count}. Change --num-validation."
+        )
+    return train.at(slice(total - count)), train.at(slice(total - count, None))
+
+
+def _require_alike(name: str, parts: Mapping[str, Examples]) -> None:
+    kinds = {key: (part.values.shape[1:], part.values.dtype) for key, part in parts.items()}
+    if len(set(kinds.values())) > 1:
+        seen = ", ".join(f"{key} {list(shape)} {dtype}" for key, (shape, dtype) in kinds.items())
+        raise ValueError(
+            f"The splits of {name} must have one shape and type an example; they have {seen}. "
+            "Convert them to one."
+        )

@@ -1,0 +1,1 @@
+"""Flags of the commands, and everything that is checked before any work."""

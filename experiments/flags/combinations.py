@@ -1,0 +1,47 @@
+"""Flags that mean something with some values of another flag only."""
+
+import dataclasses
+from typing import Any
+
+GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    **dict.fromkeys(
+        ("beta", "beta_warmup_steps", "free_bits", "capacity"), ("objective", ("elbo",))
+    ),
+    "num_groups": ("objective", ("miwae", "piwae")),
+    "elbo_weight": ("objective", ("ciwae",)),
+    "alpha": ("objective", ("renyi",)),
+    "num_intervals": ("objective", ("tvo",)),
+    "num_components": ("prior", ("mixture", "vamp")),
+    "num_categories": ("posterior", ("categorical", "relaxed_categorical")),
+    "sigma": ("likelihood", ("gaussian", "laplace")),
+    "standardize": ("likelihood", ("gaussian", "laplace")),
+    "weight_decay": ("optimizer", ("adamw",)),
+}
+"""Flag -> the other flag, and those of its values that it goes with."""
+
+NO_EFFECT = {"standardize": "none"}
+"""Flag -> a value that goes with everything: a run's config.json may have it in place of auto."""
+
+
+def check_combinations(config: Any) -> None:
+    """Reject a flag that has no effect beside another one.
+
+    Args:
+        config: `experiments.flags.config.TrainConfig`.
+
+    Raises:
+        ValueError: one line that names both flags.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, (other, values) in GOES_WITH.items():
+        given, setting = getattr(config, name), getattr(config, other)
+        if given not in (defaults[name], NO_EFFECT.get(name)) and setting not in values:
+            raise ValueError(
+                f"--{name.replace('_', '-')} goes with --{other.replace('_', '-')}="
+                f"{' or '.join(values)}, not {setting}."
+            )
+    if config.sigma_rate is not None and not config.learns_sigma:
+        raise ValueError(
+            "--sigma-rate goes with --sigma=learned or per_channel of --likelihood=gaussian or "
+            "laplace, and with every optimizer but sgd. Leave it out."
+        )

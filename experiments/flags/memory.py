@@ -1,0 +1,70 @@
+"""Whether what the flags ask for has room in this machine, before anything of it is made."""
+
+import math
+import os
+from typing import Any
+
+import jax
+
+from experiments.flags.config import TrainConfig
+
+BYTES = 4
+"""Of a float32."""
+
+
+def memory_bytes() -> int | None:
+    """Of this machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def require_room(config: TrainConfig, values: int) -> None:
+    """Refuse sizes of which a single array is larger than the memory.
+
+    Args:
+        config: the flags.
+        values: of one example.
+
+    Raises:
+        ValueError: in one line that names the flag.
+    """
+    learned = config.num_components if config.prior in ("mixture", "vamp") else 0
+    sizes = {
+        "--batch-size": config.batch_size * values,
+        "--num-components": learned * config.latent_dim,
+        "--num-samples": config.num_samples * config.latent_dim,
+        "--num-intervals": config.num_samples * config.num_intervals,
+    }
+    if config.posterior == "full_covariance":
+        sizes["--latent-dim"] = config.latent_dim**2
+    if config.prior == "vamp":
+        sizes["--num-components"] = learned * values
+    for flag, size in sizes.items():
+        name = flag.removeprefix("--").replace("-", "_")
+        _require(BYTES * size, f"{flag}={getattr(config, name)}", flag)
+
+
+def require_room_for(state: Any) -> None:
+    """Refuse a state of training that is larger than the memory.
+
+    Args:
+        state: a pytree of `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        ValueError: in one line that names flags.
+    """
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    _require(
+        size, "what is learned and its optimizer", "--latent-dim, --hidden or --num-categories"
+    )
+
+
+def _require(size: int, what: str, flags: str) -> None:
+    most = memory_bytes()
+    if most is not None and size > most:
+        raise ValueError(
+            f"{what} must have room in memory; {size / 2**30:,.0f} GiB are more than the "
+            f"{most / 2**30:,.0f} GiB of this machine. Lower {flags}."
+        )

@@ -1,0 +1,122 @@
+"""The flags of a run as config.json keeps them, checked as if they came from the command line."""
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal
+
+from experiments.flags.config import TrainConfig
+from experiments.flags.path_checks import require_file
+
+NOT_SAVED = frozenset({"processes", "allow_other_data"})
+"""Flags of one command, not of the run: which process this is, and a permission given once."""
+MOST_BYTES = 2**20
+"""Largest config.json that is read; training writes two kilobytes."""
+WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "text",
+         NoneType: "null"}  # fmt: skip
+"""What a value of JSON is called."""
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """The flags as JSON values, except those of one command alone."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in NOT_SAVED
+    }
+
+
+def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> TrainConfig:
+    """The flags from JSON values.
+
+    Args:
+        values: name -> value; what is absent has its default, or what releases before it did.
+        path: of the file that they are from.
+
+    Raises:
+        ValueError: a name that is no flag of this release, or a value that its flag cannot have;
+            it names the file.
+    """
+    hints = {name: hint for name, hint in typing.get_type_hints(TrainConfig).items()
+             if name not in NOT_SAVED}  # fmt: skip
+    if unknown := sorted(values.keys() - hints.keys()):
+        raise ValueError(
+            f"{path} has {', '.join(map(repr, unknown))}, which this release does not know. "
+            "Restore the file, or use the release that wrote it."
+        )
+    for name, value in values.items():
+        if not _is(value, hints[name]):
+            raise ValueError(
+                f"{path}: {name} must be {_in_words(hints[name])}, got "
+                f"{json.dumps(value)[:60]}. Restore it, or use another --run."
+            )
+    values = dict(values)
+    if values.get("hidden") is not None:
+        values["hidden"] = tuple(values["hidden"])
+    if values.get("run") is not None:
+        values["run"] = Path(values["run"])
+    config = _as_then(TrainConfig(**values), values)
+    try:
+        dataclasses.replace(config, run=None).check()  # wherever it lies now
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} Restore it, or use another --run.") from error
+    return config
+
+
+def _as_then(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
+    """The flags of a run with what releases before these flags did in place of today's default."""
+    if "standardize" not in values:
+        config = dataclasses.replace(config, standardize="none")
+    if "sigma_rate" not in values and config.learns_sigma:
+        config = dataclasses.replace(config, sigma_rate=1.0)
+    return config
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The values of a run's config.json, checked, or None where there is no such file.
+
+    Raises:
+        ValueError: it cannot be read, or as `from_json`.
+    """
+    if not path.exists() and not path.is_symlink():
+        return None
+    require_file(path)
+    from jaxvae.checkpoints.contained import read_json  # jax, which flags do not wait for
+
+    try:
+        values = read_json(path, MOST_BYTES)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} must be a JSON object, as training wrote it; reading it gave: {error}. "
+            "Restore it, or use another --run."
+        ) from error
+    from_json(values, path)
+    return values
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON can be of the type of a flag."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin in (typing.Union, UnionType):
+        return any(_is(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_is(item, parts[0]) for item in value)
+    if hint is Path:
+        return isinstance(value, str)
+    return type(value) is hint or (hint is float and type(value) is int)
+
+
+def _in_words(hint: Any) -> str:
+    """The type of a flag, as a user would say it."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " or ".join(parts)
+    if origin in (typing.Union, UnionType):
+        return " or ".join(map(_in_words, parts))
+    if origin is tuple:
+        return "a list of integers"
+    return WORDS[hint]

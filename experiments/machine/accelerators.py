@@ -1,0 +1,113 @@
+"""Choosing devices, before jax is used for the first time, and verifying the choice."""
+
+import contextlib
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from experiments.flags.config import Accelerator
+from experiments.flags.processes import Processes
+from experiments.machine.processes import join
+
+if TYPE_CHECKING:
+    import jax
+
+MOST_DEVICES = 256
+"""Of one process; each simulated one costs milliseconds and megabytes to start."""
+
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+"""Or a GPU's convolutions add in any order, and each start looks for the fastest anew."""
+
+
+def start(
+    accelerator: Accelerator,
+    num_devices: int | None,
+    processes: Processes | None = None,
+    *,
+    deterministic: bool = False,
+) -> list["jax.Device"]:
+    """The devices to run on; starts jax's backend.
+
+    Args:
+        accelerator: auto, cpu, gpu or tpu.
+        num_devices: how many of each process; None: all there are. CPU devices are simulated.
+        processes: the others to run with; None: none.
+        deterministic: whether a GPU is to compute the same bits each time.
+
+    Returns:
+        Those of all processes, process 0's first.
+
+    Raises:
+        ValueError: what was asked for is not there; the message says what is.
+    """
+    if num_devices is not None and not 1 <= num_devices <= MOST_DEVICES:
+        raise ValueError(f"--num-devices must be from 1 to {MOST_DEVICES}, got {num_devices}.")
+    several = processes is not None and processes.distributed
+    if accelerator in ("auto", "cpu") and (several or (num_devices or 1) > 1):
+        # Simulated devices that wait for each other need threads to wait in (BUILD.md). One
+        # device alone is slower with more threads than cores.
+        os.environ.setdefault("PJRT_NPROC", "32")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if deterministic and accelerator in ("auto", "gpu") and DETERMINISTIC not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
+    import jax
+
+    # Or a TPU and a recent GPU would multiply float32 matrices in bfloat16 and in tf32.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    # The older lowering of threefry splits a key into other ones for another number of them.
+    jax.config.update("jax_threefry_partitionable", True)
+    if accelerator == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if num_devices is not None:
+        # Refused once jax has started, in a notebook or a test: then what is there must do.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", num_devices)
+    if processes is not None and processes.distributed:
+        join(processes)
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"jax could not start (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): "
+            f"{str(error) or 'no reason given'}. Unset JAX_PLATFORMS, or use --accelerator=cpu."
+        ) from error
+    return _chosen(devices, accelerator, num_devices)
+
+
+def _chosen(
+    devices: list["jax.Device"], accelerator: Accelerator, num_devices: int | None
+) -> list["jax.Device"]:
+    """`num_devices` of each process, verified."""
+    from jaxvae.checkpoints.hosts import Stopped, together
+
+    counts = Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"process {index} has {counts[index]}" for index in sorted(counts))
+        raise Stopped(
+            f"every process must have as many devices, {each}. Start all with the same "
+            "--num-devices."
+        ) from None
+    with together():
+        if accelerator not in ("auto", devices[0].platform):
+            raise ValueError(
+                f"--accelerator={accelerator}, but jax finds only {describe(devices)}. Install "
+                f"jaxvae with the extra for your hardware (BUILD.md), or use --accelerator="
+                f"{devices[0].platform}."
+            )
+        here = [device for device in devices if device.process_index == devices[0].process_index]
+        if num_devices is not None and num_devices > len(here):
+            raise ValueError(f"--num-devices={num_devices}, but there are only {describe(here)}.")
+    return [
+        device
+        for index in sorted(counts)
+        for device in [one for one in devices if one.process_index == index][:num_devices]
+    ]
+
+
+def describe(devices: list["jax.Device"]) -> str:
+    """What the devices are, in words: "cpu x 8"."""
+    kinds = Counter(device.device_kind for device in devices)
+    processes = len({device.process_index for device in devices})
+    text = ", ".join(f"{kind} x {count}" for kind, count in kinds.items())
+    return f"{text} in {processes} processes" if processes > 1 else text

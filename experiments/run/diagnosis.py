@@ -1,0 +1,89 @@
+"""Which example, which term and which operation of a step first gave what is not finite."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.run.replayed_run import Step
+from jaxvae.leaves import combine, is_trained, partition
+from jaxvae.testing import first_not_finite
+
+TERMS = ("log_likelihood", "kl", "elbo", "objective")
+MOST_OPERATIONS = 3
+
+
+def diagnose(step: Step) -> list[str]:
+    """Lines that name what first went wrong, in the order of computation; empty if nothing did."""
+    parameters = list(_leaves_not_finite(step.params))
+    if parameters:
+        return [f"the parameters were not finite before it: {', '.join(parameters)}"]
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(step.keys)
+    xs = jax.vmap(step.options["prepare"])(keys[:, 0], jnp.asarray(step.stored))
+    for i in np.flatnonzero(~_finite_rows(xs)):
+        where = np.argwhere(~np.isfinite(np.asarray(xs[i])))[0].tolist()
+        value = float(xs[i][tuple(where)])
+        return [f"{_name(step, i)} holds {value} at {where} once it is prepared"]
+    scheduled = {name: of(step.number) for name, of in step.options["schedules"].items()}
+
+    def bound(params: Any, key: jax.Array, x: jax.Array) -> Any:
+        vae = step.vae
+        decode = lambda z: vae.decode(params, z)
+        return step.options["objective"](
+            key,
+            x,
+            encode=lambda x: vae.encode(params, x),
+            decode=decode,
+            prior=vae.prior(params),
+            **scheduled,
+        )
+
+    trained, rest = partition(step.params, is_trained)
+
+    def of_row(row: tuple[jax.Array, jax.Array]) -> tuple[dict[str, jax.Array], Any]:
+        objective = lambda trained: bound(combine(trained, rest), *row).objective
+        found = bound(step.params, *row)
+        finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), jax.grad(objective)(trained))
+        return {name: getattr(found, name) for name in TERMS}, finite
+
+    terms, finite = jax.device_get(jax.lax.map(of_row, (keys[:, 1], xs)))
+    whole = np.all([np.isfinite(value) for value in terms.values()], axis=0)
+    whole &= np.all(jax.tree.leaves(finite), axis=0)
+    bad = np.flatnonzero(~whole)
+    if not len(bad):
+        return []
+    first = int(bad[0])
+    said = ", ".join(f"{name} {values[first]:.6g}" for name, values in terms.items())
+    lines = [f"{_name(step, first)}, the first of {len(bad)}: {said}"]
+    gradient = jax.grad(lambda trained, *row: bound(combine(trained, rest), *row).objective)
+    for found in first_not_finite(gradient, trained, keys[first, 1], xs[first])[:MOST_OPERATIONS]:
+        lines.append(f"  {found}")
+    at_fault = [
+        path for path, ok in _paths(jax.tree.map(lambda rows: rows[first], finite)) if not ok
+    ]
+    if at_fault:
+        lines.append(f"  its gradient is not finite for {', '.join(at_fault)}")
+    return lines
+
+
+def _name(step: Step, row: Any) -> str:
+    return f"example {step.indices[row]} of the training split (row {row} of the batch)"
+
+
+def _finite_rows(array: jax.Array) -> np.ndarray:
+    values = np.asarray(array)
+    return np.isfinite(values).reshape(len(values), -1).all(1)
+
+
+def _leaves_not_finite(tree: Any) -> Iterator[str]:
+    for path, leaf in _paths(tree):
+        count = int((~np.isfinite(np.asarray(leaf))).sum())
+        if count:
+            yield f"{path} ({count} of {np.size(leaf)})"
+
+
+def _paths(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf

@@ -1,0 +1,180 @@
+"""A run's folder: what it was started with, and its trained model with the data it is for."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+
+from experiments import data as datasets
+from experiments.data.identity import DataIdentity, from_json, identify_splits
+from experiments.data.preprocessing import Preprocessing
+from experiments.data.run_rows import RunRows, load_run_rows, own_data, prepare
+from experiments.flags import saved_flags
+from experiments.flags.config import TrainConfig
+from experiments.flags.path_checks import require_folder
+from experiments.machine.processes import agree
+from experiments.record.journal import Journal
+from experiments.run.own_files import require_own_files
+from jaxvae.checkpoints.hosts import from_first, is_first, together
+from jaxvae.models.vae import VAE, Params
+
+if TYPE_CHECKING:
+    from jaxvae.checkpoints import (
+        Checkpoints,  # orbax, which loads while a step compiles
+    )
+
+Which = Literal["best", "latest"]
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+"""In a run's folder."""
+
+
+class OpenRun(NamedTuple):
+    """A trained run, ready to be used.
+
+    Attributes:
+        config: the flags it was started with.
+        vae, params: the model and its parameters, on the host.
+        step: of the checkpoint they are from.
+        preprocessing, dataset: what it is for.
+        data: the rows of it that were asked for.
+    """
+
+    config: TrainConfig
+    vae: VAE
+    params: Params
+    step: int
+    preprocessing: Preprocessing
+    dataset: datasets.Dataset
+    data: RunRows
+
+
+class RunData(NamedTuple):
+    """The data of a run, ready to be trained on, and their identity as they were loaded."""
+
+    dataset: datasets.Dataset
+    preprocessing: Preprocessing
+    identity: DataIdentity
+
+
+def read_config(run: Path) -> TrainConfig | None:
+    """The flags that a run was started with, or None where there is no run.
+
+    Raises:
+        ValueError: config.json is there and cannot be read.
+    """
+    values = from_first(lambda: _read_config(run))
+    return None if values is None else saved_flags.from_json(values)
+
+
+def _read_config(run: Path) -> dict[str, Any] | None:
+    require_own_files(run)
+    return saved_flags.read(run / CONFIG)
+
+
+def read_own_config(config: TrainConfig) -> TrainConfig | None:
+    """The flags that the run in a training run's folder was started with; None: a new run.
+
+    Raises:
+        ValueError: the folder cannot be a run's, or what is in it cannot be gone on with.
+    """
+    values = from_first(lambda: _read_own(config))
+    return None if values is None else saved_flags.from_json(values)
+
+
+def _read_own(config: TrainConfig) -> dict[str, Any] | None:
+    folder = config.folder
+    require_folder(folder, "--run")
+    require_folder(folder / CHECKPOINTS, CHECKPOINTS)
+    values = _read_config(folder)
+    if values is None and any((folder / CHECKPOINTS).glob("*")):
+        raise ValueError(
+            f"{folder} must have its {CONFIG}, which says what the run there was started with; "
+            "there are checkpoints alone. Restore it, or use another --run."
+        )
+    Journal.check(folder)
+    return values
+
+
+def load_data(config: TrainConfig) -> RunData:
+    """The data of a run."""
+    data = own_data(config)
+    identity = identify_splits(data, quiet=config.quiet or not is_first())
+    return RunData(*prepare(config, data), identity)
+
+
+def agree_on_data(identity: DataIdentity) -> None:
+    """Refuse to go on unless all processes have read the same examples.
+
+    Raises:
+        ValueError: naming the split that differs.
+    """
+    if jax.process_count() > 1:
+        facts = {
+            f"{split} data": f"{rows.shape} {rows.dtype} with digest {rows.digest[:12]}"
+            for split, rows in identity.items()
+        }
+        agree("data", facts)
+
+
+def recorded_data(checkpoints: "Checkpoints", steps: Iterable[int]) -> DataIdentity | None:
+    """The data that a run was trained on, by the first of some checkpoints that can be read.
+
+    Those that cannot are passed over: restoring one says what is wrong with it. None where the
+    checkpoint is of an older release, or there is none.
+
+    Raises:
+        ValueError: The record is malformed.
+    """
+    for step in steps:
+        try:
+            about = checkpoints.about(step)
+        except ValueError:
+            continue
+        return from_json(about)
+    return None
+
+
+def open_run(
+    run: Path,
+    which: Which,
+    dataset: str | None = None,
+    split: str | None = None,
+    model: str | None = None,
+) -> OpenRun:
+    """A trained run's model and data.
+
+    Args:
+        run: its folder.
+        which: the best checkpoint by the validation bound, or the latest.
+        dataset: another data set than the run's own.
+        split: rows to take, as `load_run_rows` has it.
+        model: the user's --model, without which no function outside jaxvae is imported.
+
+    Raises:
+        FileNotFoundError: no run, or no checkpoint yet.
+        ValueError: a damaged run, or data of another shape than the model's.
+    """
+    from experiments.run.consent import check_prepared, check_same_model, consented
+    from jaxvae.checkpoints import Checkpoints, load  # orbax: a new run needs it later
+
+    config = read_config(run)
+    with together():
+        if config is None:
+            raise FileNotFoundError(
+                f"no run at {run}: give the folder that `python -m experiments.train` wrote."
+            )
+        models = consented(model, config.model, run)
+    vae, params = load(run, which, models)
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
+    about = checkpoints.about(step or 0)
+    checkpoints.close()
+    with together():
+        check_same_model(config, about, run)
+        check_prepared(config, dataset)
+        trained = from_json(about)
+        loaded = load_run_rows(config, about.get("data_shape"), trained, dataset, split)
+    data = loaded.rows
+    agree_on_data({data.split: data.identity})
+    return OpenRun(config, vae, params, step or 0, loaded.preprocessing, loaded.dataset, data)

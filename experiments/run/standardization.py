@@ -1,0 +1,88 @@
+"""Units in which a run's model sees the data: chosen when the run starts, and kept."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from experiments.data import Dataset
+from experiments.data.preprocessing import Preprocessing
+from experiments.data.units import ColumnUnits, units_of
+from experiments.flags.config import TrainConfig
+from experiments.run.build import SIGMA_RATE, takes_units
+from jaxvae.checkpoints.hosts import from_first
+from jaxvae.models.units import Units
+
+
+def with_choices(config: TrainConfig, saved: TrainConfig | None) -> TrainConfig:
+    """The flags with --standardize and --sigma-rate where they are left open.
+
+    Args:
+        config: the flags as given.
+        saved: those that the run was started with; None: a new run. Then auto stays where the
+            data decide, which are not read yet.
+
+    Raises:
+        ValueError: no such model.
+    """
+    standardize, sigma_rate = config.standardize, config.sigma_rate
+    if saved is not None:
+        standardize = saved.standardize if standardize == "auto" else standardize
+        sigma_rate = saved.sigma_rate if sigma_rate is None else sigma_rate
+    elif config.likelihood in ("gaussian", "laplace"):
+        standardize = "none" if standardize == "auto" and not takes_units(config) else standardize
+        default = SIGMA_RATE if config.learns_sigma else None
+        sigma_rate = default if sigma_rate is None else sigma_rate
+    return dataclasses.replace(config, standardize=standardize, sigma_rate=sigma_rate)
+
+
+def as_done(config: TrainConfig, preprocessing: Preprocessing) -> TrainConfig:
+    """The flags with what is done to the data in place of --standardize=auto."""
+    done: Literal["columns", "none"] = "columns" if preprocessing.standardizes else "none"
+    return dataclasses.replace(config, standardize=done)
+
+
+def units_of_run(
+    folder: Path, preprocessing: Preprocessing, dataset: Dataset
+) -> ColumnUnits | None:
+    """The units of a run: those of its newest checkpoint, else those of the training split.
+
+    The parameters of a run mean nothing in other units, so that not even other data change them.
+
+    Args:
+        folder: of the run.
+        preprocessing, dataset: its data.
+
+    Raises:
+        ValueError: a column that float32 does not hold.
+    """
+    if not preprocessing.standardizes:
+        return None
+    stored = _stored(folder)
+    if stored is not None:
+        return stored
+    return ColumnUnits(*from_first(lambda: list(units_of(dataset.train, dataset.name))))
+
+
+def in_words(preprocessing: Preprocessing, units: ColumnUnits | None) -> str:
+    """The name of the preprocessing, and what is unusual of some columns."""
+    about = "" if units is None else units.about
+    return f"{preprocessing.name} ({about})" if about else preprocessing.name
+
+
+def _stored(folder: Path) -> ColumnUnits | None:
+    """The units in the recipe of the newest checkpoint that can be read."""
+    checkpoints = folder / "checkpoints"
+    if not from_first(lambda: any(checkpoints.glob("*"))):
+        return None
+    from jaxvae.checkpoints import Checkpoints  # orbax: a new run needs it later
+
+    with contextlib.closing(Checkpoints(checkpoints, read_only=True)) as saved:
+        for step in reversed(saved.steps()):
+            # Restoring says what is wrong with a checkpoint; here it is passed over.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                arguments = saved.about(step)["vae"]["arguments"]
+                loc, unit = arguments["data_loc"], arguments["data_unit"]
+                Units.of(loc, unit, len(unit))
+                return ColumnUnits(loc, unit, "")
+    return None

@@ -1,0 +1,147 @@
+"""What a trained model makes, as arrays and as pictures."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data import Dataset
+from experiments.data.preprocessing import Preprocessing
+from experiments.machine.keys import root_key
+from experiments.show import pictures
+from jaxvae.distributions import VonMisesFisher, mean_of
+from jaxvae.evaluation import MEAN_SAMPLES
+from jaxvae.models.vae import VAE, Params
+
+
+class Drawing(NamedTuple):
+    """What a model makes, as numpy arrays in the units of x; means of p(x|z) throughout.
+
+    Attributes:
+        samples: [N, ...] from z ~ p(z).
+        originals, reconstructions: [M, ...], z the mean of q(z|x).
+        interpolations: [R, S, ...] along lines between pairs of posterior means.
+        traversals: [L, S, ...] of the first example, one latent changed per row.
+        latents: [L] those latents, the one that varies most over the examples first.
+        values: [S] what they are set to.
+    """
+
+    samples: np.ndarray
+    originals: np.ndarray
+    reconstructions: np.ndarray
+    interpolations: np.ndarray
+    traversals: np.ndarray
+    latents: np.ndarray
+    values: np.ndarray
+
+
+def draw(
+    vae: VAE,
+    params: Params,
+    xs: np.ndarray,
+    key: jax.Array,
+    *,
+    num_samples: int = 100,
+    num_shown: int = 20,
+    num_steps: int = 11,
+    num_latents: int = 10,
+) -> Drawing:
+    """Samples, reconstructions, interpolations and traversals of a model.
+
+    Args:
+        vae, params: the model.
+        xs: [M, *data_shape] prepared examples; all say which latents vary, the first are shown.
+        key: of the samples.
+        num_samples: N.
+        num_shown: examples to reconstruct and to interpolate between, in pairs.
+        num_steps: S.
+        num_latents: most rows of traversals.
+    """
+    decode = jax.jit(jax.vmap(lambda z: vae.decode(params, z).mean()))
+    key_samples, key_means = jax.random.split(key)
+    from_prior = jax.jit(jax.vmap(lambda key: vae.prior(params).sample(key)))
+    z_prior = from_prior(jax.random.split(key_samples, num_samples))
+    center = jax.jit(jax.vmap(lambda key, x: _center(vae.encode(params, x), key)))
+    z = center(jax.random.split(key_means, len(xs)), xs)
+    on_sphere = isinstance(vae.encode(params, jnp.asarray(xs[0])), VonMisesFisher)
+    spread = np.var(z, axis=0).reshape(z.shape[1], -1).sum(1)
+    latents = np.argsort(-spread, kind="stable")[:num_latents]
+    z = z[:num_shown]
+    along = jnp.linspace(0, 1, num_steps).reshape(1, -1, *[1] * (z.ndim - 1))
+    ends = (z[1::2] if len(z) > 1 else z)[:, None]
+    starts = z[::2][: len(ends), None]
+    paths = starts + along * (ends - starts)
+    values, moved = _traversals(z[0], latents, num_steps, on_sphere)
+
+    def decode_rows(rows: jax.Array) -> np.ndarray:
+        flat = np.asarray(decode(rows.reshape(-1, *z.shape[1:])))
+        return flat.reshape(*rows.shape[: rows.ndim - z.ndim + 1], *flat.shape[1:])
+
+    return Drawing(
+        samples=decode_rows(z_prior),
+        originals=np.asarray(xs[:num_shown]),
+        reconstructions=decode_rows(z),
+        interpolations=decode_rows(_to_sphere(paths) if on_sphere else paths),
+        traversals=decode_rows(moved),
+        latents=latents,
+        values=values,
+    )
+
+
+def _center(q: Any, key: jax.Array) -> jax.Array:
+    """The latent that stands for q: its mean, or on the sphere its direction."""
+    return q.loc if isinstance(q, VonMisesFisher) else mean_of(q, key, MEAN_SAMPLES)
+
+
+def _traversals(
+    z: jax.Array, latents: np.ndarray, num_steps: int, on_sphere: bool
+) -> tuple[np.ndarray, jax.Array]:
+    """What each latent of z is set to, and z so changed: [S] and [L, S, *z.shape].
+
+    From -3 to 3; on the sphere from -0.95 to 0.95, the rest shrunk to fit; one-hot latents take
+    each category in turn.
+    """
+    values = np.linspace(-3, 3, num_steps)
+    if z.ndim == 2:
+        values = np.arange(z.shape[1], dtype=float)
+        at_rest = jnp.tile(z[None], (len(values), 1, 1))
+        states = jnp.eye(z.shape[1], dtype=z.dtype)
+        return values, jnp.stack([at_rest.at[:, i].set(states) for i in latents])
+    if not on_sphere:
+        at_rest = jnp.tile(z[None], (num_steps, 1))
+        return values, jnp.stack([at_rest.at[:, i].set(values.astype(z.dtype)) for i in latents])
+    values = np.linspace(-0.95, 0.95, num_steps)
+    others = [_to_sphere(z.at[i].set(0.0))[None] for i in latents]
+    shrunk = [jnp.sqrt(1 - values**2)[:, None] * other for other in others]
+    return values, jnp.stack([r.at[:, i].set(values) for i, r in zip(latents, shrunk, strict=True)])
+
+
+def _to_sphere(z: jax.Array) -> jax.Array:
+    return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
+
+
+def write_pictures(drawing: Drawing, folder: Path) -> None:
+    """`samples.png`, `reconstructions.png`, `interpolations.png`, `traversals.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    limits = (float(drawing.originals.min()), float(drawing.originals.max()))
+    shown: dict[str, Any] = {
+        "samples": pictures.grid(drawing.samples, limits=limits),
+        "reconstructions": pictures.reconstructions(
+            drawing.originals, drawing.reconstructions, limits=limits
+        ),
+        "interpolations": pictures.interpolations(drawing.interpolations, limits=limits),
+        "traversals": pictures.traversals(
+            drawing.traversals, drawing.latents.tolist(), drawing.values.tolist(), limits=limits
+        ),
+    }
+    for name, picture in shown.items():
+        pictures.save_png(folder / f"{name}.png", picture)
+
+
+def prepared_head(dataset: Dataset, preprocessing: Preprocessing, most: int = 1000) -> np.ndarray:
+    """The first test examples (training examples where there are none), as x [M, *data_shape]."""
+    head = (dataset.test if len(dataset.test) else dataset.train)[:most]
+    keys = jax.random.split(root_key(0), len(head))
+    return np.asarray(jax.jit(jax.vmap(preprocessing.prepare))(keys, head))

@@ -1,0 +1,101 @@
+"""The numbers of a trained model on one split of the data, each with its standard error."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from experiments.data.preprocessing import Preprocessing
+from experiments.record import display
+from jaxvae.evaluation import (
+    Estimate,
+    Scores,
+    bits_per_dimension,
+    count_active_units,
+    estimate,
+    make_score,
+    over_dataset,
+)
+from jaxvae.models.vae import VAE, Params
+from jaxvae.training.devices import make_map, replicate
+
+
+def make_scorer(
+    vae: VAE,
+    params: Params,
+    preprocessing: Preprocessing,
+    *,
+    key: jax.Array,
+    mesh: Mesh,
+    num_samples: int,
+    batch_size: int,
+    rows_at_once: int | None = None,
+) -> Callable[..., Scores]:
+    """The function (examples [N, ...], progress) -> Scores, numpy arrays [N, ...], of a model."""
+    score = make_score(vae, prepare=preprocessing.prepare, num_samples=num_samples)
+    return partial(
+        over_dataset,
+        make_map(score, mesh, rows_at_once),
+        replicate(params, mesh),
+        replicate(key, mesh),
+        mesh=mesh,
+        batch_size=batch_size,
+        rows_at_once=rows_at_once,
+    )
+
+
+def summarize(
+    scores: Scores, data_shape: tuple[int, ...], preprocessing: Preprocessing, num_samples: int
+) -> dict[str, Any]:
+    """The scores of a split as named numbers with standard errors and units."""
+    bound = estimate(scores.log_likelihood_bound)
+    num_dimensions = math.prod(data_shape)
+    latents = scores.posterior_mean.shape[1]
+    numbers = {
+        "elbo": _number(estimate(scores.elbo), "nats"),
+        "log_likelihood_lower_bound": _number(bound, "nats") | {"num_samples": num_samples},
+        "log_likelihood": _number(estimate(scores.log_likelihood), "nats"),
+        "kl": _number(estimate(scores.kl), "nats"),
+        "bits_per_dimension": _number(
+            bits_per_dimension(bound, num_dimensions, preprocessing.offset_bits),
+            f"bits, of {preprocessing.unit}",
+        ),
+        "active_units": {
+            "value": count_active_units(scores.posterior_mean),
+            "unit": f"of {latents} latents",
+        },
+        "num_examples": len(scores.elbo),
+    }
+    if scores.sigma_squared is not None:
+        unit = "the data's unit squared, mean over dimensions"
+        numbers["sigma_squared"] = _number(estimate(scores.sigma_squared), unit)
+    return numbers
+
+
+def validation_row(scores: Scores) -> dict[str, float]:
+    """What metrics.jsonl has of an evaluation while training, in nats."""
+    elbo = estimate(scores.elbo)
+    return {
+        "elbo": elbo.value,
+        "standard_error": elbo.standard_error,
+        "log_likelihood": estimate(scores.log_likelihood).value,
+        "kl": estimate(scores.kl).value,
+        "active_units": count_active_units(scores.posterior_mean),
+    }
+
+
+def print_numbers(title: str, numbers: dict[str, Any]) -> None:
+    """Print what `summarize` gives as a table."""
+    rows = [
+        (name.replace("_", " "), entry["value"], entry.get("standard_error"), entry["unit"])
+        for name, entry in numbers.items()
+        if isinstance(entry, dict)
+    ]
+    display.table(f"{title}, {numbers['num_examples']:,} examples", rows)
+
+
+def _number(number: Estimate, unit: str) -> dict[str, Any]:
+    return {**number._asdict(), "unit": unit}

@@ -1,0 +1,58 @@
+"""The results.json of a run, as training wrote it or as somebody left it."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.record.metrics import is_number_or_none
+from jaxvae.checkpoints.contained import read_json
+
+MOST_BYTES = 2**22
+"""Largest results.json that is read; training writes ten kilobytes."""
+TEXTS = ("command", "device", "preprocessing", "bits_per_dimension_of")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read the results of a run; empty where they are missing or cannot be shown."""
+    try:
+        results = read_json(path, MOST_BYTES)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return results if _can_be_shown(results) else {}
+
+
+def _can_be_shown(results: dict[str, Any]) -> bool:
+    """Tell whether all that the report and the screen show has the right type."""
+    checkpoint, versions, timing = (
+        results.get(name, {}) for name in ("checkpoint", "versions", "timing")
+    )
+    if not all(isinstance(values, dict) for values in (checkpoint, versions, timing)):
+        return False
+    shown = _is_count(checkpoint.get("step")) and isinstance(checkpoint.get("which"), str)
+    shown = shown and all(isinstance(results.get(name, ""), str) for name in TEXTS)
+    return (
+        shown
+        and all(map(is_number_or_none, timing.values()))
+        and all(_is_split(results[split]) for split in ("validation", "test") if split in results)
+    )
+
+
+def _is_split(numbers: Any) -> bool:
+    return (
+        isinstance(numbers, dict)
+        and _is_count(numbers.get("num_examples"))
+        and all(_is_entry(entry) for entry in numbers.values() if isinstance(entry, dict))
+    )
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    return (
+        "value" in entry
+        and is_number_or_none(entry["value"])
+        and is_number_or_none(entry.get("standard_error"))
+        and isinstance(entry.get("unit"), str)
+        and _is_count(entry.get("num_samples", 0))
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63

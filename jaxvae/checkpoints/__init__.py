@@ -1,0 +1,32 @@
+"""Checkpoints of a training run: `Checkpoints` saves and restores them, `load` reads a model.
+
+The only part of the library that touches files.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxvae.checkpoints.checkpoints import Checkpoints, Restored, load
+    from jaxvae.checkpoints.manifest import Damaged, SaveFailed, Unusable, digest
+    from jaxvae.checkpoints.saved_items import FORMAT
+
+__all__ = [
+    "FORMAT",
+    "Checkpoints",
+    "Damaged",
+    "Restored",
+    "SaveFailed",
+    "Unusable",
+    "digest",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import orbax, which takes a second, only when one of the names above is asked for."""
+    for module in ("manifest", "saved_items", "checkpoints") if name in __all__ else ():
+        found = vars(importlib.import_module(f"jaxvae.checkpoints.{module}"))
+        if name in found:
+            return found[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

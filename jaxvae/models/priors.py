@@ -1,0 +1,139 @@
+"""The priors p(z) that a model can learn with the rest."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae.distributions import Distribution, Gaussian, Mixture, soft_clamp
+from jaxvae.flows import coupling_flow, coupling_init
+from jaxvae.models.posteriors import Posterior
+
+Encode = Callable[[jax.Array], Distribution]
+"""x -> q(z|x)."""
+
+
+class Prior(NamedTuple):
+    """A family p(z), by pure functions.
+
+    Attributes:
+        init: key -> the family's own parameters, {} where it has none.
+        distribution: (its parameters, x -> q(z|x)) -> p(z).
+    """
+
+    init: Callable[[jax.Array], dict[str, Any]]
+    distribution: Callable[[Any, Encode], Distribution]
+
+
+class Setting(NamedTuple):
+    """What a prior is built from.
+
+    Attributes:
+        posterior: the family whose latents it is over.
+        num_components: of a mixture.
+        pseudo_inputs: key -> [num_components, *data_shape], where a VampPrior's start.
+    """
+
+    posterior: Posterior
+    num_components: int
+    pseudo_inputs: Callable[[jax.Array], jax.Array]
+
+
+def standard(setting: Setting) -> Prior:
+    """N(0, I), or what is uniform on the posterior's own space."""
+    return Prior(
+        init=lambda key: {}, distribution=lambda params, encode: setting.posterior.standard_prior()
+    )
+
+
+def mixture(setting: Setting) -> Prior:
+    """A mixture of diagonal Gaussians: weights, locations and scales are parameters.
+
+    Ref: Dilokthanakul et al., Deep Unsupervised Clustering with GMVAE, 2016, arXiv 1611.02648.
+    """
+    _check_euclidean("mixture", setting.posterior)
+    shape = (setting.num_components, *setting.posterior.latent_shape)
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        return {
+            "logits": jnp.zeros(shape[0]),
+            "loc": jax.random.normal(key, shape),
+            "log_scale": jnp.zeros(shape),
+        }
+
+    def distribution(params: Any, encode: Encode) -> Distribution:
+        components = Gaussian(params["loc"], soft_clamp(params["log_scale"]))
+        return Mixture(params["logits"], components)
+
+    return Prior(init, distribution)
+
+
+def vamp(setting: Setting) -> Prior:
+    """The variational mixture of posteriors: the mean of q(z|u_m) at learned pseudo-inputs u_m.
+
+        p(z) = sum_m softmax(logits)_m q(z|u_m)
+
+    Its densities are those of q, sums inside logarithms throughout, so that it is the aggregated
+    posterior when the u_m are the data. Weights are learned too (Tomczak & Welling keep 1/M).
+
+    Ref: Tomczak & Welling, VAE with a VampPrior, 2018, AISTATS.
+    """
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        return {
+            "logits": jnp.zeros(setting.num_components),
+            "pseudo_inputs": setting.pseudo_inputs(key),
+        }
+
+    def distribution(params: Any, encode: Encode) -> Distribution:
+        return Mixture(params["logits"], jax.vmap(encode)(params["pseudo_inputs"]))
+
+    return Prior(init, distribution)
+
+
+def flow(setting: Setting) -> Prior:
+    """N(0, I) sent through four affine coupling layers.
+
+    Ref: Chen et al., Variational Lossy Autoencoder, 2017, ICLR; Dinh et al., Real NVP, 2017.
+    """
+    _check_euclidean("flow", setting.posterior)
+    (dim,) = setting.posterior.latent_shape
+    return Prior(
+        init=lambda key: coupling_init(key, dim, num_layers=4),
+        distribution=lambda params, encode: coupling_flow(
+            params, setting.posterior.standard_prior()
+        ),
+    )
+
+
+def _check_euclidean(name: str, posterior: Posterior) -> None:
+    usual = posterior.standard_prior()
+    if not isinstance(usual, Gaussian):
+        raise ValueError(
+            f"prior={name} is a density over vectors, and this posterior's latents are "
+            f"none (theirs is a {type(usual).__name__}). Use prior=standard or "
+            "vamp, or a Gaussian or flow posterior."
+        )
+
+
+PRIORS: dict[str, Callable[[Setting], Prior]] = {
+    "standard": standard,
+    "mixture": mixture,
+    "vamp": vamp,
+    "flow": flow,
+}
+"""What `prior=` of the model builders can name. Add yours here."""
+
+
+def prior_named(name: str, setting: Setting) -> Prior:
+    """The prior of that name.
+
+    Raises:
+        ValueError: no such name, fewer than one component, or latents that it is not over.
+    """
+    if name not in PRIORS:
+        raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {name!r}.")
+    if setting.num_components < 1:
+        raise ValueError(f"num_components must be at least 1, got {setting.num_components}.")
+    return PRIORS[name](setting)

@@ -1,0 +1,1 @@
+"""Flax linen modules: dense layers, encoders and decoders."""

@@ -1,0 +1,88 @@
+"""Decoders: Flax linen modules from one z to the outputs that a likelihood reads."""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from jaxvae.cpu.convolution import ConvTranspose
+from jaxvae.networks.dense import ACTIVATIONS, Activation, Initialization, dense
+
+OutputBias = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+"""An initializer (key, shape) -> output bias, so that a decoder starts at the data's mean."""
+
+
+class MLPDecoder(nn.Module):
+    """A fully connected network z of any shape -> output [*data_shape].
+
+    Attributes:
+        data_shape: shape of the output.
+        hidden: widths of the hidden layers, first to last.
+        initialization: see `jaxvae.networks.dense`.
+        output_bias: start of the output's bias [*data_shape]; None: the layer's own.
+        activation: "relu" or "tanh", after each hidden layer.
+        dtype: what to compute in; None: the type of z and the parameters.
+    """
+
+    data_shape: tuple[int, ...]
+    hidden: tuple[int, ...]
+    initialization: Initialization = "lecun"
+    output_bias: OutputBias | None = None
+    activation: Activation = "relu"
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """Output [*data_shape] for one z of any shape."""
+        z = z.reshape(-1)
+        for width in self.hidden:
+            layer = dense(width, z.size, self.initialization, dtype=self.dtype)
+            z = ACTIVATIONS[self.activation](layer(z))
+        start = self.output_bias
+        flat = start and (lambda key, shape, *_: start(key, self.data_shape).ravel())
+        size = math.prod(self.data_shape)
+        last = dense(size, z.size, self.initialization, flat, self.dtype)
+        return last(z).reshape(self.data_shape)
+
+
+class ConvDecoder(nn.Module):
+    """A convolutional network z of any shape -> output [H, W, C]: `ConvEncoder` mirrored.
+
+    One fully connected layer, one to the smallest level, then 4 x 4 transposed convolutions
+    with stride 2, each cropped to the size that the encoder has at that level; ReLU between.
+    The output's bias is one number per pixel and channel.
+
+    Attributes:
+        data_shape: (H, W, C).
+        channels: channels of each level, largest image first, as in the encoder.
+        width: of the fully connected layer.
+        output_bias: start of the output's bias [H, W, C]; None: zeros.
+        dtype: what to compute in; None: the type of z and the parameters.
+    """
+
+    data_shape: tuple[int, ...]
+    channels: tuple[int, ...]
+    width: int
+    output_bias: OutputBias | None = None
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """Output [H, W, C] for one z of any shape."""
+        sizes = [self.data_shape[:2]]
+        for _ in self.channels:
+            sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+        smallest = (*sizes[-1], self.channels[-1])
+        h = nn.relu(dense(self.width, z.size, "lecun", dtype=self.dtype)(z.reshape(-1)))
+        h = nn.relu(dense(math.prod(smallest), h.size, "lecun", dtype=self.dtype)(h))
+        h = h.reshape(smallest)
+        outputs = (self.data_shape[2], *self.channels[:-1])
+        for level in reversed(range(len(self.channels))):
+            last = level == 0
+            h = ConvTranspose(outputs[level], use_bias=not last, dtype=self.dtype)(h)
+            h = h[: sizes[level][0], : sizes[level][1]]
+            h = h if last else nn.relu(h)
+        start = self.output_bias or nn.initializers.zeros_init()
+        return h + self.param("output_bias", start, self.data_shape)

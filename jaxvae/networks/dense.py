@@ -1,0 +1,70 @@
+"""The fully connected layer of the shipped networks, its two initialisations, its activations."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxvae.cpu.row_product import row_product
+
+Initialization = Literal["lecun", "torch"]
+Activation = Literal["relu", "tanh"]
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "tanh": jnp.tanh,
+}
+"""After each hidden layer, by name; the networks of the IWAE paper (Burda 2016) have tanh."""
+
+
+def dense(
+    features: int,
+    fan_in: int,
+    initialization: Initialization,
+    bias_init: nn.initializers.Initializer | None = None,
+    dtype: DTypeLike | None = None,
+) -> nn.Dense:
+    """A linen Dense layer from `fan_in` to `features`.
+
+    Args:
+        features: width of the output.
+        fan_in: width of the input, which the bias of "torch" depends on.
+        initialization: "lecun", kernels of variance 1/fan_in and zero biases (flax's default);
+            "torch", kernels and biases uniform in +-1/sqrt(fan_in) (torch.nn.Linear's).
+        bias_init: for the biases, instead of the initialization's own.
+        dtype: what to compute in; None: the type of input and parameters, which are float32.
+
+    Raises:
+        ValueError: another name.
+
+    Ref: LeCun et al., Efficient BackProp, 1998.
+    """
+    if initialization not in get_args(Initialization):
+        raise ValueError(f"initialization must be lecun or torch, got {initialization!r}.")
+    limit = 1 / math.sqrt(fan_in)
+
+    def uniform(
+        key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+    ) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    kernels, biases = {
+        "lecun": (nn.initializers.lecun_normal(), nn.initializers.zeros),
+        "torch": (uniform, uniform),
+    }[initialization]
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        kernel_init=kernels,
+        bias_init=bias_init or biases,
+        dot_general=_rows_by_matrix,
+    )
+
+
+def _rows_by_matrix(x: jax.Array, matrix: jax.Array, *_: object, **__: object) -> jax.Array:
+    """What linen calls in place of `jax.lax.dot_general`."""
+    return row_product(x, matrix)

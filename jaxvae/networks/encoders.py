@@ -1,0 +1,62 @@
+"""Encoders: Flax linen modules from one x to the outputs that a posterior reads."""
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from jaxvae.cpu.convolution import Conv
+from jaxvae.networks.dense import ACTIVATIONS, Activation, Initialization, dense
+
+
+class MLPEncoder(nn.Module):
+    """A fully connected network x -> outputs [num_outputs]; x of any shape is flattened.
+
+    Attributes:
+        num_outputs: what the posterior takes (`jaxvae.models.posteriors`).
+        hidden: widths of the hidden layers, first to last.
+        initialization: see `jaxvae.networks.dense`.
+        activation: "relu" or "tanh", after each hidden layer.
+        dtype: what to compute in; None: the type of x and the parameters.
+    """
+
+    num_outputs: int
+    hidden: tuple[int, ...]
+    initialization: Initialization = "lecun"
+    activation: Activation = "relu"
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Outputs [num_outputs] for one x of any shape."""
+        h = x.reshape(-1)
+        for width in self.hidden:
+            layer = dense(width, h.size, self.initialization, dtype=self.dtype)
+            h = ACTIVATIONS[self.activation](layer(h))
+        return dense(self.num_outputs, h.size, self.initialization, dtype=self.dtype)(h)
+
+
+class ConvEncoder(nn.Module):
+    """A convolutional network x -> outputs [num_outputs] for images [H, W, C].
+
+    Each level halves height and width (odd ones rounded up) by a 4 x 4 convolution with
+    stride 2, then one fully connected layer; ReLU after each.
+
+    Attributes:
+        num_outputs: what the posterior takes (`jaxvae.models.posteriors`).
+        channels: channels of each level, first to last.
+        width: of the fully connected layer.
+        dtype: what to compute in; None: the type of x and the parameters.
+    """
+
+    num_outputs: int
+    channels: tuple[int, ...]
+    width: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Outputs [num_outputs] for one image x [H, W, C]."""
+        for channels in self.channels:
+            x = nn.relu(Conv(channels, dtype=self.dtype)(x))
+        h = nn.relu(dense(self.width, x.size, "lecun", dtype=self.dtype)(x.reshape(-1)))
+        return dense(self.num_outputs, h.size, "lecun", dtype=self.dtype)(h)

@@ -1,0 +1,1 @@
+"""The training state, the training step, and the step on several devices."""

@@ -1,0 +1,248 @@
+"""Devices: placing state and data, splitting keys, and the pmapped many-step call.
+
+The only file that says pmap. State goes in and comes out without a device axis, so that a
+checkpoint is that of one device; data come with one, [devices, ...]. With several processes each
+one passes the rows of its own devices (`local_positions`); steps average over the devices of all,
+and every process has all results.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxvae.training.state import TrainState
+from jaxvae.training.step import Metrics
+
+AXIS = "devices"
+
+TrainStep = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+ChunkStep = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+
+
+def make_mesh(devices: list[jax.Device]) -> Mesh:
+    """One axis, "devices", over these devices: those of process 0, then those of process 1, ...
+
+    Row i of the global batch then has the same key on any layout (`row_keys`).
+
+    >>> make_mesh(jax.devices()[:1]).axis_names
+    ('devices',)
+    """
+    return Mesh(np.array(sorted(devices, key=lambda device: device.process_index)), (AXIS,))
+
+
+def local_positions(mesh: Mesh) -> list[int]:
+    """Where in the mesh the devices of this process are.
+
+    >>> local_positions(make_mesh(jax.devices()[:1]))
+    [0]
+    """
+    here = jax.process_index()
+    return [i for i, device in enumerate(mesh.devices.flat) if device.process_index == here]
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The tree's arrays, whole on every device of the mesh that is this process's."""
+    return jax.device_put(tree, NamedSharding(mesh.local_mesh, PartitionSpec()))
+
+
+def shard(tree: Any, mesh: Mesh) -> Any:
+    """Arrays [devices of this process, ...], row i on the i-th of them in the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh.local_mesh, PartitionSpec(AXIS)))
+
+
+def row_keys(key: jax.Array, step: jax.Array, batch_size: int, num_devices: int) -> jax.Array:
+    """This device's rows of the step's keys: [batch_size / num_devices].
+
+    Row i of the global batch gets key i of `split(fold_in(key, step), batch_size)`, whatever
+    device it lies on. Needs the axis "devices" to be bound.
+    """
+    keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
+    # A legacy key is itself an array, of the last axis.
+    return keys.reshape(num_devices, -1, *keys.shape[1:])[jax.lax.axis_index(AXIS)]
+
+
+def make_chunk_step(
+    train_step: TrainStep, mesh: Mesh, batch_size: int, chunk_size: int
+) -> ChunkStep:
+    """The pmapped function that runs up to `chunk_size` training steps in one dispatch.
+
+    It maps (state, key, chunk [devices, chunk_size, batch_size / devices, ...], count []) to
+    (state, metrics [chunk_size]), and does the first `count` steps of the chunk; the metrics
+    beyond are zero. `count` is traced, so that a whole run, its tail included, is one program,
+    and a run resumed anywhere repeats the same arithmetic. The state that came is donated.
+
+    Args:
+        train_step: from `jaxvae.training.step.make_train_step` with axis_name="devices".
+        mesh: from `make_mesh`.
+        batch_size: of the global batch.
+        chunk_size: capacity of a chunk in steps.
+
+    Raises:
+        ValueError: the batch cannot be split evenly over the devices.
+
+    >>> import optax
+    >>> from jaxvae import init_state, make_train_step, mlp_vae
+    >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.sgd(0.1)
+    >>> train_step = make_train_step(vae, optimizer, axis_name="devices")
+    >>> mesh = make_mesh(jax.devices()[:1])
+    >>> chunk_step = make_chunk_step(train_step, mesh, batch_size=2, chunk_size=3)
+    >>> state = init_state(vae, optimizer, jax.random.key(0))
+    >>> state, metrics = chunk_step(
+    ...     state, jax.random.key(1), jnp.ones((1, 3, 2, 8)), jnp.int32(2))
+    >>> int(state.step), metrics["elbo"].shape
+    (2, (3,))
+    """
+    num_devices = mesh.size
+    check_divisible(batch_size, num_devices)
+    one_step = jax.jit(train_step)
+
+    def run(
+        state: TrainState, key: jax.Array, chunk: jax.Array, count: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        def keyed_step(state: TrainState, examples: jax.Array) -> tuple[TrainState, Metrics]:
+            return one_step(state, row_keys(key, state.step, batch_size, num_devices), examples)
+
+        def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, rows = carry
+            state, metrics = keyed_step(state, chunk[i])
+            return state, jax.tree.map(lambda all, one: all.at[i].set(one), rows, metrics)
+
+        shapes = jax.eval_shape(keyed_step, state, chunk[0])[1]
+        rows = jax.tree.map(lambda one: jnp.zeros((chunk_size, *one.shape), one.dtype), shapes)
+        return jax.lax.fori_loop(0, count, body, (state, rows))
+
+    return _over_devices(run, mesh, (None, None, 0, None), None, donate_argnums=(0,))
+
+
+def compile_in_background(chunk_step: Any, mesh: Mesh, *arguments: Any) -> "Future[ChunkStep]":
+    """Trace a chunk step now and compile it in a thread.
+
+    Under `JAX_DISABLE_JIT` the trace shows what cannot train, and nothing is compiled. Under
+    `JAX_DEBUG_NANS` the result is the chunk step itself, which says where a NaN is from.
+
+    Args:
+        chunk_step: from `make_chunk_step`.
+        mesh: of devices.
+        arguments: what it will be called with, or shapes of it.
+    """
+    if mesh.is_multi_process:  # then pmap traces arrays only, and what it compiles takes others
+        arguments = jax.tree.map(_zeros, arguments)
+    if _is_eager():
+        with jax.disable_jit(False):
+            jax.eval_shape(chunk_step, *arguments)
+        done: Future[ChunkStep] = Future()
+        done.set_result(chunk_step)
+        return done
+    lowered = chunk_step.lower(*arguments)
+    as_it_is = mesh.is_multi_process or jax.config.jax_debug_nans  # type: ignore[attr-defined]
+
+    def compiled() -> ChunkStep:
+        program = lowered.compile()
+        return chunk_step if as_it_is else program
+
+    background = ThreadPoolExecutor(max_workers=1)
+    future = background.submit(compiled)
+    background.shutdown(wait=False)
+    return future
+
+
+def _zeros(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else np.zeros(leaf.shape, leaf.dtype)
+
+
+def make_gather(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The pmapped gather: (examples [N, ...], rows [devices, ...]) to examples[rows].
+
+    The examples lie whole on every device (`replicate`); with several processes each passes the
+    rows of its own devices, and has their examples.
+    """
+
+    def of_device(examples: jax.Array, rows: jax.Array) -> jax.Array:
+        return examples.at[rows].get(mode="promise_in_bounds")
+
+    return _over_devices(of_device, mesh, (None, 0), 0)
+
+
+def make_map(
+    function: Callable[..., Any], mesh: Mesh, rows_at_once: int | None = None
+) -> Callable[..., Any]:
+    """The pmapped form, over examples, of a function (params, key, example) of one example.
+
+    It maps (params, key, indices [devices, B], examples [devices, B, ...]) to results
+    [devices, B, ...]; the example of index i gets the key fold_in(key, i). With several processes
+    each passes the rows of its own devices, and has the results of all.
+
+    Args:
+        function: of one example.
+        mesh: of devices.
+        rows_at_once: examples of which a device computes the results at once, one such part after
+            another: then neither B, a multiple of it, nor the number of devices changes a bit of
+            them. None: all.
+    """
+    several = mesh.is_multi_process
+
+    def of_one(params: Any, key: jax.Array, index: jax.Array, example: jax.Array) -> Any:
+        return function(params, jax.random.fold_in(key, index), example)
+
+    def of_device(params: Any, key: jax.Array, indices: jax.Array, examples: jax.Array) -> Any:
+        if rows_at_once is None:
+            results = jax.vmap(of_one, in_axes=(None, None, 0, 0))(params, key, indices, examples)
+        else:
+            rows = (indices, examples)
+            of_row = lambda row: of_one(params, key, *row)
+            results = jax.lax.map(of_row, rows, batch_size=rows_at_once)
+        return jax.lax.all_gather(results, AXIS) if several else results
+
+    return _over_devices(of_device, mesh, (None, None, 0, 0), None if several else 0)
+
+
+def _over_devices(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    in_axes: tuple[int | None, ...],
+    out_axes: int | None,
+    donate_argnums: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """The pmapped function; under `JAX_DISABLE_JIT` of one process a vmapped one.
+
+    Without jit `pmap` compiles each operation anew whenever it comes to it; `vmap` does not.
+    """
+    if _is_eager() and not mesh.is_multi_process:
+        mapped = jax.vmap(function, in_axes=in_axes, axis_name=AXIS)
+        if out_axes == 0:
+            return mapped
+        return lambda *arguments: jax.tree.map(lambda all: all[0], mapped(*arguments))
+    return jax.pmap(
+        function,
+        axis_name=AXIS,
+        in_axes=in_axes,
+        out_axes=out_axes,
+        donate_argnums=donate_argnums,
+        devices=list(mesh.devices.flat),
+    )
+
+
+def _is_eager() -> bool:
+    return jax.config.jax_disable_jit  # type: ignore[attr-defined]
+
+
+def check_divisible(batch_size: int, num_devices: int) -> None:
+    """Refuse a global batch that the devices cannot share evenly.
+
+    Raises:
+        ValueError: it names the nearest sizes that do.
+
+    >>> check_divisible(100, 4)
+    """
+    if batch_size < 1 or batch_size % num_devices:
+        below = batch_size // num_devices * num_devices
+        sizes = f"{below} or {below + num_devices}" if below > 0 else f"{num_devices}"
+        raise ValueError(
+            f"batch_size={batch_size} cannot be shared evenly by {num_devices} devices. "
+            f"The nearest sizes that can: {sizes}."
+        )

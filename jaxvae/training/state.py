@@ -1,0 +1,122 @@
+"""What a training run carries from step to step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxvae.leaves import is_trained, partition
+from jaxvae.models.stored_parameters import check_stored
+from jaxvae.models.vae import VAE, Params
+from jaxvae.regularizers import Regularizer, no_state
+
+REGULARIZER_KEY = 2**31
+"""Folded into the key of `init_state`, so that the VAE starts alike with a regularizer or not."""
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step; no key is among it.
+
+    Attributes:
+        step: [] int32, steps done, skipped ones included.
+        params: of the VAE.
+        opt_state: of the optax optimizer.
+        average: running average of params, or None where it is off.
+        squared_error: [] running mean over the training batches of the squared error per
+            dimension, which an optimal sigma^2 is read from; 0 for every other likelihood.
+        skipped: [] int32, steps skipped because a number was not finite.
+        skipped_in_row: [] int32, how many of them the last steps were.
+        regularizer: what the regularizer carries along; () where it is nothing.
+
+    >>> TrainState._fields[:3]
+    ('step', 'params', 'opt_state')
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    average: Params | None
+    squared_error: jax.Array
+    skipped: jax.Array
+    skipped_in_row: jax.Array
+    regularizer: Any = ()
+
+    def evaluation_params(self) -> Params:
+        """The parameters to evaluate with: the average where there is one."""
+        return self.params if self.average is None else self.average
+
+
+def init_state(
+    vae: VAE,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    averaging: bool = False,
+    regularizer: Regularizer | None = None,
+) -> TrainState:
+    """The state before the first step.
+
+    The optimizer has no state of integer and boolean arrays, which training carries along.
+
+    Args:
+        vae: the model; with other leaves than arrays, or narrow floats, `jaxvae.trainable(vae)`.
+        optimizer: any optax transformation.
+        key: consumed by `vae.init`, and folded by `regularizer.init`.
+        averaging: whether to keep a running average of the parameters.
+        regularizer: the one that the step has.
+
+    Raises:
+        TypeError: a parameter that needs `jaxvae.trainable`; it names the leaf.
+
+    >>> from jaxvae import mlp_vae
+    >>> vae = mlp_vae(data_shape=(8,), latent_dim=2, hidden=())
+    >>> state = init_state(vae, optax.sgd(0.1), jax.random.key(0), averaging=True)
+    >>> int(state.step), sorted(state.average)
+    (0, ['decoder', 'encoder', 'likelihood'])
+    """
+    params = vae.init(key)
+    check_stored(params, averaging=averaging)
+    init_regularizer = no_state if regularizer is None else regularizer.init
+    average = jax.tree.map(jnp.copy, params) if averaging else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(partition(params, is_trained)[0]),
+        average=average,
+        squared_error=jnp.zeros(()),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_row=jnp.zeros((), jnp.int32),
+        regularizer=init_regularizer(jax.random.fold_in(key, REGULARIZER_KEY)),
+    )
+
+
+def to_items(state: TrainState) -> dict[str, Any]:
+    """A state as the items of a checkpoint: params and average, which evaluation needs, apart."""
+    items = {"params": state.params, "training": state._replace(params=None, average=None)}
+    return items if state.average is None else items | {"average": state.average}
+
+
+def from_items(items: dict[str, Any]) -> TrainState:
+    """The state of such items."""
+    return items["training"]._replace(params=items["params"], average=items.get("average"))
+
+
+def check_state(
+    state: TrainState, average_decay: float | None, regularizer: Regularizer | None
+) -> None:
+    """Refuse a state that was not made for this step, at trace time."""
+    if (state.average is None) != (average_decay is None):
+        raise ValueError(
+            "a state with an average needs a step with average_decay, and one without needs "
+            f"None; got average_decay={average_decay}. Give init_state averaging="
+            f"{average_decay is not None}."
+        )
+    init = no_state if regularizer is None else regularizer.init
+    expected: Any = jax.tree.structure(jax.eval_shape(init, jax.random.key(0)))
+    if jax.tree.structure(state.regularizer) != expected:
+        raise ValueError(
+            f"a state needs what the step's regularizer carries along, {expected}, got "
+            f"{jax.tree.structure(state.regularizer)}. Give init_state and make_train_step the "
+            "same regularizer."
+        )
