@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.make_observations import FAMILIES
+
+from tests.golden.make_observations import FAMILIES
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "observations.json").read_text())
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import scipy.special
 import scipy.stats
-from golden.make_golden import (
+
+from tests.golden.make_golden import (
     Case,
     Matrix,
     case,
