@@ -108,7 +108,7 @@ def _codes(config: EncodeConfig, run: "OpenRun", devices: "list[jax.Device]") ->
     from experiments.machine.keys import root_key
     from experiments.record.progress import counted
     from jaxvae.distributions import mean_of
-    from jaxvae.evaluation import MEAN_SAMPLES, over_dataset
+    from jaxvae.evaluation import MEAN_SAMPLES, map_dataset
     from jaxvae.training.devices import make_map, make_mesh, replicate
 
     def code(params: object, key: jax.Array, stored: jax.Array) -> dict[str, jax.Array]:
@@ -121,7 +121,7 @@ def _codes(config: EncodeConfig, run: "OpenRun", devices: "list[jax.Device]") ->
 
     mesh, examples = make_mesh(devices), run.data.rows.examples
     with counted("examples", len(examples)) as progress:
-        return over_dataset(
+        return map_dataset(
             make_map(code, mesh),
             replicate(run.params, mesh),
             replicate(root_key(config.seed), mesh),

@@ -11,7 +11,7 @@ from experiments.flags import command
 from experiments.flags.config import Accelerator, require, require_representable
 from experiments.flags.path_checks import require_folder
 from experiments.flags.processes import ALONE, Processes
-from experiments.machine.processes import agree_on_flags, one_of
+from experiments.machine.processes import agree_on_flags, as_peer
 
 if TYPE_CHECKING:
     from experiments.data.run_rows import RunRows
@@ -74,7 +74,7 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure a run on a split, print the table and write the numbers."""
-    with one_of(config.processes):
+    with as_peer(config.processes):
         _evaluate(config)
 
 
@@ -91,16 +91,16 @@ def _evaluate(config: EvaluateConfig) -> None:
         from experiments.record.progress import counted
         from experiments.run.folder import open_run
         from experiments.show.numbers import make_scorer, print_numbers, summarize
-        from jaxvae.checkpoints.hosts import is_first, together
+        from jaxvae.checkpoints.hosts import is_first, raise_on_all_processes
         from jaxvae.training.devices import make_mesh
 
         folder = config.output or config.run / "evaluations"
-        with together():
+        with raise_on_all_processes():
             if is_first():
                 require_folder(folder, "--output")
         run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
         data, examples = run.data, run.data.rows.examples
-        with together():
+        with raise_on_all_processes():
             require(len(examples) > 0, "split", config.split, "a split that has examples")
     if is_first():
         data.print_doubts()

@@ -11,12 +11,12 @@ from experiments.flags import command
 from experiments.flags.config import TrainConfig
 from experiments.flags.continuing import check_schedule, ended_schedule, flags_of_run
 from experiments.flags.packages import require_packages
-from experiments.machine.processes import agree_on_flags, one_of
+from experiments.machine.processes import agree_on_flags, as_peer
 
 
 def train(config: TrainConfig) -> int:
     """Run, or continue, the training that the flags describe; returns the exit code."""
-    with one_of(config.processes):
+    with as_peer(config.processes):
         return _train(config)
 
 

@@ -6,7 +6,7 @@
 >>> prior = jaxvae.Gaussian.standard(2)                              # p(z)
 >>> x = jnp.array([1.0, 0.0, 1.0, 1.0])
 >>> bound = jaxvae.elbo(jax.random.key(0), x, encode=encode, decode=decode, prior=prior)
->>> bool(bound.elbo == bound.log_likelihood - bound.kl)
+>>> bool(bound.elbo == bound.reconstruction - bound.kl)
 True
 """
 

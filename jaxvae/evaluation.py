@@ -10,7 +10,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jax.sharding import Mesh
 
-from jaxvae.bounds import Decode, Encode, Estimator, elbo
+from jaxvae.bounds import Decode, Encode, EstimatorName, elbo
 from jaxvae.bounds.bound import observe
 from jaxvae.distributions import (
     Gaussian,
@@ -32,7 +32,7 @@ def log_likelihood(
     decode: Decode,
     prior: Any,
     num_samples: int,
-    chunk_size: int = 10,
+    sample_chunk_size: int = 10,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """The K-sample estimate of log p(x) of one example, a lower bound in expectation: [] nats.
@@ -40,17 +40,17 @@ def log_likelihood(
         log 1/K sum_k p(x, z_k) / q(z_k|x)    with z_k ~ q(z|x)
 
     `jaxvae.iwae` in value, made for large K: samples stream through a running log-sum-exp,
-    chunk_size at a time, so that memory does not grow with K. Draw k has the key
+    sample_chunk_size at a time, so that memory does not grow with K. Draw k has the key
     fold_in(key, k): the result does not depend on the chunk size, but to rounding.
 
     Args:
         key, x, encode, decode, prior, mask: as in `jaxvae.elbo`.
         num_samples: K, at least 1.
-        chunk_size: draws held at once.
+        sample_chunk_size: draws held at once.
 
     Raises:
         TypeError: as in `jaxvae.elbo`.
-        ValueError: num_samples or chunk_size below 1, or a log_prob that is not summed.
+        ValueError: num_samples or sample_chunk_size below 1, or a log_prob that is not summed.
 
     Ref: Burda, Grosse & Salakhutdinov 2016, equation 8.
 
@@ -61,9 +61,10 @@ def log_likelihood(
     >>> print(f"{estimate:.4f}", f"{model.log_prob(jnp.zeros(1)):.4f}")
     -1.2655 -1.2655
     """
-    if num_samples < 1 or chunk_size < 1:
+    if num_samples < 1 or sample_chunk_size < 1:
         raise ValueError(
-            f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}."
+            f"num_samples and sample_chunk_size must be at least 1, got {num_samples} and "
+            f"{sample_chunk_size}."
         )
     example = observe(x, encode, decode, prior, mask)
 
@@ -77,12 +78,12 @@ def log_likelihood(
         return jnp.where(k < num_samples, weight, -jnp.inf)
 
     def add_chunk(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
-        weights = jax.vmap(log_weight)(first + jnp.arange(chunk_size))
+        weights = jax.vmap(log_weight)(first + jnp.arange(sample_chunk_size))
         check_summed("log p(x, z) - log q(z|x)", weights)
         return jnp.logaddexp(total, logsumexp(weights)), None
 
-    chunk_size = min(chunk_size, num_samples)
-    firsts = jnp.arange(0, num_samples, chunk_size)
+    sample_chunk_size = min(sample_chunk_size, num_samples)
+    firsts = jnp.arange(0, num_samples, sample_chunk_size)
     start = jnp.full_like(log_weight(firsts[0]), -jnp.inf)  # of the type, and mesh, of a weight
     total, _ = jax.lax.scan(add_chunk, start, firsts)
     return total - math.log(num_samples)
@@ -98,10 +99,10 @@ class Scores(NamedTuple):
 
     Attributes:
         elbo: [] with one draw of q.
-        log_likelihood: [] E_q log p(x|z).
+        reconstruction: [] E_q log p(x|z).
         kl: [] KL(q(z|x) || p(z)).
         kl_per_latent: [Z], or None where it does not split.
-        log_likelihood_bound: [] K-sample estimate of log p(x), or None where none is asked for.
+        log_likelihood: [] K-sample estimate of log p(x), or None where none is asked for.
         posterior_mean: [Z], or [Z, C] of one-hot latents; estimated from 256 draws where q has
             none in closed form.
         sigma_squared: [] mean variance of p(x|z) over the dimensions of x, at one draw of q, of a
@@ -109,10 +110,10 @@ class Scores(NamedTuple):
     """
 
     elbo: Any
-    log_likelihood: Any
+    reconstruction: Any
     kl: Any
     kl_per_latent: Any
-    log_likelihood_bound: Any
+    log_likelihood: Any
     posterior_mean: Any
     sigma_squared: Any
 
@@ -125,7 +126,7 @@ def make_score(
     Args:
         vae: the model.
         prepare: (key, stored example) -> x, as in training.
-        num_samples: K of `log_likelihood_bound`; 0 leaves it out.
+        num_samples: K of `Scores.log_likelihood`; 0 leaves it out.
     """
 
     def score(params: Params, key: jax.Array, stored: jax.Array) -> Scores:
@@ -138,17 +139,17 @@ def make_score(
             "prior": prior,
         }
         pathwise = getattr(q, "reparameterized", True)
-        estimator: Estimator = "reparameterized" if pathwise else "score"
+        estimator: EstimatorName = "reparameterized" if pathwise else "score"
         bound = elbo(key_elbo, x, estimator=estimator, **parts)  # the value is the same
         many = None
         if num_samples:
             many = log_likelihood(key_samples, x, num_samples=num_samples, **parts)
         return Scores(
             elbo=bound.elbo,
-            log_likelihood=bound.log_likelihood,
+            reconstruction=bound.reconstruction,
             kl=bound.kl,
             kl_per_latent=bound.kl_per_latent,
-            log_likelihood_bound=many,
+            log_likelihood=many,
             posterior_mean=mean_of(q, key_mean, MEAN_SAMPLES),
             sigma_squared=_variance(vae.decode(params, bound.samples[0])),
         )
@@ -161,7 +162,7 @@ def _variance(p: Any) -> jax.Array | None:
     return jnp.mean(jnp.exp(2 * p.parameters()[1])) if isinstance(p, Gaussian) else None
 
 
-def over_dataset(
+def map_dataset(
     mapped: Callable[..., Any],
     params: Params,
     key: jax.Array,
@@ -169,7 +170,7 @@ def over_dataset(
     *,
     mesh: Mesh,
     batch_size: int,
-    rows_at_once: int | None = None,
+    microbatch_size: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Any:
     """A mapped function's results for every example of a data set: numpy arrays [N, ...].
@@ -184,8 +185,8 @@ def over_dataset(
         examples: [N, ...] as stored, N >= 1.
         mesh: of devices.
         batch_size: examples in flight; rounded up to a multiple of the devices, and of
-            `rows_at_once` on each.
-        rows_at_once: as `make_map` was given.
+            `microbatch_size` on each.
+        microbatch_size: as `make_map` was given.
         progress: called with the number of examples done, after each batch.
 
     Raises:
@@ -195,7 +196,7 @@ def over_dataset(
         raise ValueError("There must be at least one example to evaluate, got none.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    part = rows_at_once or 1
+    part = microbatch_size or 1
     per_device = -(-min(batch_size, len(examples)) // (mesh.size * part)) * part
     block, mine = per_device * mesh.size, local_positions(mesh)
     results = []

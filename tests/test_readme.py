@@ -52,5 +52,5 @@ def test_tables_name_all_that_the_library_offers_to_choose_from():
     offered = set(jaxvae.__all__) - {*NO_CHOICE, *jaxvae.flows.__all__}
     named = set(re.findall(r"`(?:jaxvae\.)?(\w+)[`(]", (ROOT / "jaxvae/README.md").read_text()))
     assert offered - named == set()
-    estimators = get_args(jaxvae.bounds.Estimator)
+    estimators = get_args(jaxvae.bounds.EstimatorName)
     assert {*estimators, "autoregressive_flow", "coupling_flow"} <= named

@@ -95,7 +95,7 @@ def _variants(config: EvaluateConfig, arguments: dict[str, Any], num_samples: in
     }
     return [
         Variant(OURS, f"{MODULE}.jax_log_likelihood:LogLikelihoods", arguments),
-        Variant(TORCH, f"{MODULE}.pytorch_log_likelihood:LogLikelihoods", arguments),
+        Variant(TORCH, f"{MODULE}.pytorch.log_likelihood:LogLikelihoods", arguments),
     ]
 
 

@@ -82,4 +82,4 @@ class LogLikelihoods:
             self._values(min(batches * BATCH_SIZE - first, len(self._images)))
 
     def _values(self, num_images: int) -> np.ndarray:
-        return self._scorer(self._images[:num_images]).log_likelihood_bound
+        return self._scorer(self._images[:num_images]).log_likelihood

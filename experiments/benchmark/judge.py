@@ -5,7 +5,7 @@ from typing import Any
 from experiments.benchmark import weights
 from experiments.benchmark.setting import make_setting
 from experiments.machine.keys import root_key
-from jaxvae.evaluation import estimate, make_score, over_dataset
+from jaxvae.evaluation import estimate, make_score, map_dataset
 from jaxvae.training.devices import make_map, make_mesh, replicate
 
 BATCH_SIZE = 500
@@ -38,7 +38,7 @@ class Judge:
     def bound(self, paths: list[str]) -> dict[str, float]:
         """Mean test bound of the mean of the weights in files, and its standard error, in nats."""
         params = weights.as_tree(weights.mean([weights.load(path) for path in paths]), self._like)
-        scores = over_dataset(
+        scores = map_dataset(
             self._score,
             replicate(params, self._mesh),
             replicate(root_key(0), self._mesh),
@@ -46,5 +46,5 @@ class Judge:
             mesh=self._mesh,
             batch_size=BATCH_SIZE,
         )
-        many = scores.log_likelihood_bound
+        many = scores.log_likelihood
         return estimate(scores.elbo if many is None else many)._asdict()

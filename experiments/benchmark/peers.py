@@ -111,8 +111,8 @@ def _variants(
         Variant(COMMAND, f"{MODULE}.real_training:prepare", arguments | runs("own")),
         Variant(BARE, f"{MODULE}.scanned_loop:prepare", arguments),
         Variant(FLAX, f"{MODULE}.flax_script:prepare", arguments),
-        Variant(TUNED, f"{MODULE}.pytorch_training:prepare", arguments | {"style": "tuned"}),
-        Variant(EAGER, f"{MODULE}.pytorch_training:prepare", arguments | {"style": "eager"}),
+        Variant(TUNED, f"{MODULE}.pytorch.training:prepare", arguments | {"style": "tuned"}),
+        Variant(EAGER, f"{MODULE}.pytorch.training:prepare", arguments | {"style": "eager"}),
     ]
     if NETS[name].model == "conv":
         native = arguments | runs("native") | {"native_convolutions": True}

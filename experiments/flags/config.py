@@ -10,18 +10,18 @@ from experiments.flags.combinations import check_combinations
 from experiments.flags.processes import ALONE, Processes
 
 Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
-Objective = Literal["elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo"]
-Estimator = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
-Posterior = Literal[
+ObjectiveName = Literal["elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo"]
+EstimatorName = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
+PosteriorName = Literal[
     "gaussian", "full_covariance", "low_rank", "iaf", "coupling", "spline",
     "von_mises_fisher", "relaxed_categorical", "categorical",
 ]  # fmt: skip
-Likelihood = Literal[
+LikelihoodName = Literal[
     "bernoulli", "continuous_bernoulli", "gaussian", "laplace",
     "discretized_logistic", "logistic_mixture", "categorical",
     "poisson", "negative_binomial", "zero_inflated_negative_binomial",
 ]  # fmt: skip
-Regularizer = Literal["none", "total_correlation", "dip_i", "dip_ii", "mmd", "density_ratio"]
+RegularizerName = Literal["none", "total_correlation", "dip_i", "dip_ii", "mmd", "density_ratio"]
 
 LARGEST = 3.4e38
 """No float32 is larger."""
@@ -65,7 +65,7 @@ class TrainConfig:
     hidden: tuple[int, ...] | None = None
     """mlp: widths of the encoder's layers (default 512 256); conv: channels of its levels
     (default: as many levels as the image needs). The decoder mirrors it."""
-    posterior: Posterior = "gaussian"
+    posterior: PosteriorName = "gaussian"
     """q(z|x): gaussian (diagonal), full_covariance, low_rank; iaf, coupling, spline (flows);
     von_mises_fisher (sphere); relaxed_categorical; categorical (with --estimator=vimco)."""
     prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
@@ -75,7 +75,7 @@ class TrainConfig:
     """Components of a mixture or vamp prior."""
     num_categories: int = 10
     """Categories of each latent of a categorical or relaxed_categorical posterior."""
-    likelihood: Likelihood = "bernoulli"
+    likelihood: LikelihoodName = "bernoulli"
     """p(x|z): bernoulli for binary pixels; gaussian, laplace for grey or real values;
     continuous_bernoulli for values in [0, 1]; discretized_logistic, logistic_mixture, categorical
     for 8-bit integers; poisson, negative_binomial, zero_inflated_negative_binomial for counts."""
@@ -99,10 +99,10 @@ class TrainConfig:
     data_mean_init: bool = True
     """Start the decoder's output at the mean of the training data."""
 
-    objective: Objective = "elbo"
+    objective: ObjectiveName = "elbo"
     """The bound to maximise: elbo; iwae, miwae, piwae, ciwae (importance weighted); renyi; tvo
     (thermodynamic)."""
-    estimator: Estimator = "reparameterized"
+    estimator: EstimatorName = "reparameterized"
     """Of the gradient: reparameterized; stl (elbo) and dreg (the others) have less noise; vimco
     (with --num-samples of 2 or more) and score serve --posterior=categorical."""
     num_samples: int = 1
@@ -127,7 +127,7 @@ class TrainConfig:
     """Nats that the KL is drawn towards, with weight beta (elbo)."""
     capacity_steps: int = 0
     """Steps over which the capacity rises from 0."""
-    regularizer: Regularizer = "none"
+    regularizer: RegularizerName = "none"
     """Penalty on the whole batch: total_correlation (beta-TCVAE), dip_i, dip_ii (DIP-VAE), mmd
     (InfoVAE, WAE), density_ratio (FactorVAE, with a discriminator)."""
     regularizer_weight: float = 1.0

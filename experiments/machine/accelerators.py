@@ -79,7 +79,7 @@ def _chosen(
     devices: list["jax.Device"], accelerator: Accelerator, num_devices: int | None
 ) -> list["jax.Device"]:
     """`num_devices` of each process, verified."""
-    from jaxvae.checkpoints.hosts import Stopped, together
+    from jaxvae.checkpoints.hosts import Stopped, raise_on_all_processes
 
     counts = Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
@@ -88,7 +88,7 @@ def _chosen(
             f"every process must have as many devices, {each}. Start all with the same "
             "--num-devices."
         ) from None
-    with together():
+    with raise_on_all_processes():
         if accelerator not in ("auto", devices[0].platform):
             raise ValueError(
                 f"--accelerator={accelerator}, but jax finds only {describe(devices)}. Install "

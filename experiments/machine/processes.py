@@ -128,11 +128,11 @@ def _explain_aborts(processes: Processes, joined: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def one_of(processes: Processes) -> Iterator[None]:
+def as_peer(processes: Processes) -> Iterator[None]:
     """Around a command that may have peers: one that fails alone leaves at once.
 
     Otherwise Python, on its way out, waits for the others, who wait for it. What all of them
-    have decided together ends as anywhere else.
+    have broadcast_decision together ends as anywhere else.
     """
     if processes.distributed and os.environ.get(LOG_LEVEL) != "0":
         # Before jax is loaded, or where it aborts it logs a page in front of our line. It may be
@@ -179,7 +179,7 @@ SECONDS_TO_LEAVE = 5.0
 
 
 def leave_last_words_in(file: Path | None) -> None:
-    """Where the line with which this process ends goes too, where `one_of` or jax ends it.
+    """Where the line with which this process ends goes too, where `as_peer` or jax ends it.
 
     Args:
         file: to append to; None: nowhere.
@@ -232,7 +232,7 @@ def agree(what: str, facts: dict[str, Any]) -> None:
         )
 
 
-def decided(count: int, signal: int | None) -> tuple[int, int | None]:
+def broadcast_decision(count: int, signal: int | None) -> tuple[int, int | None]:
     """What process 0 counts, and the signal that any process has had: the same on all of them."""
     from jaxvae.checkpoints.hosts import gather_numbers
 

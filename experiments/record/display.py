@@ -83,7 +83,7 @@ class Display:
         step: int,
         *,
         elbo: float,
-        log_likelihood: float,
+        reconstruction: float,
         kl: float,
         images_per_second: float,
         row: bool = False,
@@ -101,9 +101,9 @@ class Display:
         if fresh and not row and step < self._total_steps:
             return
         if self._row_time == -math.inf:
-            self.message(_columns("step", "elbo", "log-lik", "kl", "images/s", "time left"))
+            self.message(_columns("step", "elbo", "E log p(x|z)", "kl", "images/s", "time left"))
         self._row_time = now
-        nats = (f"{number:,.2f}" for number in (elbo, log_likelihood, kl))
+        nats = (f"{number:,.2f}" for number in (elbo, reconstruction, kl))
         self.message(_columns(f"{step:,}", *nats, rate, self._time_left(now, step)))
 
     def evaluation(self, step: int, *, elbo: float, standard_error: float, is_best: bool) -> None:

@@ -14,6 +14,8 @@ from experiments.record.files import plain, write_text
 
 ROW = "a JSON object with a step and a split, and an elbo that is a number or null"
 """What a line must be, in words; every other value must be a number or null, too."""
+RENAMED = {"log_likelihood": "reconstruction"}
+"""Names that runs of earlier releases wrote, and what they are called now."""
 LISTS = ("examples", "key")
 """Values that are lists of integers: what a skipped step was computed from."""
 LONGEST_LINE = 2**24
@@ -149,6 +151,7 @@ def parsed_row(line: str) -> dict[str, Any] | None:
         return None
     step = row.get("step")
     right = type(step) is int and 0 <= step < 2**31 and is_number_or_none(row.get("elbo"))
+    row = {RENAMED.get(name, name): value for name, value in row.items()}
     values = (item for item in row.items() if item[0] not in ("step", "split", "elbo"))
     return row if right and all(_is_value(name, value) for name, value in values) else None
 

@@ -134,7 +134,9 @@ def evaluated_at_once(config: TrainConfig) -> int | None:
     return -(-config.eval_batch_size // config.virtual_shards)
 
 
-def block_size(config: TrainConfig, vae: VAE, num_devices: int, rows: int | None) -> int | None:
+def microbatch_size(
+    config: TrainConfig, vae: VAE, num_devices: int, rows: int | None
+) -> int | None:
     """The largest part of a device's batch that divides it and has no more rows; None: all of it.
 
     None too where the step needs the batch whole, or where only a much smaller part divides it.
@@ -154,7 +156,7 @@ def parts_of_batch(
     """What `make_train_step` takes of the parts in which a step takes its batch."""
     if config.deterministic_reduction:
         return {"virtual_shards": config.virtual_shards}
-    return {"block_size": block_size(config, vae, num_devices, rows)}
+    return {"microbatch_size": microbatch_size(config, vae, num_devices, rows)}
 
 
 def make_objective(config: TrainConfig, rows: int | None = None) -> Objective:
@@ -168,12 +170,12 @@ def make_objective(config: TrainConfig, rows: int | None = None) -> Objective:
         "renyi": partial(jaxvae.renyi, alpha=config.alpha),
         "tvo": partial(jaxvae.tvo, num_intervals=config.num_intervals),
     }[config.objective]
-    chunk_size = rows if rows is not None and rows < config.num_samples else None
+    sample_chunk_size = rows if rows is not None and rows < config.num_samples else None
     return partial(
         bound,
         num_samples=config.num_samples,
         estimator=config.estimator,
-        chunk_size=chunk_size,
+        sample_chunk_size=sample_chunk_size,
     )
 
 

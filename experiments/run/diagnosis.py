@@ -11,7 +11,7 @@ from experiments.run.replayed_run import Step
 from jaxvae.leaves import combine, is_trained, partition
 from jaxvae.testing import first_not_finite
 
-TERMS = ("log_likelihood", "kl", "elbo", "objective")
+TERMS = ("reconstruction", "kl", "elbo", "objective")
 MOST_OPERATIONS = 3
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.data.batches import Batches
-from experiments.machine.processes import decided
+from experiments.machine.processes import broadcast_decision
 from jaxvae.training.devices import make_gather, replicate, shard
 
 CHUNK_STEPS = 100
@@ -32,7 +32,7 @@ class Chunk(NamedTuple):
         rows: [devices, capacity, B / devices, ...], on the devices.
         num_steps: among them.
         num_steps_on_devices: the same, as the dispatch takes it.
-        signal: that any process was asked to stop with, when this was decided; or None.
+        signal: that any process was asked to stop with, when this was broadcast_decision; or None.
     """
 
     rows: jax.Array
@@ -78,8 +78,9 @@ class Chunks:
         wanted = int(CHUNK_SECONDS / self._seconds_per_step)
         limits = (self.capacity, to_evaluation, max(1, end - step))
         wanted = max(1, min(wanted, *limits))
-        rows = self._on_devices(step, wanted)  # while the devices compute: `decided` waits for them
-        count, signal = decided(wanted, signal)
+        # Before `broadcast_decision`, which waits until the devices are done.
+        rows = self._on_devices(step, wanted)
+        count, signal = broadcast_decision(wanted, signal)
         if count != wanted:
             rows = self._on_devices(step, count)
         return Chunk(rows, count, replicate(np.int32(count), self._mesh), signal)
@@ -90,6 +91,6 @@ class Chunks:
         rows = self._batches.rows(step, count, self.capacity)
         return self._gather(self._examples, shard(rows, self._mesh))
 
-    def took(self, seconds_per_step: float) -> None:
+    def report_pace(self, seconds_per_step: float) -> None:
         """How long the steps of a dispatch were."""
         self._seconds_per_step = seconds_per_step

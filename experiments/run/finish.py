@@ -92,7 +92,7 @@ def _measure(run: TrainingRun) -> dict[str, Any]:
         mesh=run.mesh,
         num_samples=config.eval_samples,
         batch_size=config.eval_batch_size,
-        rows_at_once=evaluated_at_once(config),
+        microbatch_size=evaluated_at_once(config),
     )
     for split in ("validation", "test"):
         examples = getattr(run.dataset, split)

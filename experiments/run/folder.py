@@ -16,7 +16,7 @@ from experiments.flags.path_checks import require_folder
 from experiments.machine.processes import agree
 from experiments.record.journal import Journal
 from experiments.run.own_files import require_own_files
-from jaxvae.checkpoints.hosts import from_first, is_first, together
+from jaxvae.checkpoints.hosts import from_first, is_first, raise_on_all_processes
 from jaxvae.models.vae import VAE, Params
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def open_run(
     from jaxvae.checkpoints import Checkpoints, load  # orbax: a new run needs it later
 
     config = read_config(run)
-    with together():
+    with raise_on_all_processes():
         if config is None:
             raise FileNotFoundError(
                 f"no run at {run}: give the folder that `python -m experiments.train` wrote."
@@ -170,7 +170,7 @@ def open_run(
     step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
     about = checkpoints.about(step or 0)
     checkpoints.close()
-    with together():
+    with raise_on_all_processes():
         check_same_model(config, about, run)
         check_prepared(config, dataset)
         trained = from_json(about)

@@ -32,8 +32,8 @@ from experiments.run.lock import RunLock
 from experiments.run.saving import Saving
 from experiments.run.standardization import as_done, in_words, units_of_run, with_choices
 from experiments.show.numbers import validation_row
-from jaxvae.checkpoints.hosts import is_first, together
-from jaxvae.evaluation import make_score, over_dataset
+from jaxvae.checkpoints.hosts import is_first, raise_on_all_processes
+from jaxvae.evaluation import make_score, map_dataset
 from jaxvae.training.devices import (
     check_divisible,
     compile_in_background,
@@ -82,7 +82,7 @@ class TrainingRun:
         """
         self._started = time.perf_counter() if started is None else started
         saved = read_own_config(config)
-        with together():
+        with raise_on_all_processes():
             config = with_choices(config, saved)
             if saved is not None:
                 config = continued(config, saved)
@@ -91,9 +91,9 @@ class TrainingRun:
             self.dataset, self.preprocessing, self.data_identity = load_data(config)
         agree_on_data(self.data_identity)
         self._units = units_of_run(config.folder, self.preprocessing, self.dataset)
-        with together():
+        with raise_on_all_processes():
             self._set_up(config, devices)
-        with together():
+        with raise_on_all_processes():
             self._lock = RunLock(config.folder)
         try:
             self._open_folder()
@@ -229,7 +229,7 @@ class TrainingRun:
         self._skipped = int(state.skipped)
         self._warnings = other_data + ([] if newest is None else newest.set_aside)
         self._state = replicate(state, self.mesh)
-        with together():
+        with raise_on_all_processes():
             if is_first():
                 files.write_json(folder / "config.json", to_json(self.config))
             keep = -1 if newest is None else newest.step
@@ -239,7 +239,7 @@ class TrainingRun:
         """A line where the newest checkpoint is of other data, which the flags allow."""
         trained = recorded_data(self.checkpoints, reversed(self.checkpoints.steps()))
         allow_other = self.config.allow_other_data
-        with together():
+        with raise_on_all_processes():
             other = identity.require_data_of_run(
                 trained, self.data_identity, allow_other=allow_other
             )
@@ -284,7 +284,7 @@ class TrainingRun:
         now, before = time.perf_counter(), self._read_at
         self._read_at = now
         seconds_per_step = (now - before) / sum(unread.num_steps for unread in due)
-        self._chunks.took(seconds_per_step)
+        self._chunks.report_pace(seconds_per_step)
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = now - self._started
             self._steady_since = (now, due[-1].first + due[-1].num_steps)
@@ -307,7 +307,7 @@ class TrainingRun:
         display.update(
             first + count,
             elbo=metrics["elbo"][count - 1],
-            log_likelihood=metrics["log_likelihood"][count - 1],
+            reconstruction=metrics["reconstruction"][count - 1],
             kl=metrics["kl"][count - 1],
             images_per_second=images_per_second,
         )
@@ -323,14 +323,14 @@ class TrainingRun:
         """Evaluate on the validation split; its ELBO, or None where there is no such split."""
         if not len(self.dataset.validation):
             return None
-        scores = over_dataset(
+        scores = map_dataset(
             self._score,
             self._state.evaluation_params(),
             self._key_validation,
             self.dataset.validation,
             mesh=self.mesh,
             batch_size=self.config.eval_batch_size,
-            rows_at_once=evaluated_at_once(self.config),
+            microbatch_size=evaluated_at_once(self.config),
         )
         row = validation_row(scores)
         elbo = row["elbo"]

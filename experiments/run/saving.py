@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.flags.command import refusing
 from experiments.record.journal import Journal
-from jaxvae.checkpoints.hosts import together
+from jaxvae.checkpoints.hosts import raise_on_all_processes
 from jaxvae.checkpoints.manifest import remedy
 from jaxvae.training.state import TrainState, to_items
 
@@ -48,7 +48,7 @@ class Saving:
         items = jax.device_get(to_items(state))
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items["params"])):
             return False
-        with refusing(), together():
+        with refusing(), raise_on_all_processes():
             problem = (
                 self._checkpoints.save(about["step"], items, about, metric)
                 if self._journal.flush()
@@ -78,7 +78,7 @@ class Saving:
         return not problems
 
     def _write_rows(self) -> None:
-        with together():
+        with raise_on_all_processes():
             if not self._journal.flush():
                 raise self._journal.problem or OSError("a row could not be written.")
 

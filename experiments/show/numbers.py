@@ -17,7 +17,7 @@ from jaxvae.evaluation import (
     count_active_units,
     estimate,
     make_score,
-    over_dataset,
+    map_dataset,
 )
 from jaxvae.models.vae import VAE, Params
 from jaxvae.training.devices import make_map, replicate
@@ -32,18 +32,18 @@ def make_scorer(
     mesh: Mesh,
     num_samples: int,
     batch_size: int,
-    rows_at_once: int | None = None,
+    microbatch_size: int | None = None,
 ) -> Callable[..., Scores]:
     """The function (examples [N, ...], progress) -> Scores, numpy arrays [N, ...], of a model."""
     score = make_score(vae, prepare=preprocessing.prepare, num_samples=num_samples)
     return partial(
-        over_dataset,
-        make_map(score, mesh, rows_at_once),
+        map_dataset,
+        make_map(score, mesh, microbatch_size),
         replicate(params, mesh),
         replicate(key, mesh),
         mesh=mesh,
         batch_size=batch_size,
-        rows_at_once=rows_at_once,
+        microbatch_size=microbatch_size,
     )
 
 
@@ -51,13 +51,13 @@ def summarize(
     scores: Scores, data_shape: tuple[int, ...], preprocessing: Preprocessing, num_samples: int
 ) -> dict[str, Any]:
     """The scores of a split as named numbers with standard errors and units."""
-    bound = estimate(scores.log_likelihood_bound)
+    bound = estimate(scores.log_likelihood)
     num_dimensions = math.prod(data_shape)
     latents = scores.posterior_mean.shape[1]
     numbers = {
         "elbo": _number(estimate(scores.elbo), "nats"),
-        "log_likelihood_lower_bound": _number(bound, "nats") | {"num_samples": num_samples},
-        "log_likelihood": _number(estimate(scores.log_likelihood), "nats"),
+        "log_likelihood": _number(bound, "nats") | {"num_samples": num_samples},
+        "reconstruction": _number(estimate(scores.reconstruction), "nats"),
         "kl": _number(estimate(scores.kl), "nats"),
         "bits_per_dimension": _number(
             bits_per_dimension(bound, num_dimensions, preprocessing.offset_bits),
@@ -81,7 +81,7 @@ def validation_row(scores: Scores) -> dict[str, float]:
     return {
         "elbo": elbo.value,
         "standard_error": elbo.standard_error,
-        "log_likelihood": estimate(scores.log_likelihood).value,
+        "reconstruction": estimate(scores.reconstruction).value,
         "kl": estimate(scores.kl).value,
         "active_units": count_active_units(scores.posterior_mean),
     }

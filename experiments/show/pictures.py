@@ -32,7 +32,7 @@ _MANY = 40  # points, from which a curve is drawn without dots, smoothed, and wi
 
 _PANELS = {
     "elbo": ("elbo", "nats"),
-    "log_likelihood": ("E log p(x|z)", "nats"),
+    "reconstruction": ("E log p(x|z)", "nats"),
     "kl": ("KL( q(z|x) || p(z) )", "nats"),
     "gradient_norm": ("gradient norm", "norm, log axis"),
     "active_units": ("active units", "latents"),

@@ -15,13 +15,14 @@ from experiments.record.display import duration, rounded
 from experiments.record.files import write_text
 from experiments.record.metrics import read_metrics
 from experiments.show.pictures import curves
+from experiments.show.saved_results import with_current_names
 
 MOST_BYTES = 2**25
 """Largest picture that goes into the page; a file may have any name and size."""
 _QUANTITIES = {
     "elbo": "elbo",
-    "log_likelihood_lower_bound": "log p(x), lower bound",
-    "log_likelihood": "E log p(x|z)",
+    "log_likelihood": "log p(x)",
+    "reconstruction": "E log p(x|z)",
     "kl": "KL( q(z|x) ‖ p(z) )",
     "bits_per_dimension": "bits per dimension",
     "active_units": "active units",
@@ -110,7 +111,8 @@ def write_report(run: Path) -> Path:
             f"write_report: run must be the folder of a run, {run} is no folder. "
             "Pass the one that holds metrics.jsonl."
         )
-    config, results = _read(run / "config.json"), _read(run / "results.json")
+    config = _read(run / "config.json")
+    results = with_current_names(_read(run / "results.json"))
     metrics = run / "metrics.jsonl"
     rows = read_metrics(metrics) if metrics.exists() else []
     name = escape(run.resolve().name)

@@ -8,6 +8,7 @@ from jaxvae.checkpoints.contained import read_json
 
 MOST_BYTES = 2**22
 """Largest results.json that is read; training writes ten kilobytes."""
+RENAMED = {"log_likelihood_lower_bound": "log_likelihood", "log_likelihood": "reconstruction"}
 TEXTS = ("command", "device", "preprocessing", "bits_per_dimension_of")
 
 
@@ -17,7 +18,21 @@ def read_results(path: Path) -> dict[str, Any]:
         results = read_json(path, MOST_BYTES)
     except (FileNotFoundError, ValueError):
         return {}
-    return results if _can_be_shown(results) else {}
+    return with_current_names(results) if _can_be_shown(results) else {}
+
+
+def with_current_names(results: dict[str, Any]) -> dict[str, Any]:
+    """Return results of an earlier release under the names of this one.
+
+    The estimate of log p(x) was called log_likelihood_lower_bound, and E_q log p(x|z), which is
+    `reconstruction` now, log_likelihood.
+    """
+    return {
+        name: {RENAMED.get(key, key): entry for key, entry in value.items()}
+        if isinstance(value, dict) and "log_likelihood_lower_bound" in value
+        else value
+        for name, value in results.items()
+    }
 
 
 def _can_be_shown(results: dict[str, Any]) -> bool:

@@ -170,7 +170,7 @@ def second_start(folder: Path, tries: int) -> Outcome:
 
 FAULTS = {
     "rate": (("--optimizer=sgd", "--learning-rate=1e38"), "not finite"),
-    "scale": (("--likelihood=gaussian", "--sigma=1e-25"), "log_likelihood -inf"),
+    "scale": (("--likelihood=gaussian", "--sigma=1e-25"), "reconstruction -inf"),
 }
 """Flags that make numbers go wrong, and what the replay then says."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.torture.case import RUN, Case, Ground
+from experiments.torture.case import RUN, Case, Fixture
 
 FORMS = ("npy", "npz")
 NOWHERE = "--model=nowhere:f"
@@ -29,30 +29,30 @@ class Opened:
         return (os.mkdir, ("unpickled",))
 
 
-def arrays(rng: random.Random, ground: Ground) -> Case:
+def arrays(rng: random.Random, fixture: Fixture) -> Case:
     """A file of arrays that is none, or whose arrays are no data, or not such of the likelihood."""
     make = rng.choice(
         (_bad_array, _bad_values, _bad_parts, _bad_file, _bad_path, _pickled, _mutated)
     )
-    return make(rng, ground)
+    return make(rng, fixture)
 
 
 def _case(
-    rng: random.Random, ground: Ground, path: Path, *flags: str, names: tuple[str, ...] = ()
+    rng: random.Random, fixture: Fixture, path: Path, *flags: str, names: tuple[str, ...] = ()
 ) -> Case:
     """The training command, or one on a trained run, on a file."""
     form = path.suffix[1:] if path.suffix[1:] in FORMS else "npz"
     dataset = f"--dataset={form}:{path.name}"
     command = "train" if flags else rng.choice(("train", "train", "evaluate", "encode"))
-    arguments = (*start(ground, command), dataset, *flags)
+    arguments = (*start(fixture, command), dataset, *flags)
     return Case(command, arguments, (*names, path.name))
 
 
-def start(ground: Ground, command: str) -> tuple[str, ...]:
+def start(fixture: Fixture, command: str) -> tuple[str, ...]:
     """The arguments that a command must have."""
     if command == "train":
         return ()
-    ground.lay_run()
+    fixture.lay_run()
     return (RUN,)
 
 
@@ -69,11 +69,11 @@ def numbers(rng: random.Random) -> np.random.Generator:
     return np.random.default_rng(rng.getrandbits(32))
 
 
-def _path(rng: random.Random, ground: Ground) -> Path:
-    return ground.folder / f"data.{rng.choice(FORMS)}"
+def _path(rng: random.Random, fixture: Fixture) -> Path:
+    return fixture.folder / f"data.{rng.choice(FORMS)}"
 
 
-def _bad_array(rng: random.Random, ground: Ground) -> Case:
+def _bad_array(rng: random.Random, fixture: Fixture) -> Case:
     """Empty, alone, of a wrong rank or of a type that is no number."""
     n, d = rng.randint(2, 9), rng.randint(1, 9)
     shapes = [(0, d), (n, 0), (0, 0), (0, 8, 8), (n, 0, 8), (n, 8, 8, 0), (0, 8, 8, 1)]
@@ -90,10 +90,10 @@ def _bad_array(rng: random.Random, ground: Ground) -> Case:
         lambda: right + rng.choice([2**31, 2**40, -(2**33), 2**62]),
         lambda: np.full((n, d), 2**64 - 1, np.uint64),
     )
-    return _case(rng, ground, _save(_path(rng, ground), rng.choice(makers)()))
+    return _case(rng, fixture, _save(_path(rng, fixture), rng.choice(makers)()))
 
 
-def _bad_values(rng: random.Random, ground: Ground) -> Case:
+def _bad_values(rng: random.Random, fixture: Fixture) -> Case:
     """NaN, infinities, and numbers outside the likelihood's support."""
     drawn, n, d = numbers(rng), rng.randint(2, 40), rng.randint(1, 9)
     at = (rng.randrange(n), rng.randrange(d))
@@ -103,7 +103,7 @@ def _bad_values(rng: random.Random, ground: Ground) -> Case:
         values[at] = rng.choice([np.nan, np.inf, -np.inf])
         if values.dtype == np.float64 and rng.random() < 0.5:
             values[at] = rng.choice([1e39, -1e300])
-        return _case(rng, ground, _save(_path(rng, ground), values), REAL)
+        return _case(rng, fixture, _save(_path(rng, fixture), values), REAL)
     likelihood = rng.choice(("grey", *IN_RANGE))
     flag = f"--likelihood={likelihood}"
     if likelihood == "grey":
@@ -116,11 +116,11 @@ def _bad_values(rng: random.Random, ground: Ground) -> Case:
         values[at] = rng.choice([-1, 0.5, 2.0**25, 1e30, -1e-6])
     else:
         values = drawn.integers(0, 9, (n, d)).astype(rng.choice(["i2", "f4", "i8"]))
-    path = _save(_path(rng, ground), values)
-    return _case(rng, ground, path, flag, names=("--binarize",) if likelihood == "grey" else ())
+    path = _save(_path(rng, fixture), values)
+    return _case(rng, fixture, path, flag, names=("--binarize",) if likelihood == "grey" else ())
 
 
-def _bad_parts(rng: random.Random, ground: Ground) -> Case:
+def _bad_parts(rng: random.Random, fixture: Fixture) -> Case:
     """An .npz whose arrays have no name, do not belong together, or have no such labels."""
     n = rng.randint(4, 20)
     x, labels = np.zeros((n, 3), np.float32), np.arange(n)
@@ -136,14 +136,14 @@ def _bad_parts(rng: random.Random, ground: Ground) -> Case:
         {"train": np.full((n, 3), 1, "u1"), "test": np.full((n, 3), 9, "u1")},
     ]  # fmt: skip
     parts = rng.choice(choices)
-    path = ground.folder / "data.npz"
+    path = fixture.folder / "data.npz"
     np.savez(path, **parts)
     flags: tuple[str, ...] = ()
     if set(parts) == {"train", "test"} and len(parts["train"]) == 1:
         flags = ("--num-validation=1",)
     if set(parts) == {"x_train"}:
         flags = (f"--num-validation={rng.choice((n, n + 1, 10**6, -1))}",)
-    return _case(rng, ground, path, *flags, names=("--num-validation",))
+    return _case(rng, fixture, path, *flags, names=("--num-validation",))
 
 
 def _contents(rng: random.Random, form: str) -> bytes:
@@ -156,9 +156,9 @@ def _contents(rng: random.Random, form: str) -> bytes:
     return file.getvalue()
 
 
-def _bad_file(rng: random.Random, ground: Ground) -> Case:
+def _bad_file(rng: random.Random, fixture: Fixture) -> Case:
     """Cut short, empty, of another kind, or with a header that no array has."""
-    path = _path(rng, ground)
+    path = _path(rng, fixture)
     whole = _contents(rng, path.suffix[1:])
     other = _contents(rng, "npz" if path.suffix == ".npy" else "npy")
     choices: tuple[Callable[[], bytes], ...] = (
@@ -170,7 +170,7 @@ def _bad_file(rng: random.Random, ground: Ground) -> Case:
         lambda: _with_header(rng),
     )
     path.write_bytes(rng.choice(choices)())
-    return _case(rng, ground, path)
+    return _case(rng, fixture, path)
 
 
 def _with_header(rng: random.Random) -> bytes:
@@ -192,9 +192,9 @@ def _with_header(rng: random.Random) -> bytes:
     return b"\x93NUMPY" + bytes(version) + length + encoded + b"\0" * 16
 
 
-def _bad_path(rng: random.Random, ground: Ground) -> Case:
+def _bad_path(rng: random.Random, fixture: Fixture) -> Case:
     """Names of files that are not there, or are no files, and of data sets that are none."""
-    form, folder = rng.choice(FORMS), ground.folder
+    form, folder = rng.choice(FORMS), fixture.folder
     (folder / "folder").mkdir()
     (folder / f"loop.{form}").symlink_to(f"loop.{form}")
     (folder / f"dangling.{form}").symlink_to("nowhere")
@@ -215,30 +215,30 @@ def _bad_path(rng: random.Random, ground: Ground) -> Case:
     return Case("train", (f"--dataset={dataset}", REAL), names)
 
 
-def _pickled(rng: random.Random, ground: Ground) -> Case:
+def _pickled(rng: random.Random, fixture: Fixture) -> Case:
     """Objects, which only unpickling would give; doing so makes a folder, which is seen."""
-    path = _path(rng, ground)
+    path = _path(rng, fixture)
     objects = np.array([[Opened(), 1], [None, "x"]], object)
     kind = rng.randrange(4)
     if kind == 0:
         np.save(path.with_suffix(".npy"), objects, allow_pickle=True)
-        return _case(rng, ground, path.with_suffix(".npy"))
+        return _case(rng, fixture, path.with_suffix(".npy"))
     if kind == 1:
         named: dict[str, Any] = {rng.choice(("x", "train", "images")): objects}
         np.savez(path.with_suffix(".npz"), **named)
-        return _case(rng, ground, path.with_suffix(".npz"))
+        return _case(rng, fixture, path.with_suffix(".npz"))
     if kind == 2:
         np.savez(path.with_suffix(".npz"), x=np.zeros((2, 3)), y=objects)
-        return _case(rng, ground, path.with_suffix(".npz"))
+        return _case(rng, fixture, path.with_suffix(".npz"))
     path.write_bytes(pickle.dumps(objects, protocol=rng.randint(0, 5)))
-    return _case(rng, ground, path)
+    return _case(rng, fixture, path)
 
 
-def _mutated(rng: random.Random, ground: Ground) -> Case:
+def _mutated(rng: random.Random, fixture: Fixture) -> Case:
     """Some bytes changed, inserted or left out."""
-    path = _path(rng, ground)
+    path = _path(rng, fixture)
     path.write_bytes(changed(rng, _contents(rng, path.suffix[1:])))
-    return _case(rng, ground, path, NOWHERE, REAL, names=("--model",))
+    return _case(rng, fixture, path, NOWHERE, REAL, names=("--model",))
 
 
 def changed(rng: random.Random, content: bytes) -> bytes:

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
-from experiments.torture.case import COMMANDS, RUN, Case, Ground
+from experiments.torture.case import COMMANDS, RUN, Case, Fixture
 
 NO_INT = ("x", "", "1.5", "1e3", "nan", "0x10", "1,000", "[1]", "true", "--", "1 2", "²")
 NO_FLOAT = ("x", "", "1,5", "1.0.0", "--", "one", "1e", "0x1p3", "True", "½")
@@ -78,7 +78,7 @@ def kinds(hint: Any) -> set[Any]:
     return {kind for part in typing.get_args(hint) for kind in kinds(part)} or {hint}
 
 
-def wrong_type(rng: random.Random, ground: Ground) -> Case:
+def wrong_type(rng: random.Random, fixture: Fixture) -> Case:
     """A value that its flag cannot hold, a flag that is none, or a value too few or too many."""
     command = rng.choice(COMMANDS)
     positional = POSITIONAL[command]
@@ -101,7 +101,7 @@ def wrong_type(rng: random.Random, ground: Ground) -> Case:
     return Case(command, (*positional, *wrong), (f"--{flag}", *wrong))
 
 
-def out_of_range(rng: random.Random, ground: Ground) -> Case:
+def out_of_range(rng: random.Random, fixture: Fixture) -> Case:
     """A number of the right type that its flag must not have."""
     command = rng.choice([name for name in COMMANDS for _ in range(6 if name == "train" else 1)])
     if command == "replay":
@@ -115,7 +115,7 @@ def out_of_range(rng: random.Random, ground: Ground) -> Case:
     arguments = (*POSITIONAL[command], *_needed(flag), f"--{flag}", rng.choice(values))
     if command == "train":
         noise = [other for other in _noise(rng) if not other.startswith(f"--{flag}")]
-        arguments += (f"--dataset={ground.data}", *noise)
+        arguments += (f"--dataset={fixture.data}", *noise)
     return Case(command, arguments, (f"--{flag}", flag.replace("-", "_")))
 
 
@@ -243,41 +243,41 @@ SOURCES = {
 }
 
 
-def not_together(rng: random.Random, ground: Ground) -> Case:
+def not_together(rng: random.Random, fixture: Fixture) -> Case:
     """Flags that exclude each other, or models that are none, among others that are right."""
-    (ground.folder / "file").write_text("a file")
+    (fixture.folder / "file").write_text("a file")
     if rng.random() < 0.2:
-        return _no_model(rng, ground)
+        return _no_model(rng, fixture)
     line, name = rng.choice(TOGETHER)
     given = tuple(line.split())
     small = ("--hidden", "4", "--batch-size=8", "--latent-dim=2", "--num-devices=1")
-    flags = (f"--dataset={ground.data}", *small)
+    flags = (f"--dataset={fixture.data}", *small)
     return Case("train", (*flags, *_noise(rng), *given), (name,))
 
 
-def _no_model(rng: random.Random, ground: Ground) -> Case:
+def _no_model(rng: random.Random, fixture: Fixture) -> Case:
     for name, source in SOURCES.items():
-        (ground.folder / f"{name}.py").write_text(source)
+        (fixture.folder / f"{name}.py").write_text(source)
     model = rng.choice(MODELS)
-    arguments = (f"--model={model}", f"--dataset={ground.data}")
+    arguments = (f"--model={model}", f"--dataset={fixture.data}")
     return Case("train", arguments, ("--model", "--run"))
 
 
-def absent_devices(rng: random.Random, ground: Ground) -> Case:
+def absent_devices(rng: random.Random, fixture: Fixture) -> Case:
     """An accelerator that is not there, too many devices, or a batch that they cannot share."""
     command = rng.choice(("train", "evaluate", "encode"))
-    start = (f"--dataset={ground.data}", "--hidden", "4") if command == "train" else (RUN,)
+    start = (f"--dataset={fixture.data}", "--hidden", "4") if command == "train" else (RUN,)
     several = ("--distributed", "--coordinator=127.0.0.1:1", "--num-processes=2", "--process-id=0")
     choices: list[tuple[tuple[str, ...], str, dict[str, str]]] = [
         ((f"--accelerator={kind}", *more), f"--accelerator={kind}", {})
-        for kind in ground.absent
+        for kind in fixture.absent
         for more in ((), ("--num-devices=2",), ("--seed=3",))
     ]
     choices += [((f"--num-devices={count}",), "--num-devices", {})
                 for count in (1025, 4096, 100_000, 2**31 - 1)]  # fmt: skip
-    if ground.separate:
+    if fixture.separate:
         choices += [((f"--accelerator={kind}",), "JAX_PLATFORMS", {"JAX_PLATFORMS": platform})
-                    for kind in ("auto", *ground.absent)
+                    for kind in ("auto", *fixture.absent)
                     for platform in ("nothing", "cpu,nothing", "rocm")]  # fmt: skip
     if command == "train":
         choices += [((f"--num-devices={count}", f"--batch-size={size}"), "-", {})

@@ -10,18 +10,18 @@ import numpy as np
 from PIL import Image
 
 from experiments.torture.bad_data import NOWHERE, changed, numbers, start
-from experiments.torture.case import Case, Ground
+from experiments.torture.case import Case, Fixture
 
 
-def folders(rng: random.Random, ground: Ground) -> Case:
+def folders(rng: random.Random, fixture: Fixture) -> Case:
     """A folder without images, with such as cannot be read or have several sizes, or with loops."""
-    root = ground.folder / "pictures"
+    root = fixture.folder / "pictures"
     root.mkdir()
     choices = (_no_images, _unreadable, _several_sizes, _bad_splits, _mutated_images)
     names = rng.choice(choices)(rng, root)
     flags = (NOWHERE,) if "--model" in names else ()
     command = "train" if flags else rng.choice(("train", "train", "encode"))
-    arguments = (*start(ground, command), "--dataset=folder:pictures", *flags)
+    arguments = (*start(fixture, command), "--dataset=folder:pictures", *flags)
     return Case(command, arguments, names)
 
 

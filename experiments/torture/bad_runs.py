@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.flags.config import TrainConfig
 from experiments.torture.bad_flags import OUT_OF_RANGE, kinds
-from experiments.torture.case import COMMANDS, RUN, Case, Ground
+from experiments.torture.case import COMMANDS, RUN, Case, Fixture
 
 OTHERS = COMMANDS[1:]
 VALUES: tuple[Any, ...] = (
@@ -26,14 +26,14 @@ FOREIGN = (
 """Contents that are no JSON object, or that no reader can take."""
 
 
-def edited_config(rng: random.Random, ground: Ground) -> Case:
+def edited_config(rng: random.Random, fixture: Fixture) -> Case:
     """config.json with a value of another type or out of range, a name that is none, or cut."""
-    path = ground.lay_run() / "config.json"
+    path = fixture.lay_run() / "config.json"
     kind = rng.randrange(6)
     if kind == 0:
         whole = path.read_bytes()
         path.write_bytes(rng.choice((*FOREIGN, *[whole[: rng.randrange(len(whole) - 2)]] * 9)))
-        return _on_a_run(rng, ground, "config.json")
+        return _on_a_run(rng, fixture, "config.json")
     values = json.loads(path.read_text())
     if kind == 1:
         names = (
@@ -58,7 +58,7 @@ def edited_config(rng: random.Random, ground: Ground) -> Case:
         name, value = _wrong_value(rng)
         values[name] = value
     path.write_text(json.dumps(values))
-    return _on_a_run(rng, ground, "config.json", name, name.replace("_", "-"))
+    return _on_a_run(rng, fixture, "config.json", name, name.replace("_", "-"))
 
 
 def _ranges() -> dict[str, tuple[str, ...]]:
@@ -86,22 +86,22 @@ def _wrong_value(rng: random.Random) -> tuple[str, Any]:
             return name, value
 
 
-def _on_a_run(rng: random.Random, ground: Ground, *names: str) -> Case:
+def _on_a_run(rng: random.Random, fixture: Fixture, *names: str) -> Case:
     """Any command on the run in the case's folder."""
     command = rng.choice(COMMANDS)
     if command == "train":
-        return Case("train", (*ground.flags, f"--run={RUN}"), names)
-    more = (str(rng.randint(1, ground.step)),) if command == "replay" else ()
+        return Case("train", (*fixture.flags, f"--run={RUN}"), names)
+    more = (str(rng.randint(1, fixture.step)),) if command == "replay" else ()
     return Case(command, (RUN, *more), names)
 
 
-def edited_metrics(rng: random.Random, ground: Ground) -> Case:
+def edited_metrics(rng: random.Random, fixture: Fixture) -> Case:
     """metrics.jsonl with a line that is no row of it, or a step that it does not have."""
-    path = ground.lay_run() / "metrics.jsonl"
+    path = fixture.lay_run() / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     kind = rng.randrange(4)
     if kind == 0:
-        return _torn(rng, ground)
+        return _torn(rng, fixture)
     at = rng.randrange(len(lines) - 1)
     row = json.loads(lines[at])
     if kind == 1:
@@ -126,38 +126,38 @@ def edited_metrics(rng: random.Random, ground: Ground) -> Case:
     path.write_bytes(b"".join(lines))
     command = rng.choice(("train", "replay"))
     if command == "train":
-        return Case("train", (*ground.flags, f"--run={RUN}"), ("metrics.jsonl",))
-    return Case("replay", (RUN, str(rng.randint(1, ground.step))), ("metrics.jsonl",))
+        return Case("train", (*fixture.flags, f"--run={RUN}"), ("metrics.jsonl",))
+    return Case("replay", (RUN, str(rng.randint(1, fixture.step))), ("metrics.jsonl",))
 
 
-def _torn(rng: random.Random, ground: Ground) -> Case:
+def _torn(rng: random.Random, fixture: Fixture) -> Case:
     """The last line is cut short, which is no fault; the step that is asked for is not there."""
-    path = ground.folder / RUN / "metrics.jsonl"
+    path = fixture.folder / RUN / "metrics.jsonl"
     whole = path.read_bytes()
     last = len(whole.rstrip(b"\n").splitlines()[-1])
     path.write_bytes(whole[: len(whole) - rng.randrange(last)])
-    step = rng.choice((ground.step + 1, 0, -1, 10**9, ground.step + rng.randint(1, 999)))
+    step = rng.choice((fixture.step + 1, 0, -1, 10**9, fixture.step + rng.randint(1, 999)))
     return Case("replay", (RUN, str(step)), ("--step",))
 
 
-def no_run(rng: random.Random, ground: Ground) -> Case:
+def no_run(rng: random.Random, fixture: Fixture) -> Case:
     """A folder that no run is in, or a part of it that is none; results that cannot be written."""
-    return rng.choice((_named, _named, _parts, _parts, _other_flags, _outputs))(rng, ground)
+    return rng.choice((_named, _named, _parts, _parts, _other_flags, _outputs))(rng, fixture)
 
 
-def _named(rng: random.Random, ground: Ground) -> Case:
+def _named(rng: random.Random, fixture: Fixture) -> Case:
     """Names that are no run's."""
-    (ground.folder / "file").write_text("a file")
-    (ground.folder / "loop").symlink_to("loop")
-    (ground.folder / "empty").mkdir()
+    (fixture.folder / "file").write_text("a file")
+    (fixture.folder / "loop").symlink_to("loop")
+    (fixture.folder / "empty").mkdir()
     command = rng.choice(COMMANDS)
     if command == "train":
         name = rng.choice((
             "", ".", "..", "/", "./", "../", "empty/..", "../..", "//", "file", "file/run", "loop",
             "loop/run", "/dev/null", "/dev/null/run", "x" * 300, "x" * 300 + "/run",
-            "a/" + "y" * 256, "/proc/run", "d/" * 3000 + "run", f"../{ground.folder.name}/..",
+            "a/" + "y" * 256, "/proc/run", "d/" * 3000 + "run", f"../{fixture.folder.name}/..",
         ))  # fmt: skip
-        return Case("train", (f"--dataset={ground.data}", f"--run={name}"), ("--run",))
+        return Case("train", (f"--dataset={fixture.data}", f"--run={name}"), ("--run",))
     name = rng.choice((
         "nowhere", "", "empty", "file", "file/run", "loop", "..", "/", "/dev/null", "x" * 300,
         "a\nb", "empty/../empty", "../nowhere", "d/" * 3000 + "run", "é",
@@ -167,9 +167,9 @@ def _named(rng: random.Random, ground: Ground) -> Case:
     )
 
 
-def _parts(rng: random.Random, ground: Ground) -> Case:
+def _parts(rng: random.Random, fixture: Fixture) -> Case:
     """A part of the run's folder is gone, or is no file, or no folder."""
-    run = ground.lay_run()
+    run = fixture.lay_run()
     part = rng.choice(("config.json", "metrics.jsonl", "checkpoints"))
     path = run / part
     if path.is_dir():
@@ -195,28 +195,28 @@ def _parts(rng: random.Random, ground: Ground) -> Case:
     elif part == "config.json" or kind in (1, 2, 3):
         command = rng.choice((command, "train"))
     if command == "train":
-        return Case("train", (*ground.flags, f"--run={RUN}"), (part,))
+        return Case("train", (*fixture.flags, f"--run={RUN}"), (part,))
     more = ("3",) if command == "replay" else ()
     return Case(command, (RUN, *more), (part, "no run at", "checkpoint"))
 
 
-def _other_flags(rng: random.Random, ground: Ground) -> Case:
+def _other_flags(rng: random.Random, fixture: Fixture) -> Case:
     """The folder of a run of other flags."""
-    ground.lay_run()
+    fixture.lay_run()
     other = rng.choice(("--latent-dim=3", "--seed=5", "--hidden 5", "--beta=2",
                         "--optimizer=sgd", "--learning-rate=0.5", "--batch-size=4",
                         "--dataset=mnist_small", "--likelihood=gaussian", "--no-data-mean-init",
                         "--log-every=3"))  # fmt: skip
     flag = other.split("=")[0].split()[0].replace("--no-", "--")
-    return Case("train", (*ground.flags, f"--run={RUN}", *other.split()), (flag,))
+    return Case("train", (*fixture.flags, f"--run={RUN}", *other.split()), (flag,))
 
 
-def _outputs(rng: random.Random, ground: Ground) -> Case:
+def _outputs(rng: random.Random, fixture: Fixture) -> Case:
     """Results go where they cannot."""
-    run = ground.lay_run()
-    (ground.folder / "file").write_text("a file")
-    (ground.folder / "folder.npz").mkdir()
-    (ground.folder / "loop").symlink_to("loop")
+    run = fixture.lay_run()
+    (fixture.folder / "file").write_text("a file")
+    (fixture.folder / "folder.npz").mkdir()
+    (fixture.folder / "loop").symlink_to("loop")
     command = rng.choice(("sample", "encode", "evaluate"))
     if command == "evaluate":
         (run / "evaluations").write_text("a file")
@@ -224,5 +224,5 @@ def _outputs(rng: random.Random, ground: Ground) -> Case:
     places = ["file", "file/deeper", "loop", "/dev/null/x", "x" * 300]
     if command == "encode":
         places = ["folder.npz", "folder", ".", "file/x.npz", "loop", "x" * 300 + ".npz"]
-        (ground.folder / "folder").mkdir()
+        (fixture.folder / "folder").mkdir()
     return Case(command, (RUN, f"--output={rng.choice(places)}"), ("--output",))

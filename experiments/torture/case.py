@@ -25,7 +25,7 @@ class Case(NamedTuple):
     environment: dict[str, str] = {}  # noqa: RUF012
 
 
-class Ground(NamedTuple):
+class Fixture(NamedTuple):
     """What a case is made from.
 
     Attributes:

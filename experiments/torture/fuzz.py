@@ -17,11 +17,11 @@ from experiments.torture.bad_data import arrays
 from experiments.torture.bad_flags import absent_devices, not_together, out_of_range, wrong_type
 from experiments.torture.bad_folders import folders
 from experiments.torture.bad_runs import edited_config, edited_metrics, no_run
-from experiments.torture.case import Case, Ground
+from experiments.torture.case import Case, Fixture
 from experiments.torture.refusal import Ending, as_command, contents, in_process, why_lost
 from experiments.torture.victim import Outcome
 
-CATEGORIES: dict[str, Callable[[random.Random, Ground], Case]] = {
+CATEGORIES: dict[str, Callable[[random.Random, Fixture], Case]] = {
     "types": wrong_type,
     "ranges": out_of_range,
     "combinations": not_together,
@@ -54,8 +54,8 @@ def _fuzz(folder: Path, tries: int, seed: int, give: Callable[[Case, Path], Endi
     for index in range(tries):
         place = folder / f"{seed}-{index}"
         place.mkdir()
-        ground = trained._replace(folder=place, separate=give is as_command)
-        case, ending, why = judged(seed, index, ground, give)
+        fixture = trained._replace(folder=place, separate=give is as_command)
+        case, ending, why = judged(seed, index, fixture, give)
         counts[category(index)] += 1
         slowest = max(slowest, (ending.seconds, shlex.join((case.command, *case.arguments))))
         if why:
@@ -68,18 +68,18 @@ def _fuzz(folder: Path, tries: int, seed: int, give: Callable[[Case, Path], Endi
 
 
 def judged(
-    seed: int, index: int, ground: Ground, give: Callable[[Case, Path], Ending]
+    seed: int, index: int, fixture: Fixture, give: Callable[[Case, Path], Ending]
 ) -> tuple[Case, Ending, str]:
     """A case, how it ended, and why it is lost; empty where it is not."""
-    case = case_of(seed, index, ground)
-    before = contents(ground.folder)
-    ending = give(case, ground.folder)
-    return case, ending, why_lost(case, ending, before, contents(ground.folder))
+    case = case_of(seed, index, fixture)
+    before = contents(fixture.folder)
+    ending = give(case, fixture.folder)
+    return case, ending, why_lost(case, ending, before, contents(fixture.folder))
 
 
-def case_of(seed: int, index: int, ground: Ground) -> Case:
-    """Case number `index` of a seed, with its files laid in the ground's folder."""
-    return CATEGORIES[category(index)](random.Random(f"{seed} {index}"), ground)
+def case_of(seed: int, index: int, fixture: Fixture) -> Case:
+    """Case number `index` of a seed, with its files laid in the fixture's folder."""
+    return CATEGORIES[category(index)](random.Random(f"{seed} {index}"), fixture)
 
 
 def category(index: int) -> str:
@@ -87,7 +87,7 @@ def category(index: int) -> str:
     return list(CATEGORIES)[index % len(CATEGORIES)]
 
 
-def trained_run(folder: Path) -> Ground:
+def trained_run(folder: Path) -> Fixture:
     """A run of a few steps in `folder`, for cases to be made from; jax starts on the CPU."""
     images = np.zeros((40, 8, 8), np.uint8)
     images[np.arange(40), np.arange(40) % 8] = 250
@@ -111,7 +111,7 @@ def trained_run(folder: Path) -> Ground:
         run.to_the_end()
     flags = ("--latent-dim=2", "--hidden", "4", "--batch-size=8", f"--num-steps={STEPS}",
              "--eval-every=3", "--log-every=1", "--quiet", f"--dataset={data}")  # fmt: skip
-    return Ground(folder, folder / "trained", flags, STEPS, data, _absent(), separate=False)
+    return Fixture(folder, folder / "trained", flags, STEPS, data, _absent(), separate=False)
 
 
 def _absent() -> tuple[str, ...]:

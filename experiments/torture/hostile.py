@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.flags.command import USER_ERROR
-from experiments.torture.case import COMMANDS, RUN, Case, Ground
+from experiments.torture.case import COMMANDS, RUN, Case, Fixture
 from experiments.torture.fuzz import trained_run
 from experiments.torture.hostile_files import CATEGORIES
 from experiments.torture.hostile_values import MODULE, SCRIPT, Place
@@ -57,23 +57,23 @@ def hostile_runs(folder: Path, tries: int = 500, seed: int = 0) -> Outcome:
     counts, lost, peak, slowest, used = Counter[str](), list[str](), 0, 0.0, 0
     started = time.monotonic()
     for index in range(tries):
-        ground = trained._replace(folder=folder / f"hostile-{index}")
-        ground.folder.mkdir()
-        case, ending, watch, why = judged(seed, index, ground)
+        fixture = trained._replace(folder=folder / f"hostile-{index}")
+        fixture.folder.mkdir()
+        case, ending, watch, why = judged(seed, index, fixture)
         counts[category(index)] += 1
         used += ending.code == 0
         peak, slowest = max(peak, watch.peak_bytes), max(slowest, ending.processor_seconds)
         if why:
             lost.append(f"case {index} ({category(index)}), {case.command}: {why}")
         else:
-            shutil.rmtree(ground.folder)
+            shutil.rmtree(fixture.folder)
     each = ", ".join(f"{count} {name}" for name, count in counts.items())
     note = f"{each}; {used} were of use all the same; slowest {slowest:.1f} s of processors, all "
     note += f"{time.monotonic() - started:.0f} s; at most {peak / 2**20:,.0f} MiB"
     return Outcome(tries, tries - len(lost), "; ".join([*lost, note]))
 
 
-def finished_run(folder: Path) -> Ground:
+def finished_run(folder: Path) -> Fixture:
     """Train a run of a few steps, with results, pictures and a report."""
     trained = trained_run(folder)
     flags = (*trained.flags, "--eval-samples=2", "--num-devices=1")
@@ -89,29 +89,29 @@ def category(index: int) -> str:
     return list(CATEGORIES)[index % len(CATEGORIES)]
 
 
-def lay(seed: int, index: int, ground: Ground) -> tuple[Case, Place]:
-    """Lay the files of case number `index` in the ground's folder."""
+def lay(seed: int, index: int, fixture: Fixture) -> tuple[Case, Place]:
+    """Lay the files of case number `index` in the fixture's folder."""
     rng = random.Random(f"{seed} {index}")
-    outside = ground.folder / "outside"
-    shutil.copytree(ground.trained, outside)  # every file has a counterpart that a link can name
+    outside = fixture.folder / "outside"
+    shutil.copytree(fixture.trained, outside)  # every file has a counterpart that a link can name
     os.mkfifo(outside / "pipe")
-    place = Place(ground.lay_run(), outside, ground.folder / "mark")
+    place = Place(fixture.lay_run(), outside, fixture.folder / "mark")
     source = f"open({str(place.mark)!r}, 'w').close()\ndef make(**_): pass\n"
-    (ground.folder / f"{MODULE}.py").write_text(source)
+    (fixture.folder / f"{MODULE}.py").write_text(source)
     CATEGORIES[category(index)](rng, place)
     command = rng.choice(READERS.get(category(index), COMMANDS))
-    arguments = (*ground.flags, f"--run={RUN}") if command == "train" else (RUN,)
+    arguments = (*fixture.flags, f"--run={RUN}") if command == "train" else (RUN,)
     return Case(command, (*arguments, *SMALL[command]), ()), place
 
 
-def judged(seed: int, index: int, ground: Ground) -> tuple[Case, Ending, Watch, str]:
+def judged(seed: int, index: int, fixture: Fixture) -> tuple[Case, Ending, Watch, str]:
     """Give a case to its command; how it ended, and why it is lost, empty where it is not."""
-    case, place = lay(seed, index, ground)
-    before = _outside_of(ground.folder)
+    case, place = lay(seed, index, fixture)
+    before = _outside_of(fixture.folder)
     watched: list[Watch] = []
     with _watching(place, watched):
-        ending = in_process(case, ground.folder, PATIENCE_SECONDS)
-    after = _outside_of(ground.folder)
+        ending = in_process(case, fixture.folder, PATIENCE_SECONDS)
+    after = _outside_of(fixture.folder)
     why = why_lost(place, ending, watched[0], before, after)
     return case, ending, watched[0], why
 

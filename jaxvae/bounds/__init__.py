@@ -2,7 +2,7 @@
 
 from jaxvae.bounds.bound import Bound, Decode, Encode, posterior_samples
 from jaxvae.bounds.elbo import elbo
-from jaxvae.bounds.estimators import Estimator
+from jaxvae.bounds.estimators import EstimatorName
 from jaxvae.bounds.importance import ciwae, iwae, miwae, piwae
 from jaxvae.bounds.renyi import renyi
 from jaxvae.bounds.thermodynamic import tvo
@@ -11,7 +11,7 @@ __all__ = [
     "Bound",
     "Decode",
     "Encode",
-    "Estimator",
+    "EstimatorName",
     "ciwae",
     "elbo",
     "iwae",

@@ -30,19 +30,19 @@ class Bound(NamedTuple):
     Attributes:
         objective: [] what to maximise: right value and right gradient.
         elbo: [] the evidence lower bound, never altered by beta or by an estimator.
-        log_likelihood: [] E_q log p(x|z), minus the distortion.
-        kl: [] KL(q(z|x) || p(z)), the rate; elbo = log_likelihood - kl.
+        reconstruction: [] E_q log p(x|z), the negative distortion.
+        kl: [] KL(q(z|x) || p(z)), the rate; elbo = reconstruction - kl.
         log_weights: [K] log p(x, z_k) - log q(z_k|x).
         kl_per_latent: [Z] the terms of kl, or None where it does not split.
         samples: [K, Z] the draws z_k of q(z|x).
 
     >>> Bound._fields[:4]
-    ('objective', 'elbo', 'log_likelihood', 'kl')
+    ('objective', 'elbo', 'reconstruction', 'kl')
     """
 
     objective: jax.Array
     elbo: jax.Array
-    log_likelihood: jax.Array
+    reconstruction: jax.Array
     kl: jax.Array
     log_weights: jax.Array
     kl_per_latent: jax.Array | None
@@ -58,7 +58,7 @@ class Example(NamedTuple):
         decode: z -> p(x|z).
         prior: p(z).
         mask: of x's shape, True where x is observed; None: everywhere.
-        chunk_size: draws computed at once; None: all.
+        sample_chunk_size: draws computed at once; None: all.
     """
 
     x: jax.Array
@@ -66,7 +66,7 @@ class Example(NamedTuple):
     decode: Decode
     prior: Any
     mask: jax.Array | None
-    chunk_size: int | None = None
+    sample_chunk_size: int | None = None
 
     def log_likelihood(self, z: jax.Array) -> jax.Array:
         """log p(x|z) of the observed entries, for one z."""
@@ -89,19 +89,19 @@ def observe(
     decode: Decode,
     prior: Any,
     mask: jax.Array | None,
-    chunk_size: int | None = None,
+    sample_chunk_size: int | None = None,
 ) -> Example:
     """The example with its posterior; the encoder sees 0 where an entry is missing.
 
     Raises:
         TypeError: encode or decode is no function, or encode(x) or prior is no distribution.
-        ValueError: the mask has another shape than x, or chunk_size < 1.
+        ValueError: the mask has another shape than x, or sample_chunk_size < 1.
     """
     check_function("encode", encode)
     check_function("decode", decode)
     check_density("prior", prior)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, or None, got {chunk_size}.")
+    if sample_chunk_size is not None and sample_chunk_size < 1:
+        raise ValueError(f"sample_chunk_size must be at least 1, or None, got {sample_chunk_size}.")
     if mask is not None and jnp.shape(mask) != jnp.shape(x):
         raise ValueError(
             f"mask must have x's shape {jnp.shape(x)}, got {jnp.shape(mask)}. Give one entry of "
@@ -109,7 +109,7 @@ def observe(
         )
     q = encode(x if mask is None else _observed(x, mask))
     check_draws("encode(x)", q)
-    return Example(x, q, decode, prior, mask, chunk_size)
+    return Example(x, q, decode, prior, mask, sample_chunk_size)
 
 
 def _observed(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -159,20 +159,22 @@ def terms_of(
     return Terms(z, *at_least_float32(log_likelihood, log_prior, log_q))
 
 
-def over_draws(function: Callable[..., Any], *draws: Any, chunk_size: int | None = None) -> Any:
+def over_draws(
+    function: Callable[..., Any], *draws: Any, sample_chunk_size: int | None = None
+) -> Any:
     """A function of one draw over [K, ...] of them.
 
     Args:
         function: of one draw.
         draws: arrays [K, ...].
-        chunk_size: draws computed at once; their intermediate values are computed anew for the
-            gradient, so that memory does not grow with K. None: all of them.
+        sample_chunk_size: draws computed at once; their intermediate values are computed anew for
+            the gradient, so that memory does not grow with K. None: all of them.
     """
     num_draws = len(jax.tree.leaves(draws)[0])
-    if chunk_size is None or chunk_size >= num_draws:
+    if sample_chunk_size is None or sample_chunk_size >= num_draws:
         return jax.vmap(function)(*draws)
     each = jax.checkpoint(lambda draw: function(*draw))
-    return jax.lax.map(each, draws, batch_size=chunk_size)
+    return jax.lax.map(each, draws, batch_size=sample_chunk_size)
 
 
 def posterior_samples(key: jax.Array, q: Any, num_samples: int) -> tuple[jax.Array, jax.Array]:
@@ -198,7 +200,9 @@ def draw_terms(key: jax.Array, example: Example, num_samples: int) -> Terms:
         z, log_q = sample_and_log_prob(example.q, key)
         return terms_of(z, example.log_likelihood(z), example.prior.log_prob(z), log_q)
 
-    terms = over_draws(of_draw, _draw_keys(key, num_samples), chunk_size=example.chunk_size)
+    terms = over_draws(
+        of_draw, _draw_keys(key, num_samples), sample_chunk_size=example.sample_chunk_size
+    )
     check_summed("decode(z).log_prob(x)", terms.log_likelihood)
     check_summed("encode(x).log_prob(z)", terms.log_q)
     check_summed("prior.log_prob(z)", terms.log_prior)
@@ -220,11 +224,11 @@ def assemble(
     rate = kl(q, prior) if closed_form else jnp.mean(terms.log_q - terms.log_prior)
     rate = rate.astype(terms.log_q.dtype)  # x and p(x|z) may be wider than q and p(z)
     splits = closed_form and splits_by_latent(q, prior)
-    log_likelihood = jnp.mean(terms.log_likelihood)
+    reconstruction = jnp.mean(terms.log_likelihood)
     return Bound(
         objective=objective,
-        elbo=log_likelihood - rate,
-        log_likelihood=log_likelihood,
+        elbo=reconstruction - rate,
+        reconstruction=reconstruction,
         kl=rate,
         log_weights=terms.log_weights(),
         kl_per_latent=kl_per_latent(q, prior) if splits else None,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae.bounds.bound import Bound, Decode, Encode, Example, assemble, draw_terms, observe
-from jaxvae.bounds.estimators import Estimator, check_estimator, estimate, mean
+from jaxvae.bounds.estimators import EstimatorName, check_estimator, estimate, mean
 from jaxvae.divergences import has_closed_form, splits_by_latent
 
 KL = Literal["auto", "closed_form", "sampled"]
@@ -21,13 +21,13 @@ def elbo(
     decode: Decode,
     prior: Any,
     num_samples: int = 1,
-    estimator: Estimator = "reparameterized",
+    estimator: EstimatorName = "reparameterized",
     kl: KL = "auto",
     beta: jax.Array | float = 1.0,
     free_bits: jax.Array | float | None = None,
     capacity: jax.Array | float | None = None,
     mask: jax.Array | None = None,
-    chunk_size: int | None = None,
+    sample_chunk_size: int | None = None,
 ) -> Bound:
     """The evidence lower bound of one example, in nats.
 
@@ -35,7 +35,7 @@ def elbo(
 
     The expectation is the mean over `num_samples` draws. `objective` is
 
-        log_likelihood - beta * |sum_j max(free_bits, KL_j) - capacity|
+        reconstruction - beta * |sum_j max(free_bits, KL_j) - capacity|
 
     which is the ELBO at the defaults, and not called one otherwise; `.elbo` always is.
 
@@ -57,12 +57,12 @@ def elbo(
             weight. None: off. Needs a KL in closed form.
         mask: of x's shape, True where x is observed: the bound is then one on the log density
             of the observed entries. Missing ones may be NaN; the encoder sees 0 there.
-        chunk_size: draws computed at once. What lies between is then computed anew for the
+        sample_chunk_size: draws computed at once. What lies between is then computed anew for the
             gradient, and memory does not grow with num_samples. None: all at once.
 
     Raises:
-        ValueError: num_samples or chunk_size < 1, a log_prob that is not summed to a scalar, an
-            estimator that would be wrong, or an option whose KL has no closed form.
+        ValueError: num_samples or sample_chunk_size < 1, a log_prob that is not summed to a
+            scalar, an estimator that would be wrong, or an option whose KL has no closed form.
 
     Ref: Doersch 2016, arXiv 1606.05908, equation 5; Higgins et al., beta-VAE, 2017, ICLR;
     Kingma et al., Inverse Autoregressive Flow (free bits), 2016, NeurIPS; Burgess et al.,
@@ -75,7 +75,7 @@ def elbo(
     >>> float(bound.kl)
     0.0
     """
-    example = observe(x, encode, decode, prior, mask, chunk_size)
+    example = observe(x, encode, decode, prior, mask, sample_chunk_size)
     check_estimator("elbo", example, estimator, num_samples, REFUSED)
     closed_form = _closed_form(kl, example, estimator)
     _check_options(example, closed_form, free_bits, capacity)

@@ -38,7 +38,7 @@ from jaxvae.bounds.bound import (
 )
 from jaxvae.leaves import is_array
 
-Estimator = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
+EstimatorName = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
 SMALLEST_WEIGHT = 1e-20
 """Weights nearer to 0 are raised to it, so that what flows back can be divided by them."""
 
@@ -94,8 +94,8 @@ def check_estimator(
     Raises:
         ValueError: one line, with the estimator to use.
     """
-    if estimator not in get_args(Estimator):
-        names = ", ".join(get_args(Estimator))
+    if estimator not in get_args(EstimatorName):
+        names = ", ".join(get_args(EstimatorName))
         raise ValueError(f"estimator must be one of {names}, got {estimator!r}.")
     if estimator in refused:
         raise ValueError(f"{bound}: estimator {estimator!r} {refused[estimator]}")
@@ -122,7 +122,7 @@ def estimate(
     example: Example,
     terms: Terms,
     function: LogWeightFunction,
-    estimator: Estimator,
+    estimator: EstimatorName,
     kl_weight: jax.Array | float | None = 1.0,
 ) -> jax.Array:
     """F of the terms with the gradient of the estimator: [] nats.
@@ -155,7 +155,7 @@ def weighted_bound(
     key: jax.Array,
     example: Example,
     num_samples: int,
-    estimator: Estimator,
+    estimator: EstimatorName,
     function: LogWeightFunction,
 ) -> Bound:
     """The bound F of K draws' log weights; all that IWAE and its kin differ in is F.
@@ -193,7 +193,7 @@ def with_gradient(
         log_q = still.log_prob(z)
         return terms_of(z, example.log_likelihood(z), example.prior.log_prob(z), log_q)
 
-    fixed = over_draws(of_draw, z, chunk_size=example.chunk_size)
+    fixed = over_draws(of_draw, z, sample_chunk_size=example.sample_chunk_size)
     surrogate = jnp.sum(model * fixed.log_weights(kl_weight))
     if weights.log_q is not None:
         log_q = jax.vmap(example.q.log_prob)(stop_gradient(terms.samples))

@@ -11,7 +11,7 @@ from jax.scipy.special import logsumexp
 from jaxvae.bounds.bound import Bound, Decode, Encode, assemble, draw_terms, observe
 from jaxvae.bounds.estimators import (
     BIASED,
-    Estimator,
+    EstimatorName,
     GradientWeights,
     LogWeightFunction,
     check_estimator,
@@ -30,9 +30,9 @@ def iwae(
     decode: Decode,
     prior: Any,
     num_samples: int,
-    estimator: Estimator = "reparameterized",
+    estimator: EstimatorName = "reparameterized",
     mask: jax.Array | None = None,
-    chunk_size: int | None = None,
+    sample_chunk_size: int | None = None,
 ) -> Bound:
     """The importance-weighted bound of one example, in nats.
 
@@ -43,7 +43,7 @@ def iwae(
     "dreg" does not.
 
     Args:
-        key, x, encode, decode, prior, mask, chunk_size: as in `jaxvae.elbo`.
+        key, x, encode, decode, prior, mask, sample_chunk_size: as in `jaxvae.elbo`.
         num_samples: K, at least 1; K = 1 is the ELBO with a sampled KL.
         estimator: "reparameterized", "dreg", "score" or "vimco" (`jaxvae.bounds.estimators`).
 
@@ -58,7 +58,7 @@ def iwae(
     ...      decode=lambda z: Gaussian(z, jnp.array(0.0))).log_weights.shape
     (5,)
     """
-    example = observe(x, encode, decode, prior, mask, chunk_size)
+    example = observe(x, encode, decode, prior, mask, sample_chunk_size)
     return weighted_bound("iwae", key, example, num_samples, estimator, _mean_of_groups(1))
 
 
@@ -71,9 +71,9 @@ def miwae(
     prior: Any,
     num_samples: int,
     num_groups: int,
-    estimator: Estimator = "reparameterized",
+    estimator: EstimatorName = "reparameterized",
     mask: jax.Array | None = None,
-    chunk_size: int | None = None,
+    sample_chunk_size: int | None = None,
 ) -> Bound:
     """The mean of several importance-weighted bounds of one example, in nats.
 
@@ -83,7 +83,7 @@ def miwae(
     (The bound for missing data of the same name is `iwae` with a mask.)
 
     Args:
-        key, x, encode, decode, prior, estimator, mask, chunk_size: as in `iwae`.
+        key, x, encode, decode, prior, estimator, mask, sample_chunk_size: as in `iwae`.
         num_samples: all draws, M K.
         num_groups: M; it divides num_samples.
 
@@ -100,7 +100,7 @@ def miwae(
     True
     """
     _check_groups("miwae", num_samples, num_groups)
-    example = observe(x, encode, decode, prior, mask, chunk_size)
+    example = observe(x, encode, decode, prior, mask, sample_chunk_size)
     groups = _mean_of_groups(num_groups)
     return weighted_bound("miwae", key, example, num_samples, estimator, groups)
 
@@ -114,9 +114,9 @@ def piwae(
     prior: Any,
     num_samples: int,
     num_groups: int,
-    estimator: Estimator = "reparameterized",
+    estimator: EstimatorName = "reparameterized",
     mask: jax.Array | None = None,
-    chunk_size: int | None = None,
+    sample_chunk_size: int | None = None,
 ) -> Bound:
     """MIWAE for the encoder and IWAE for the model, of one example, in nats.
 
@@ -125,7 +125,8 @@ def piwae(
     not the gradient of one function. Parameters that q and p share get the sum of both.
 
     Args:
-        key, x, encode, decode, prior, num_samples, num_groups, mask, chunk_size: as in `miwae`.
+        key, x, encode, decode, prior: as in `miwae`.
+        num_samples, num_groups, mask, sample_chunk_size: as in `miwae`.
         estimator: "reparameterized" or "dreg", of the encoder's part.
 
     Raises:
@@ -142,7 +143,7 @@ def piwae(
     True
     """
     _check_groups("piwae", num_samples, num_groups)
-    example = observe(x, encode, decode, prior, mask, chunk_size)
+    example = observe(x, encode, decode, prior, mask, sample_chunk_size)
     refused = BIASED | {"score": NO_SCORE, "vimco": NO_SCORE}
     check_estimator("piwae", example, estimator, num_samples, refused, needs_pytree=True)
     terms = draw_terms(key, example, num_samples)
@@ -165,16 +166,17 @@ def ciwae(
     prior: Any,
     num_samples: int,
     elbo_weight: jax.Array | float = 0.5,
-    estimator: Estimator = "reparameterized",
+    estimator: EstimatorName = "reparameterized",
     mask: jax.Array | None = None,
-    chunk_size: int | None = None,
+    sample_chunk_size: int | None = None,
 ) -> Bound:
     """A convex combination of the ELBO and the importance-weighted bound, in nats.
 
         CIWAE(x) = b ELBO_K(x) + (1 - b) IWAE_K(x)    of the same K draws
 
     Args:
-        key, x, encode, decode, prior, num_samples, estimator, mask, chunk_size: as in `iwae`.
+        key, x, encode, decode, prior: as in `iwae`.
+        num_samples, estimator, mask, sample_chunk_size: as in `iwae`.
         elbo_weight: [] b in [0, 1]; may be traced.
 
     Raises:
@@ -194,7 +196,7 @@ def ciwae(
         lambda logs: b(logs) * logs.mean() + (1 - b(logs)) * weighted.value(logs),
         lambda logs: (1 - b(logs)) * weighted.curvature(logs),
     )
-    example = observe(x, encode, decode, prior, mask, chunk_size)
+    example = observe(x, encode, decode, prior, mask, sample_chunk_size)
     return weighted_bound("ciwae", key, example, num_samples, estimator, function)
 
 

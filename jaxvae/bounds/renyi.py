@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from jaxvae.bounds.bound import Bound, Decode, Encode, observe
-from jaxvae.bounds.estimators import Estimator, LogWeightFunction, weighted_bound
+from jaxvae.bounds.estimators import EstimatorName, LogWeightFunction, weighted_bound
 
 
 def renyi(
@@ -20,9 +20,9 @@ def renyi(
     prior: Any,
     num_samples: int,
     alpha: jax.Array | float,
-    estimator: Estimator = "reparameterized",
+    estimator: EstimatorName = "reparameterized",
     mask: jax.Array | None = None,
-    chunk_size: int | None = None,
+    sample_chunk_size: int | None = None,
 ) -> Bound:
     """The variational Renyi objective of one example, in nats.
 
@@ -33,7 +33,7 @@ def renyi(
     alpha < 0 it is none: with many samples it passes log p(x).
 
     Args:
-        key, x, encode, decode, prior, num_samples, estimator, mask, chunk_size: as in
+        key, x, encode, decode, prior, num_samples, estimator, mask, sample_chunk_size: as in
             `jaxvae.iwae`.
         alpha: [] order; may be traced. Not to be differentiated by.
 
@@ -51,7 +51,7 @@ def renyi(
     """
     order = 1 - jax.lax.stop_gradient(jnp.asarray(alpha))
     function = LogWeightFunction(partial(_log_power_mean, order), partial(_power_curvature, order))
-    example = observe(x, encode, decode, prior, mask, chunk_size)
+    example = observe(x, encode, decode, prior, mask, sample_chunk_size)
     return weighted_bound("renyi", key, example, num_samples, estimator, function)
 
 

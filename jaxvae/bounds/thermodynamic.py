@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae.bounds.bound import Bound, Decode, Encode, observe
-from jaxvae.bounds.estimators import Estimator, LogWeightFunction, weighted_bound
+from jaxvae.bounds.estimators import EstimatorName, LogWeightFunction, weighted_bound
 
 
 def tvo(
@@ -20,9 +20,9 @@ def tvo(
     num_samples: int,
     num_intervals: int = 5,
     first: float = 0.05,
-    estimator: Estimator = "reparameterized",
+    estimator: EstimatorName = "reparameterized",
     mask: jax.Array | None = None,
-    chunk_size: int | None = None,
+    sample_chunk_size: int | None = None,
 ) -> Bound:
     """The left Riemann sum of thermodynamic integration, of one example, in nats.
 
@@ -33,7 +33,7 @@ def tvo(
     draws the integral is log 1/K sum w_k, so that ELBO <= TVO <= IWAE_K in every draw.
 
     Args:
-        key, x, encode, decode, prior, num_samples, estimator, mask, chunk_size: as in
+        key, x, encode, decode, prior, num_samples, estimator, mask, sample_chunk_size: as in
             `jaxvae.iwae`.
         num_intervals: T; the points are 0 and a geometric series from `first` to 1. One interval
             is the ELBO with a sampled KL.
@@ -59,7 +59,7 @@ def tvo(
     points = jnp.concatenate([jnp.zeros(1), jnp.geomspace(first, 1.0, num_intervals)])
     points = points if num_intervals > 1 else jnp.array([0.0, 1.0])
     function = LogWeightFunction(partial(_left_sum, points), partial(_left_curvature, points))
-    example = observe(x, encode, decode, prior, mask, chunk_size)
+    example = observe(x, encode, decode, prior, mask, sample_chunk_size)
     return weighted_bound("tvo", key, example, num_samples, estimator, function)
 
 

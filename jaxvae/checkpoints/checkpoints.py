@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxvae.checkpoints.hosts import arrays_from_first, from_first, is_first, together
+from jaxvae.checkpoints.hosts import arrays_from_first, from_first, is_first, raise_on_all_processes
 from jaxvae.checkpoints.manifest import MAY_PASS, Damaged, SaveFailed, Unusable, remedy
 from jaxvae.checkpoints.orbax_manager import (
     OrbaxFolder,
@@ -72,7 +72,7 @@ class Checkpoints:
         self._background = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
         self._read_only, self._read_back = read_only, False
-        with together():
+        with raise_on_all_processes():
             if is_first():
                 self._aside = clear_the_way(self._directory, read_only)
                 self._folder = OrbaxFolder(self._directory)
@@ -247,7 +247,7 @@ class Checkpoints:
         Raises:
             SaveFailed, Unusable: it, as from `save`. With several processes a ValueError.
         """
-        with together():
+        with raise_on_all_processes():
             if is_first():
                 self._settled()
 
@@ -291,7 +291,7 @@ def load(
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
-        with together():
+        with raise_on_all_processes():
             if step is None:
                 raise FileNotFoundError(f"{folder} holds no checkpoint yet.")
         about = checkpoints.about(step)

@@ -31,7 +31,7 @@ def is_first() -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def raise_on_all_processes() -> Iterator[None]:
     """Around what each process does alone: an error of one is an error of all, not a wait for it.
 
     Raises:
@@ -91,7 +91,7 @@ def from_first(read: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return read()
     text = ""
-    with together():
+    with raise_on_all_processes():
         if is_first():
             text = json.dumps(read())
     return json.loads(gather(text)[0])
@@ -111,7 +111,7 @@ def arrays_from_first(read: Callable[[], Any], targets: Any) -> Any:
         return read()
     leaves, structure = jax.tree.flatten(targets)
     data = np.zeros(sum(_num_bytes(leaf) for leaf in leaves), np.uint8)
-    with together():
+    with raise_on_all_processes():
         if is_first():
             arrays = jax.tree.leaves(read())
             data[:] = np.concatenate([_bytes(array) for array in arrays] or [data])

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxvae.checkpoints.contained import require_contained
-from jaxvae.checkpoints.hosts import is_first, together
+from jaxvae.checkpoints.hosts import is_first, raise_on_all_processes
 from jaxvae.checkpoints.manifest import num_values
 from jaxvae.models.registry import build, check_sizes
 from jaxvae.models.stored_parameters import trainable
@@ -37,7 +37,7 @@ def rebuild(
             files of the checkpoint justify.
     """
     item = "average" if "average" in about["digests"] else "params"
-    with together():
+    with raise_on_all_processes():
         values = num_values(about["leaves"].get(item, {}))
         if is_first():
             check_held(folder / item, values)

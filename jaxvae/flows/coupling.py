@@ -12,7 +12,7 @@ from jaxvae.flows.conditioner import Params, check_vector, conditioner, conditio
 from jaxvae.flows.ordering import alternate
 from jaxvae.flows.spline import NUM_BINS, Spline
 
-Kind = Literal["affine", "spline"]
+FlowName = Literal["affine", "spline"]
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +77,7 @@ class Coupling:
 
     params: Params
     context: jax.Array | None = None
-    kind: Kind = field(default="affine", metadata={"static": True})
+    kind: FlowName = field(default="affine", metadata={"static": True})
 
     def forward(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z' [Z] and log |det dz'/dz| []."""
@@ -116,7 +116,7 @@ def coupling_init(
     context_dim: int = 0,
     hidden: Sequence[int] = (128,),
     num_layers: int = 2,
-    kind: Kind = "affine",
+    kind: FlowName = "affine",
 ) -> Params:
     """Parameters of a flow of coupling layers: {"flow_0": ..., "flow_1": ..., ...}.
 
@@ -146,7 +146,7 @@ def coupling_init(
 
 
 def coupling_flow(
-    params: Params, base: Any, context: jax.Array | None = None, *, kind: Kind = "affine"
+    params: Params, base: Any, context: jax.Array | None = None, *, kind: FlowName = "affine"
 ) -> Flow:
     """The base sent through coupling layers, every second one reversed.
 

@@ -15,10 +15,10 @@ from jaxvae.leaves import arrays_only
 from jaxvae.regularizers.global_batch import check_batch
 from jaxvae.regularizers.regularizer import Regularizer, no_state
 
-Kind = Literal["i", "ii"]
+DipName = Literal["i", "ii"]
 
 
-def dip(kind: Kind, *, off_diagonal: float, diagonal: float) -> Regularizer:
+def dip(kind: DipName, *, off_diagonal: float, diagonal: float) -> Regularizer:
     """The penalty of DIP-VAE-I or DIP-VAE-II; with the ELBO as objective, the whole of it.
 
     Args:
@@ -37,7 +37,7 @@ def dip(kind: Kind, *, off_diagonal: float, diagonal: float) -> Regularizer:
     return Regularizer(no_state, penalty)
 
 
-def dip_penalty(q: Any, kind: Kind, *, off_diagonal: float, diagonal: float) -> jax.Array:
+def dip_penalty(q: Any, kind: DipName, *, off_diagonal: float, diagonal: float) -> jax.Array:
     """How far the covariance C of the latents is from the identity: [] nats.
 
         off_diagonal * sum_(i != j) C_ij^2 + diagonal * sum_i (C_ii - 1)^2
@@ -62,7 +62,7 @@ def dip_penalty(q: Any, kind: Kind, *, off_diagonal: float, diagonal: float) -> 
     >>> [float(dip_penalty(q, kind, off_diagonal=1.0, diagonal=1.0)) for kind in ("i", "ii")]
     [0.0, 1.0]
     """
-    if kind not in get_args(Kind):
+    if kind not in get_args(DipName):
         raise ValueError(f"dip: kind must be i or ii, got {kind!r}.")
     try:
         (means,) = at_least_float32(jax.vmap(lambda q: q.mean())(arrays_only(q)))

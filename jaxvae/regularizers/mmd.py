@@ -17,12 +17,12 @@ KERNELS = {
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Multiples of 2 Z, the mean squared distance of two draws of N(0, I)."""
 
-Kernel = Literal["rbf", "imq"]
-Statistic = Literal["unbiased", "biased"]
+KernelName = Literal["rbf", "imq"]
+StatisticName = Literal["unbiased", "biased"]
 
 
 def mmd(
-    weight: float, *, kernel: Kernel = "imq", scales: tuple[float, ...] = SCALES
+    weight: float, *, kernel: KernelName = "imq", scales: tuple[float, ...] = SCALES
 ) -> Regularizer:
     """weight * MMD^2(q(z), p(z)) from the batch's draws and as many of the prior.
 
@@ -57,9 +57,9 @@ def mmd_squared(
     x: jax.Array,
     y: jax.Array,
     *,
-    kernel: Kernel = "imq",
+    kernel: KernelName = "imq",
     scales: tuple[float, ...] = SCALES,
-    statistic: Statistic = "unbiased",
+    statistic: StatisticName = "unbiased",
 ) -> jax.Array:
     """MMD^2 between the distributions that x and y are draws of: [].
 

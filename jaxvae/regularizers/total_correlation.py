@@ -15,7 +15,7 @@ from jaxvae.leaves import arrays_only
 from jaxvae.regularizers.global_batch import check_batch
 from jaxvae.regularizers.regularizer import Regularizer, no_state
 
-Estimator = Literal["mss", "mws"]
+TCEstimatorName = Literal["mss", "mws"]
 
 
 class AggregateLogProb(NamedTuple):
@@ -44,7 +44,9 @@ class KLDecomposition(NamedTuple):
     dimension_wise_kl: jax.Array
 
 
-def total_correlation(weight: float, *, num_data: int, estimator: Estimator = "mss") -> Regularizer:
+def total_correlation(
+    weight: float, *, num_data: int, estimator: TCEstimatorName = "mss"
+) -> Regularizer:
     """weight * TC(q(z)): with the ELBO as objective, beta-TCVAE at beta = 1 + weight.
 
         ELBO - (beta - 1) TC  =  E log p(x|z) - MI - beta TC - dimension-wise KL
@@ -68,7 +70,7 @@ def total_correlation(weight: float, *, num_data: int, estimator: Estimator = "m
 
 
 def minibatch_log_prob(
-    q: Any, z: jax.Array, *, num_data: int, estimator: Estimator = "mss"
+    q: Any, z: jax.Array, *, num_data: int, estimator: TCEstimatorName = "mss"
 ) -> AggregateLogProb:
     """log q(z) and log q(z_j) of N examples, estimated from B of them at their own draws.
 
@@ -102,17 +104,17 @@ def minibatch_log_prob(
     )
 
 
-def exact_log_prob(q: Any, z: jax.Array, *, chunk_size: int = 256) -> AggregateLogProb:
-    """log q(z) and log q(z_j) from all N posteriors, never more than chunk_size^2 Z numbers.
+def exact_log_prob(q: Any, z: jax.Array, *, microbatch_size: int = 256) -> AggregateLogProb:
+    """log q(z) and log q(z_j) from all N posteriors, never more than microbatch_size^2 Z numbers.
 
     Args:
         q: [N] posteriors of the whole data set, with `log_prob_per_entry`.
         z: [M, Z] any latents.
-        chunk_size: latents, and posteriors, that are handled at a time.
+        microbatch_size: latents, and posteriors, that are handled at a time.
     """
     q = arrays_only(q)
     num_data = len(jax.tree.leaves(q)[0])
-    size = min(chunk_size, num_data)
+    size = min(microbatch_size, num_data)
     missing = -num_data % size
     in_chunks = lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:])
     fill = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], missing, axis=0)])
@@ -131,11 +133,11 @@ def exact_log_prob(q: Any, z: jax.Array, *, chunk_size: int = 256) -> AggregateL
         log_prob = largest + jnp.log(total) - math.log(num_data)
         return AggregateLogProb(log_prob[0], log_prob[1:])
 
-    return jax.lax.map(of_one, z, batch_size=chunk_size)
+    return jax.lax.map(of_one, z, batch_size=microbatch_size)
 
 
 def kl_decomposition(
-    q: Any, z: jax.Array, prior: Any, *, num_data: int, estimator: Estimator = "mss"
+    q: Any, z: jax.Array, prior: Any, *, num_data: int, estimator: TCEstimatorName = "mss"
 ) -> KLDecomposition:
     """The three parts of the KL, estimated from a batch; their sum is the sampled KL.
 
@@ -148,7 +150,7 @@ def kl_decomposition(
 
 
 def exact_kl_decomposition(
-    q: Any, z: jax.Array, prior: Any, *, chunk_size: int = 256
+    q: Any, z: jax.Array, prior: Any, *, microbatch_size: int = 256
 ) -> KLDecomposition:
     """The three parts of the KL with q(z) exact: only the draws z are a sample.
 
@@ -156,7 +158,7 @@ def exact_kl_decomposition(
         q: [N] posteriors of the whole data set, with `log_prob_per_entry`.
         z: [M, Z] a draw of each of the first M of them; M = N, or fewer to save time.
         prior: p(z).
-        chunk_size: as in `exact_log_prob`.
+        microbatch_size: as in `exact_log_prob`.
 
     Ref: Hoffman & Johnson, ELBO surgery, 2016, NIPS workshop; Chen et al. 2018.
 
@@ -167,7 +169,7 @@ def exact_kl_decomposition(
     [True, True, True]
     """
     own = jax.tree.map(lambda leaf: leaf[: len(z)], arrays_only(q))
-    return _decomposition(own, z, prior, exact_log_prob(q, z, chunk_size=chunk_size))
+    return _decomposition(own, z, prior, exact_log_prob(q, z, microbatch_size=microbatch_size))
 
 
 def _decomposition(
@@ -184,7 +186,7 @@ def _decomposition(
 
 def _log_weights(batch_size: int, num_data: int, estimator: str) -> jax.Array:
     """log w_in: [B, B], row i for z_i."""
-    if estimator not in get_args(Estimator):
+    if estimator not in get_args(TCEstimatorName):
         raise ValueError(f"estimator must be mss or mws, got {estimator!r}.")
     if num_data < batch_size:
         raise ValueError(

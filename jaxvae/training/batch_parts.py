@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jaxvae.regularizers import gathered
 
 
-def mean_over_blocks(function: Callable[..., Any], block_size: int, *arrays: jax.Array) -> Any:
-    """The mean of a function of block_size examples over all blocks of arrays [B, ...]."""
-    blocks = [all.reshape(-1, block_size, *all.shape[1:]) for all in arrays]
+def mean_over_microbatches(
+    function: Callable[..., Any], microbatch_size: int, *arrays: jax.Array
+) -> Any:
+    """The mean of a function of microbatch_size examples over all blocks of arrays [B, ...]."""
+    blocks = [all.reshape(-1, microbatch_size, *all.shape[1:]) for all in arrays]
     shapes = jax.eval_shape(function, *(all[0] for all in blocks))
     zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
     add = lambda total, block: (jax.tree.map(jnp.add, total, function(*block)), None)
@@ -47,14 +49,14 @@ def mean_over_shards(
     return jax.tree.map(lambda leaf: leaf / num_shards, total)
 
 
-def check_block_size(block_size: int | None, num_examples: int) -> None:
+def check_microbatch_size(microbatch_size: int | None, num_examples: int) -> None:
     """Refuse blocks that do not divide the examples of a device.
 
     Raises:
         ValueError: naming both.
     """
-    if block_size is not None and (block_size < 1 or num_examples % block_size):
+    if microbatch_size is not None and (microbatch_size < 1 or num_examples % microbatch_size):
         raise ValueError(
-            f"block_size must divide the batch of {num_examples} examples of a device, got "
-            f"{block_size}. Use None, or a divisor."
+            f"microbatch_size must divide the batch of {num_examples} examples of a device, got "
+            f"{microbatch_size}. Use None, or a divisor."
         )

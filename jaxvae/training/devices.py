@@ -67,20 +67,20 @@ def row_keys(key: jax.Array, step: jax.Array, batch_size: int, num_devices: int)
 
 
 def make_chunk_step(
-    train_step: TrainStep, mesh: Mesh, batch_size: int, chunk_size: int
+    train_step: TrainStep, mesh: Mesh, batch_size: int, steps_per_dispatch: int
 ) -> ChunkStep:
-    """The pmapped function that runs up to `chunk_size` training steps in one dispatch.
+    """The pmapped function that runs up to S = `steps_per_dispatch` training steps in one dispatch.
 
-    It maps (state, key, chunk [devices, chunk_size, batch_size / devices, ...], count []) to
-    (state, metrics [chunk_size]), and does the first `count` steps of the chunk; the metrics
-    beyond are zero. `count` is traced, so that a whole run, its tail included, is one program,
-    and a run resumed anywhere repeats the same arithmetic. The state that came is donated.
+    It maps (state, key, chunk [devices, S, batch_size / devices, ...], count []) to (state,
+    metrics [S]), and does the first `count` steps of the chunk; the metrics beyond are zero.
+    `count` is traced, so that a whole run, its tail included, is one program, and a run resumed
+    anywhere repeats the same arithmetic. The state that came is donated.
 
     Args:
         train_step: from `jaxvae.training.step.make_train_step` with axis_name="devices".
         mesh: from `make_mesh`.
         batch_size: of the global batch.
-        chunk_size: capacity of a chunk in steps.
+        steps_per_dispatch: capacity of a chunk in steps.
 
     Raises:
         ValueError: the batch cannot be split evenly over the devices.
@@ -90,7 +90,7 @@ def make_chunk_step(
     >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.sgd(0.1)
     >>> train_step = make_train_step(vae, optimizer, axis_name="devices")
     >>> mesh = make_mesh(jax.devices()[:1])
-    >>> chunk_step = make_chunk_step(train_step, mesh, batch_size=2, chunk_size=3)
+    >>> chunk_step = make_chunk_step(train_step, mesh, batch_size=2, steps_per_dispatch=3)
     >>> state = init_state(vae, optimizer, jax.random.key(0))
     >>> state, metrics = chunk_step(
     ...     state, jax.random.key(1), jnp.ones((1, 3, 2, 8)), jnp.int32(2))
@@ -113,7 +113,9 @@ def make_chunk_step(
             return state, jax.tree.map(lambda all, one: all.at[i].set(one), rows, metrics)
 
         shapes = jax.eval_shape(keyed_step, state, chunk[0])[1]
-        rows = jax.tree.map(lambda one: jnp.zeros((chunk_size, *one.shape), one.dtype), shapes)
+        rows = jax.tree.map(
+            lambda one: jnp.zeros((steps_per_dispatch, *one.shape), one.dtype), shapes
+        )
         return jax.lax.fori_loop(0, count, body, (state, rows))
 
     return _over_devices(run, mesh, (None, None, 0, None), None, donate_argnums=(0,))
@@ -169,7 +171,7 @@ def make_gather(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def make_map(
-    function: Callable[..., Any], mesh: Mesh, rows_at_once: int | None = None
+    function: Callable[..., Any], mesh: Mesh, microbatch_size: int | None = None
 ) -> Callable[..., Any]:
     """The pmapped form, over examples, of a function (params, key, example) of one example.
 
@@ -180,9 +182,9 @@ def make_map(
     Args:
         function: of one example.
         mesh: of devices.
-        rows_at_once: examples of which a device computes the results at once, one such part after
-            another: then neither B, a multiple of it, nor the number of devices changes a bit of
-            them. None: all.
+        microbatch_size: examples of which a device computes the results at once, one such part
+            after another: then neither B, a multiple of it, nor the number of devices changes a
+            bit of them. None: all.
     """
     several = mesh.is_multi_process
 
@@ -190,12 +192,12 @@ def make_map(
         return function(params, jax.random.fold_in(key, index), example)
 
     def of_device(params: Any, key: jax.Array, indices: jax.Array, examples: jax.Array) -> Any:
-        if rows_at_once is None:
+        if microbatch_size is None:
             results = jax.vmap(of_one, in_axes=(None, None, 0, 0))(params, key, indices, examples)
         else:
             rows = (indices, examples)
             of_row = lambda row: of_one(params, key, *row)
-            results = jax.lax.map(of_row, rows, batch_size=rows_at_once)
+            results = jax.lax.map(of_row, rows, batch_size=microbatch_size)
         return jax.lax.all_gather(results, AXIS) if several else results
 
     return _over_devices(of_device, mesh, (None, None, 0, 0), None if several else 0)

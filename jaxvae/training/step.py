@@ -14,7 +14,11 @@ from jaxvae.distributions import Gaussian, NoClosedForm
 from jaxvae.leaves import arrays_only, combine, is_trained, partition
 from jaxvae.models.vae import VAE, Params
 from jaxvae.regularizers import Regularizer, gathered
-from jaxvae.training.batch_parts import check_block_size, mean_over_blocks, mean_over_shards
+from jaxvae.training.batch_parts import (
+    check_microbatch_size,
+    mean_over_microbatches,
+    mean_over_shards,
+)
 from jaxvae.training.state import TrainState, check_state
 
 ACTIVE_VARIANCE = 0.01
@@ -38,7 +42,7 @@ def make_train_step(
     regularizer: Regularizer | None = None,
     prepare: Prepare = lambda key, x: x,
     average_decay: float | None = None,
-    block_size: int | None = None,
+    microbatch_size: int | None = None,
     virtual_shards: int | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
@@ -61,26 +65,26 @@ def make_train_step(
         prepare: (key, stored example) -> x.
         average_decay: decay of the running average, below 1; None: no average. It starts as
             (1 + step) / (10 + step) while that is smaller.
-        block_size: examples whose gradient is computed at once, one block after another; it
+        microbatch_size: examples whose gradient is computed at once, one block after another; it
             divides the batch. For batches whose intermediate values outgrow a cache or a memory.
             None: the whole batch. A regularizer needs it whole.
         virtual_shards: parts of the global batch whose gradients are added up in a fixed order,
             whichever device computes them: then the step is the same bit for bit on every number
             of devices that divides it, of one backend and one release of jax. Every device holds
-            that many gradients. In place of `block_size`; not with a regularizer.
+            that many gradients. In place of `microbatch_size`; not with a regularizer.
         axis_name: of the mapped axis to average over; None: this batch is the whole one.
 
     The metrics are scalars, means over the global batch in nats: objective, elbo,
-    log_likelihood, kl, gradient_norm; active_units where q has a mean in closed form; whatever has
+    reconstruction, kl, gradient_norm; active_units where q has a mean in closed form; whatever has
     a schedule; and the counts skipped and skipped_in_row after the step. With a regularizer
     `objective` is what is maximised, the penalty taken off; `regularizer` is the penalty; and
     `elbo` stays the ELBO.
 
     Raises:
-        ValueError: block_size or virtual_shards with a regularizer, or with each other; and when
-            first called, if the state has an average or a regularizer's state and the step none,
-            or the other way round, if the batch is empty, or if block_size or virtual_shards does
-            not divide it.
+        ValueError: microbatch_size or virtual_shards with a regularizer, or with each other; and
+            when first called, if the state has an average or a regularizer's state and the step
+            none, or the other way round, if the batch is empty, or if microbatch_size or
+            virtual_shards does not divide it.
 
     >>> from jaxvae import init_state, mlp_vae
     >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.adam(1e-3)
@@ -91,7 +95,7 @@ def make_train_step(
     (1, 0)
     """
 
-    parts = {"block_size": block_size, "virtual_shards": virtual_shards}
+    parts = {"microbatch_size": microbatch_size, "virtual_shards": virtual_shards}
     given = [f"{name}={value}" for name, value in parts.items() if value is not None]
     if given and regularizer is not None:
         raise ValueError(
@@ -152,7 +156,7 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         check_state(state, average_decay, regularizer)
         _check_placed(state, examples)
-        check_block_size(block_size, len(examples))
+        check_microbatch_size(microbatch_size, len(examples))
         stored = keys, examples
         with jax.named_scope("prepare"):
             keys, xs, keys_batch = jax.vmap(prepared)(keys, examples)
@@ -179,11 +183,13 @@ def make_train_step(
 
         if virtual_shards is not None:
             averages = over_shards(lambda *rows: gradient(*rows)[0], stored)
-        elif block_size is None or block_size == len(xs):
+        elif microbatch_size is None or microbatch_size == len(xs):
             local, batch, penalty = gradient(keys, xs)
             averages = over_devices(local)
         else:
-            local = mean_over_blocks(lambda *block: gradient(*block)[0], block_size, keys, xs)
+            local = mean_over_microbatches(
+                lambda *block: gradient(*block)[0], microbatch_size, keys, xs
+            )
             averages = over_devices(local)
         gradients, metrics, moments = averages
         metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
@@ -341,5 +347,5 @@ def active_units(first_moment: jax.Array, second_moment: jax.Array) -> jax.Array
 
 
 def _batch_means(bounds: Bound) -> Metrics:
-    names = ("objective", "elbo", "log_likelihood", "kl")
+    names = ("objective", "elbo", "reconstruction", "kl")
     return {name: getattr(bounds, name).mean() for name in names}

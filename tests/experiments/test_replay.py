@@ -94,7 +94,7 @@ def test_a_scale_too_small_is_found_in_the_likelihood(small, tmp_path, capsys):
     assert train(config) == 1
     replay(ReplayConfig(config.run, 1))
     text = capsys.readouterr().out
-    assert "log_likelihood -inf" in text
+    assert "reconstruction -inf" in text
     assert "gave inf from" in text
 
 

@@ -18,7 +18,7 @@ import pytest
 
 import jaxvae
 from experiments.flags.config import TrainConfig
-from jaxvae.bounds import Estimator
+from jaxvae.bounds import EstimatorName
 from jaxvae.models.likelihoods import LIKELIHOODS
 from jaxvae.models.posteriors import POSTERIORS
 from jaxvae.models.priors import PRIORS
@@ -32,7 +32,7 @@ OBJECTIVES = {
     "renyi": partial(jaxvae.renyi, alpha=0.5),
     "tvo": partial(jaxvae.tvo, num_intervals=3),
 }
-COMBINATIONS = list(product(OBJECTIVES, get_args(Estimator), POSTERIORS, PRIORS, LIKELIHOODS))
+COMBINATIONS = list(product(OBJECTIVES, get_args(EstimatorName), POSTERIORS, PRIORS, LIKELIHOODS))
 AXES = ("objective", "estimator", "posterior", "prior", "likelihood")
 RULES = {
     "score is noise where draws have a gradient": r"--estimator=score goes with --posterior",
@@ -124,7 +124,7 @@ def walk(combinations):
 
 def every_value_once():
     """Ten combinations in which every value of every axis occurs, and three that learn."""
-    axes = (OBJECTIVES, get_args(Estimator), POSTERIORS, PRIORS, LIKELIHOODS)
+    axes = (OBJECTIVES, get_args(EstimatorName), POSTERIORS, PRIORS, LIKELIHOODS)
     yield from zip(*[islice(cycle(axis), len(LIKELIHOODS)) for axis in axes], strict=True)
     yield "elbo", "reparameterized", "gaussian", "standard", "bernoulli"
     yield "iwae", "dreg", "iaf", "vamp", "discretized_logistic"

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxvae
 from experiments.flags import command
 from experiments.train import train
-from jaxvae.bounds import Estimator
+from jaxvae.bounds import EstimatorName
 from jaxvae.distributions import sample_and_log_prob
 from jaxvae.models.likelihoods import LIKELIHOODS
 from jaxvae.models.posteriors import POSTERIORS
@@ -38,7 +38,7 @@ def cases():
     """Settings that differ from the usual one in one thing, each value of each thing once."""
     for objective in OBJECTIVES:
         refused = {"elbo": ["dreg"], "piwae": ["stl", "score", "vimco"]}.get(objective, ["stl"])
-        for estimator in get_args(Estimator):
+        for estimator in get_args(EstimatorName):
             if estimator not in refused:
                 yield {"objective": objective, "estimator": estimator}
     for posterior in POSTERIORS:
@@ -201,7 +201,7 @@ def test_draws_have_the_type_of_the_posterior_and_terms_the_widest():
             jax.random.key(0),
         )
     assert bound.samples.dtype == jnp.float32
-    numbers = [bound.objective, bound.elbo, bound.log_likelihood, bound.kl, bound.log_weights]
+    numbers = [bound.objective, bound.elbo, bound.reconstruction, bound.kl, bound.log_weights]
     assert {number.dtype.name for number in numbers} == {"float64"}
 
 
@@ -323,7 +323,7 @@ def test_log_likelihood_on_an_explicit_axis_is_that_of_one_device():
     def estimates(params, keys, xs):
         sides = {"encode": partial(vae.encode, params), "decode": partial(vae.decode, params)}
         one = partial(jaxvae.log_likelihood, **sides, prior=vae.prior(params), num_samples=7)
-        return jax.vmap(lambda key, x: one(key, x, chunk_size=3))(keys, xs)
+        return jax.vmap(lambda key, x: one(key, x, sample_chunk_size=3))(keys, xs)
 
     keys, xs = jax.random.split(jax.random.key(1), 4), examples({}, 4)
     mesh = jax.make_mesh((4,), ("data",))

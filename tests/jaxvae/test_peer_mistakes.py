@@ -76,9 +76,9 @@ def test_weights_of_a_whole_batch_are_looser_than_those_of_each_example():
     batches = jax.random.split(jax.random.key(0), (200, 20))
     over_all = jax.jit(partial(jax.lax.map, jax.vmap(run)))
     result = over_all(batches)
-    together = log_mean_exp(in_float64(result.log_weights).sum(1)) / 20
+    grouped = log_mean_exp(in_float64(result.log_weights).sum(1)) / 20
     ours = in_float64(result.objective).mean(1)
-    (loose, error_loose), (tight, error) = means_and_errors(together, ours)
+    (loose, error_loose), (tight, error) = means_and_errors(grouped, ours)
     assert tight - loose > 8 * np.hypot(error_loose, error)
     assert tight <= model.log_prob(x) + 4 * error
 
@@ -93,7 +93,7 @@ def test_a_mean_over_pixels_or_latents_is_no_bound(published, weights):
     results, log_prob = drawn(LARGE)
     result = results["elbo"]
     of_likelihood, of_kl = weights
-    wrong = of_likelihood * result.log_likelihood - of_kl * result.kl
+    wrong = of_likelihood * result.reconstruction - of_kl * result.kl
     (mean, error), (right, error_right) = means_and_errors(wrong, result.elbo)
     assert mean > log_prob + 4 * error, published
     assert right <= log_prob + 4 * error_right
@@ -127,14 +127,14 @@ def test_a_kl_that_is_counted_twice_misses_log_prob_by_one():
     results, log_prob = drawn_at_posterior(SMALL)
     result = results["elbo"]
     (twice, error_twice), (once, error) = means_and_errors(
-        result.log_likelihood - 2 * result.kl, result.objective
+        result.reconstruction - 2 * result.kl, result.objective
     )
     rate = float(result.kl[0])
     assert abs(once - log_prob) <= 4 * error
     assert abs(log_prob - rate - twice) <= 4 * error_twice
     assert rate > 8 * error_twice
-    rounding = 4 * np.finfo(result.kl.dtype).eps * (np.abs(result.log_likelihood) + result.kl)
-    assert (np.abs(result.objective - (result.log_likelihood - result.kl)) <= rounding).all()
+    rounding = 4 * np.finfo(result.kl.dtype).eps * (np.abs(result.reconstruction) + result.kl)
+    assert (np.abs(result.objective - (result.reconstruction - result.kl)) <= rounding).all()
 
 
 def test_an_elbo_goes_up():
@@ -243,8 +243,8 @@ def test_a_log_likelihood_is_no_negative_one_and_uses_the_samples_asked_for():
     below its size: 1 is 100."""
     model, q, x = to_jax(oracle(LARGE))
     sides = functions(model, q)
-    run = lambda key: log_likelihood(key, x, **sides, num_samples=1, chunk_size=100)
-    many = lambda key: log_likelihood(key, x, **sides, num_samples=100, chunk_size=100)
+    run = lambda key: log_likelihood(key, x, **sides, num_samples=1, sample_chunk_size=100)
+    many = lambda key: log_likelihood(key, x, **sides, num_samples=100, sample_chunk_size=100)
     keys = jax.random.split(jax.random.key(0), 500)
     one, hundred = jax.jit(partial(jax.lax.map, lambda key: (run(key), many(key))))(keys)
     (of_one, error_of_one), (of_hundred, error) = means_and_errors(one, hundred)

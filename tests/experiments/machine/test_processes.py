@@ -148,7 +148,7 @@ def test_two_processes_of_two_devices_are_one_of_four(four_devices, two_by_two):
         json.loads((run / "results.json").read_text()) for run in (config.run, four_devices.run)
     )
     for split in ("validation", "test"):  # 33 examples on 4 devices: padded
-        for name in ("elbo", "kl", "log_likelihood_lower_bound", "active_units"):
+        for name in ("elbo", "kl", "log_likelihood", "active_units"):
             value = results[split][name]["value"]
             assert value == pytest.approx(expected[split][name]["value"], rel=1e-6)
     assert "in 2 processes" in "\n".join(printed[0])
@@ -386,7 +386,7 @@ def test_a_lost_process_is_told_from_a_mistake(error, code, line, monkeypatch):
     monkeypatch.setattr(processes, "_joined", lambda: True)
     monkeypatch.setattr(processes, "_leave", lambda *ends: left.append(ends))
     monkeypatch.setenv(processes.LOG_LEVEL, "1")
-    with processes.one_of(Processes(True, ADDRESS, 2, 1)), refusing():
+    with processes.as_peer(Processes(True, ADDRESS, 2, 1)), refusing():
         raise error
     assert left[0][1] == code
     assert re.search(line, left[0][0])

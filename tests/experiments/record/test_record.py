@@ -18,7 +18,7 @@ from experiments.record.display import Display, table
 from experiments.record.files import write_json
 from experiments.record.metrics import MetricsFile, TensorBoard, read_metrics
 
-NUMBERS = {"log_likelihood": -80.0, "kl": 20.0, "images_per_second": 12345.0}
+NUMBERS = {"reconstruction": -80.0, "kl": 20.0, "images_per_second": 12345.0}
 
 
 def written(path, rows, keep_until_step=-1):
@@ -178,7 +178,7 @@ def test_lines_come_at_most_every_few_seconds_and_the_last_step_always(capsys, c
             display.update(step, elbo=-1000.0 + step, **NUMBERS)
             clock[0] += 0.5
     lines = capsys.readouterr().out.splitlines()
-    assert " ".join(lines[0].split()) == "step elbo log-lik kl images/s time left"
+    assert " ".join(lines[0].split()) == "step elbo E log p(x|z) kl images/s time left"
     assert [line.split()[0] for line in lines[1:]] == ["1", "21", "41", "61", "81", "100"]
     assert lines[3].split() == ["41", "-959.00", "-80.00", "20.00", "12,345", "30", "s"]
     assert len(set(map(len, lines))) == 1
@@ -215,7 +215,7 @@ import sys
 from experiments.record.display import Display, table
 with Display(300, seconds_between_rows=0) as display:
     for step in range(1, 301):
-        display.update(step, elbo=-500.0, log_likelihood=-80.0, kl=20.0, images_per_second=1.0)
+        display.update(step, elbo=-500.0, reconstruction=-80.0, kl=20.0, images_per_second=1.0)
     display.evaluation(300, elbo=-99.1234, standard_error=0.41, is_best=True)
     display.message("grüße [b]")
 table("test", [("elbo", -1.0, 0.1, "nats")])

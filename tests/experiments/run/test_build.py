@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from experiments.data.preprocessing import Preprocessing
-from experiments.flags.config import Objective, TrainConfig
+from experiments.flags.config import ObjectiveName, TrainConfig
 from experiments.run.build import (
-    block_size,
     initial_vae,
     make_objective,
     make_optimizer,
     make_schedules,
+    microbatch_size,
     recipe,
     rows_at_once,
 )
@@ -99,7 +99,7 @@ def test_every_objective_is_the_bound_of_its_name_with_its_flags():
     """In numpy, of the log weights; every flag away from its default."""
     options = {"num_samples": 4, "num_groups": 2, "elbo_weight": 0.3, "alpha": 0.25}
     options |= {"num_intervals": 1, "free_bits": 0.5}
-    names = get_args(Objective)
+    names = get_args(ObjectiveName)
     model, q, x = to_jax(oracle(LARGE))
 
     @jax.jit
@@ -113,7 +113,7 @@ def test_every_objective_is_the_bound_of_its_name_with_its_flags():
     logs = result.log_weights.astype(np.float64)
     in_groups = log_mean_exp(logs.reshape(2, 2)).mean()
     expected = {
-        "elbo": result.log_likelihood - np.maximum(result.kl_per_latent, 0.5).sum(),
+        "elbo": result.reconstruction - np.maximum(result.kl_per_latent, 0.5).sum(),
         "iwae": log_mean_exp(logs),
         "miwae": in_groups,
         "piwae": in_groups,
@@ -197,12 +197,12 @@ def test_blocks_hold_the_rows_that_a_cache_does(flags, platform, num_devices, ex
     sigma = {"likelihood": config.likelihood, "sigma": config.sigma}
     vae = mlp_vae(data_shape=(4,), hidden=(), **sigma)
     rows = rows_at_once(config, platform)
-    assert block_size(config, vae, num_devices, rows) == expected
+    assert microbatch_size(config, vae, num_devices, rows) == expected
 
 
 def test_samples_beyond_the_rows_come_chunk_by_chunk():
     config = TrainConfig(objective="iwae", num_samples=5000)
-    assert make_objective(config, 1000).keywords["chunk_size"] == 1000
-    assert make_objective(config).keywords["chunk_size"] is None
+    assert make_objective(config, 1000).keywords["sample_chunk_size"] == 1000
+    assert make_objective(config).keywords["sample_chunk_size"] is None
     few = dataclasses.replace(config, num_samples=1000)
-    assert make_objective(few, 1000).keywords["chunk_size"] is None
+    assert make_objective(few, 1000).keywords["sample_chunk_size"] is None

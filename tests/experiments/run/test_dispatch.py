@@ -21,7 +21,7 @@ def test_devices_gather_the_rows_that_the_host_gathers(num_devices):
     batches = Batches(examples, 20, seed=0, num_devices=num_devices)
     here, there = (dispatch.Chunks(batches, mesh, 1000, resident=it) for it in (False, True))
     for each in (here, there):
-        each.took(dispatch.CHUNK_SECONDS / 7)  # 7 steps in each of the next ones
+        each.report_pace(dispatch.CHUNK_SECONDS / 7)  # 7 steps in each of the next ones
     for step in (0, 1, 96):  # in one epoch, over the end of one, and a shorter one
         one, other = (each.after(step, 100, None) for each in (here, there))
         count = one.num_steps

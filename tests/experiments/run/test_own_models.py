@@ -226,7 +226,7 @@ def test_every_optimizer_leaves_integers_alone(flags):
     _assert_same(state.params["table"], np.arange(6).reshape(2, 3))
 
 
-@pytest.mark.parametrize("options", [{"block_size": 4}, {"virtual_shards": 4}], ids=str)
+@pytest.mark.parametrize("options", [{"microbatch_size": 4}, {"virtual_shards": 4}], ids=str)
 def test_a_batch_in_parts_carries_integers(options):
     plain, _ = _trained(_vae(), **options)
     state, _ = _trained(jaxvae.trainable(_vae(EXTRA["nested"])), **options)
@@ -412,7 +412,7 @@ def test_functions_of_many_posteriors_take_ones_that_hold_a_network():
     z = jax.random.normal(jax.random.key(1), (5, LATENT_DIM))
     prior = Gaussian.standard(LATENT_DIM)
     for function in (
-        lambda q: jaxvae.exact_kl_decomposition(q, z, prior, chunk_size=2),
+        lambda q: jaxvae.exact_kl_decomposition(q, z, prior, microbatch_size=2),
         lambda q: regularizers.kl_decomposition(q, z, prior, num_data=20),
         lambda q: regularizers.dip_penalty(q, "i", off_diagonal=1.0, diagonal=2.0),
         lambda q: jaxvae.Mixture(jnp.zeros(5), q).log_prob(z[0]),

@@ -175,7 +175,7 @@ def test_a_picture_comes_back_from_its_file(tmp_path):
 
 
 def metrics(number, validation=(), **changes):
-    values = {"elbo": -100.0, "log_likelihood": -80.0, "kl": 20.0, "gradient_norm": 3.0, **changes}
+    values = {"elbo": -100.0, "reconstruction": -80.0, "kl": 20.0, "gradient_norm": 3.0, **changes}
     rows = [{"step": step, "split": "train", **values, "timing": {}} for step in range(number)]
     held_out = {"split": "validation", "elbo": -101.0, "standard_error": 0.5, "active_units": 9}
     return rows + [{"step": step, **held_out} for step in validation]

@@ -47,7 +47,7 @@ def number(value, error=None, unit="nats", **more):
 def results():
     split = {
         "elbo": number(-95.1234, 0.4123),
-        "log_likelihood_lower_bound": number(-91.02, 0.392, num_samples=100),
+        "log_likelihood": number(-91.02, 0.392, num_samples=100),
         "kl": number(25.02, 0.09),
         "bits_per_dimension": number(0.167491, 0.00071, "bits"),
         "active_units": number(21, unit="of 32"),

@@ -154,7 +154,7 @@ def test_what_is_no_bound_leaves_the_elbo_as_it_is():
         LARGE, {}, {"beta": 0.0}, {"beta": 4.0}, {"free_bits": 0.7}, {"capacity": 5.0},
         {"beta": 10.0, "free_bits": 0.7, "capacity": 0.5},
     )  # fmt: skip
-    likelihood, per_latent = plain.log_likelihood, np.asarray(plain.kl_per_latent)
+    likelihood, per_latent = plain.reconstruction, np.asarray(plain.kl_per_latent)
     assert per_latent.min() < 0.7 < per_latent.max()
     free = np.maximum(per_latent, 0.7).sum()
     rates = [0.0, 4 * plain.kl, free, abs(plain.kl - 5.0), 10 * abs(free - 0.5)]
@@ -175,7 +175,7 @@ def test_beta_weighs_a_sampled_kl_as_well():
     )
     for result, rest in [(weighted, plain), (landed, closed)]:
         chex.assert_trees_all_close(result._replace(objective=rest.objective), rest, rtol=4 * EPS)
-        expected = plain.log_likelihood - 3 * plain.kl
+        expected = plain.reconstruction - 3 * plain.kl
         np.testing.assert_allclose(result.objective, expected, rtol=1e-6)
 
 
@@ -231,7 +231,7 @@ def test_options_may_be_traced():
     for beta, free_bits, capacity in ((1.0, 0.2, 3.0), (0.0, 0.7, 1.0), (4.0, 0.0, 0.0)):
         result = traced(beta, free_bits, capacity)
         rate = abs(np.maximum(result.kl_per_latent, free_bits).sum() - capacity)
-        expected = result.log_likelihood - beta * rate
+        expected = result.reconstruction - beta * rate
         np.testing.assert_allclose(result.objective, expected, rtol=1e-6)
 
 

@@ -47,14 +47,19 @@ def value_and_gradient(bound, params, **options):
 def test_a_chunk_size_changes_nothing_but_memory(name):
     bound, options = BOUNDS[name]
     run = partial(value_and_gradient, bound, num_samples=10, **options)
-    both = jax.jit(lambda params: (run(params), run(params, chunk_size=4)))
+    both = jax.jit(lambda params: (run(params), run(params, sample_chunk_size=4)))
     whole, chunked = both(params())
     compare = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(lambda a, b: compare(a, b), chunked, whole)
 
 
-def temporary_bytes(num_samples, chunk_size):
-    step = partial(value_and_gradient, jaxvae.iwae, num_samples=num_samples, chunk_size=chunk_size)
+def temporary_bytes(num_samples, sample_chunk_size):
+    step = partial(
+        value_and_gradient,
+        jaxvae.iwae,
+        num_samples=num_samples,
+        sample_chunk_size=sample_chunk_size,
+    )
     return jax.jit(step).lower(params()).compile().memory_analysis().temp_size_in_bytes
 
 
@@ -66,8 +71,8 @@ def test_memory_does_not_grow_with_the_draws_but_by_their_keys_and_weights():
 
 
 def test_a_chunk_of_less_than_one_draw_is_refused():
-    with pytest.raises(ValueError, match="chunk_size must be at least 1, or None, got 0"):
-        value_and_gradient(jaxvae.iwae, params(), num_samples=4, chunk_size=0)
+    with pytest.raises(ValueError, match="sample_chunk_size must be at least 1, or None, got 0"):
+        value_and_gradient(jaxvae.iwae, params(), num_samples=4, sample_chunk_size=0)
 
 
 # Blocks of examples in a step
@@ -76,11 +81,11 @@ BATCH = 8
 
 
 @cache
-def after_two_steps(block_size, axis_name=None):
+def after_two_steps(microbatch_size, axis_name=None):
     optimizer = optax.sgd(0.1)
     step = make_train_step(
         VAE, optimizer, objective=partial(jaxvae.iwae, num_samples=3), average_decay=0.9,
-        block_size=block_size, axis_name=axis_name,
+        microbatch_size=microbatch_size, axis_name=axis_name,
     )  # fmt: skip
     state = init_state(VAE, optimizer, jax.random.key(0), averaging=True)
     xs = (jax.random.uniform(jax.random.key(3), (2, BATCH, 40)) < 0.5).astype(jnp.float32)
@@ -97,10 +102,10 @@ def after_two_steps(block_size, axis_name=None):
     return jax.device_get((state.params, state.average, metrics))
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 8])
-def test_blocks_take_the_step_of_the_whole_batch(block_size):
+@pytest.mark.parametrize("microbatch_size", [1, 4, 8])
+def test_blocks_take_the_step_of_the_whole_batch(microbatch_size):
     compare = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    jax.tree.map(compare, after_two_steps(block_size), after_two_steps(None))
+    jax.tree.map(compare, after_two_steps(microbatch_size), after_two_steps(None))
 
 
 def test_blocks_of_each_device():
@@ -109,7 +114,9 @@ def test_blocks_of_each_device():
 
 
 def test_blocks_that_do_not_make_up_a_batch_are_refused():
-    with pytest.raises(ValueError, match=r"block_size must divide the batch of 8 .* got 3"):
+    with pytest.raises(ValueError, match=r"microbatch_size must divide the batch of 8 .* got 3"):
         after_two_steps(3)
     with pytest.raises(ValueError, match="a regularizer needs the whole batch"):
-        make_train_step(VAE, optax.sgd(0.1), block_size=2, regularizer=jaxvae.regularizers.mmd(1.0))
+        make_train_step(
+            VAE, optax.sgd(0.1), microbatch_size=2, regularizer=jaxvae.regularizers.mmd(1.0)
+        )

@@ -25,9 +25,9 @@ DIM, NUM_DATA = 3, 40
 PRIOR = Gaussian.standard(DIM)
 
 decompose = jax.jit(kl_decomposition, static_argnames=("num_data", "estimator"))
-decompose_exactly = jax.jit(exact_kl_decomposition, static_argnames="chunk_size")
+decompose_exactly = jax.jit(exact_kl_decomposition, static_argnames="microbatch_size")
 from_batch = jax.jit(minibatch_log_prob, static_argnames=("num_data", "estimator"))
-from_all = jax.jit(exact_log_prob, static_argnames="chunk_size")
+from_all = jax.jit(exact_log_prob, static_argnames="microbatch_size")
 
 
 def posteriors(size, seed=0, dim=DIM):
@@ -85,7 +85,7 @@ def test_parts_are_the_golden_values(case, precision):
         loc, log_scale, z = (jnp.asarray(case[k], float) for k in ("loc", "log_scale", "z"))
         q, prior = Gaussian(loc, log_scale), Gaussian.standard(DIM)
         if case["estimator"] == "exact":
-            parts = decompose_exactly(q, z, prior, chunk_size=3)
+            parts = decompose_exactly(q, z, prior, microbatch_size=3)
         else:
             names = ("num_data", "estimator")
             parts = decompose(q, z, prior, **{name: case[name] for name in names})
@@ -114,7 +114,7 @@ def stratified_means(log_weights, size=5, batch_size=3):
             both = np.concatenate([entries.sum(1)[:, None], entries], 1)
             estimates.append(np.exp(both + log_weights[row][:, None]).sum(0))
         means.append(np.mean(estimates, axis=0))
-    aggregate = from_all(q, z, chunk_size=size)
+    aggregate = from_all(q, z, microbatch_size=size)
     exact = np.concatenate([aggregate.joint[:, None], aggregate.marginals], 1)
     return np.array(means), np.exp(exact)
 
@@ -123,7 +123,7 @@ def test_the_stratified_estimate_is_right_on_average_over_all_batches():
     """Every batch of 3 of 5 examples that holds example i, at every row it may have."""
     with jax.enable_x64(True):
         q, z = posteriors(5)
-        exact = from_all(q, z, chunk_size=5)
+        exact = from_all(q, z, microbatch_size=5)
         joint, marginals = np.zeros(5), np.zeros((5, DIM))
         batches = [list(batch) for batch in combinations(range(5), 3)]
         for batch in batches + [batch[::-1] for batch in batches]:
@@ -161,7 +161,7 @@ def test_weights_count_once_whatever_the_number_of_latents():
 
 def test_a_batch_of_all_examples_is_exact():
     q, z = posteriors(7)
-    exact = from_all(q, z, chunk_size=7)
+    exact = from_all(q, z, microbatch_size=7)
     chex.assert_trees_all_close(from_batch(q, z, num_data=7), exact, rtol=1e-5, atol=1e-5)
     weighted = from_batch(q, z, num_data=7, estimator="mws")
     lower = jax.tree.map(lambda leaf: leaf - np.log(7), exact)
@@ -176,13 +176,13 @@ def test_parts_add_up_to_the_sampled_kl(estimator):
     np.testing.assert_allclose(sum(parts), sampled, rtol=1e-5)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 100])
-def test_chunks_change_nothing(chunk_size):
+@pytest.mark.parametrize("microbatch_size", [1, 3, 100])
+def test_chunks_change_nothing(microbatch_size):
     q, z = posteriors(8)
     expected = logsumexp(per_latent(q, z).sum(2), axis=1) - np.log(8)
-    result = from_all(q, z, chunk_size=chunk_size)
+    result = from_all(q, z, microbatch_size=microbatch_size)
     np.testing.assert_allclose(result.joint, expected, rtol=1e-5)
-    parts = decompose_exactly(q, z[:5], PRIOR, chunk_size=chunk_size)
+    parts = decompose_exactly(q, z[:5], PRIOR, microbatch_size=microbatch_size)
     np.testing.assert_allclose(
         sum(parts),
         jax.vmap(lambda q, z: q.log_prob(z) - PRIOR.log_prob(z))(rows(q, range(5)), z[:5]).mean(),
@@ -193,7 +193,7 @@ def test_chunks_change_nothing(chunk_size):
 def test_exact_memory_is_that_of_a_chunk():
     """4,000 examples at chunks of 32: not the 192 MB of all pairs, nor a row of them each."""
     q, z = posteriors(4_000)
-    analysis = from_all.lower(q, z, chunk_size=32).compile().memory_analysis()
+    analysis = from_all.lower(q, z, microbatch_size=32).compile().memory_analysis()
     assert analysis.temp_size_in_bytes < 2_000_000
 
 
@@ -210,7 +210,7 @@ def test_total_correlation_of_a_known_aggregate():
     loc = loc @ np.linalg.cholesky(between).T
     z = jnp.asarray(loc + np.sqrt(variance) * eps, float)
     q = Gaussian(jnp.asarray(loc, float), jnp.full((size, 2), 0.5 * np.log(variance)))
-    aggregate = from_all(q, z, chunk_size=256)
+    aggregate = from_all(q, z, microbatch_size=256)
     each = np.asarray(aggregate.joint - aggregate.marginals.sum(1))
     assert abs(each.mean() - truth) < 4 * each.std() / np.sqrt(size)
     few = range(64)
@@ -244,7 +244,7 @@ def test_gradients_are_finite_differences():
         )
         for function, options in [
             (decompose, {"num_data": 9, "estimator": "mss"}),
-            (decompose_exactly, {"chunk_size": 3}),
+            (decompose_exactly, {"microbatch_size": 3}),
         ]:
 
             def along(t, function=function, options=options):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvae.evaluation import make_score, over_dataset
+from jaxvae.evaluation import make_score, map_dataset
 from jaxvae.models.vae import conv_vae, mlp_vae
 from jaxvae.regularizers import total_correlation
 from jaxvae.training.devices import AXIS, make_chunk_step, make_map, make_mesh, replicate, shard
@@ -96,7 +96,7 @@ def test_without_them_the_device_count_is_in_the_last_bits():
         ({"virtual_shards": 5}, 1, "divide the batch of 32 examples, got 5"),
         ({"virtual_shards": 0}, 1, "got 0"),
         ({"virtual_shards": 4}, 8, "a multiple of the 8 devices"),
-        ({"virtual_shards": 4, "block_size": 4}, 1, "exclude each other"),
+        ({"virtual_shards": 4, "microbatch_size": 4}, 1, "exclude each other"),
         ({"virtual_shards": 4, "regularizer": total_correlation(weight=1.0, num_data=9)}, 1,
          "a regularizer needs the whole batch at once, got virtual_shards=4"),
     ],
@@ -106,19 +106,19 @@ def test_what_cannot_be_is_refused(options, num_devices, message):
         _train("mlp", num_devices, **options)
 
 
-def _scores(num_devices, rows_at_once):
+def _scores(num_devices, microbatch_size):
     """Of 300 examples, 100 in flight; 28 x 28 pixels, a sum that is several vectors long."""
     vae = mlp_vae(data_shape=(28, 28, 1), hidden=(16,), **SMALL)
     examples = (np.random.default_rng(0).random((300, 28, 28, 1)) < 0.3).astype(np.float32)
     mesh = make_mesh(jax.devices()[:num_devices])
-    mapped = make_map(make_score(vae, prepare=lambda key, x: x), mesh, rows_at_once)
+    mapped = make_map(make_score(vae, prepare=lambda key, x: x), mesh, microbatch_size)
     state = replicate((vae.init(jax.random.key(0)), jax.random.key(1)), mesh)
 
     def as_a_user(*arguments):
         return mapped.lower(*arguments).compile(AS_A_USER)(*arguments)
 
-    options = {"mesh": mesh, "batch_size": 100, "rows_at_once": rows_at_once}
-    return over_dataset(as_a_user, *state, examples, **options).log_likelihood
+    options = {"mesh": mesh, "batch_size": 100, "microbatch_size": microbatch_size}
+    return map_dataset(as_a_user, *state, examples, **options).reconstruction
 
 
 def test_scores_in_parts_are_the_same_bits_on_all_devices():
