@@ -4,7 +4,8 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-OURS = (Path(__file__).parent, Path(__file__).parents[1] / "jaxvae")
+OURS = (Path(__file__).parents[1], Path(__file__).parents[2] / "jaxvae")
+"""Folders of this project's own code."""
 INSTALLED = {"site-packages", "dist-packages"}
 """Folders of installed packages."""
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])

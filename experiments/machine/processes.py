@@ -268,7 +268,7 @@ def agree_on_flags(config: Any) -> None:
 
 def _source_digest() -> str:
     """A digest of this project's own code, as it lies on this host."""
-    root, total = Path(__file__).parents[1], hashlib.sha256()
+    root, total = Path(__file__).parents[2], hashlib.sha256()
     for path in sorted([*root.glob("jaxvae/**/*.py"), *root.glob("experiments/**/*.py")]):
         total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return total.hexdigest()[:12]

@@ -101,7 +101,7 @@ class Display:
         if fresh and not row and step < self._total_steps:
             return
         if self._row_time == -math.inf:
-            self.message(_columns("step", "elbo", "E log p(x|z)", "kl", "images/s", "time left"))
+            self.message(_columns("step", "elbo", "log p(x|z)", "kl", "images/s", "time left"))
         self._row_time = now
         nats = (f"{number:,.2f}" for number in (elbo, reconstruction, kl))
         self.message(_columns(f"{step:,}", *nats, rate, self._time_left(now, step)))

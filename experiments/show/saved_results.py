@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.record.metrics import is_number_or_none
-from jaxvae.checkpoints.contained import read_json
 
 MOST_BYTES = 2**22
 """Largest results.json that is read; training writes ten kilobytes."""
@@ -14,6 +13,8 @@ TEXTS = ("command", "device", "preprocessing", "bits_per_dimension_of")
 
 def read_results(path: Path) -> dict[str, Any]:
     """Read the results of a run; empty where they are missing or cannot be shown."""
+    from jaxvae.checkpoints.contained import read_json  # with which jax comes
+
     try:
         results = read_json(path, MOST_BYTES)
     except (FileNotFoundError, ValueError):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import all_leaves
 
 from jaxvae.distributions import (
     at_least_float32,
@@ -17,6 +18,7 @@ from jaxvae.distributions import (
     sample_and_log_prob,
 )
 from jaxvae.divergences import has_closed_form, kl, kl_per_latent, splits_by_latent
+from jaxvae.leaves import arrays_only
 
 Encode = Callable[[jax.Array], Any]
 """x -> q(z|x): one example to an object with `sample(key)` and `log_prob(z)`."""
@@ -35,6 +37,7 @@ class Bound(NamedTuple):
         log_weights: [K] log p(x, z_k) - log q(z_k|x).
         kl_per_latent: [Z] the terms of kl, or None where it does not split.
         samples: [K, Z] the draws z_k of q(z|x).
+        posterior: q(z|x), or None where it is no pytree.
 
     >>> Bound._fields[:4]
     ('objective', 'elbo', 'reconstruction', 'kl')
@@ -47,6 +50,7 @@ class Bound(NamedTuple):
     log_weights: jax.Array
     kl_per_latent: jax.Array | None
     samples: jax.Array
+    posterior: Any = None
 
 
 class Example(NamedTuple):
@@ -209,28 +213,52 @@ def draw_terms(key: jax.Array, example: Example, num_samples: int) -> Terms:
     return terms
 
 
+class Rate(NamedTuple):
+    """KL(q(z|x) || p(z)) of one example.
+
+    Attributes:
+        total: [] nats.
+        per_latent: [Z] its terms, or None where it does not split.
+    """
+
+    total: jax.Array
+    per_latent: jax.Array | None
+
+
+def rate_of(example: Example, terms: Terms, *, sampled: bool = False) -> Rate:
+    """The rate in closed form where the pair has one.
+
+    Args:
+        example, terms: as drawn.
+        sampled: take the mean over the draws even so.
+    """
+    q, prior = example.q, example.prior
+    closed_form = has_closed_form(q, prior) and not sampled
+    rate = kl(q, prior) if closed_form else jnp.mean(terms.log_q - terms.log_prior)
+    splits = closed_form and splits_by_latent(q, prior)
+    total = rate.astype(terms.log_q.dtype)  # x and p(x|z) may be wider than q and p(z)
+    return Rate(total, kl_per_latent(q, prior) if splits else None)
+
+
 def assemble(
-    example: Example, terms: Terms, objective: jax.Array, *, sampled_kl: bool = False
+    example: Example, terms: Terms, objective: jax.Array, rate: Rate | None = None
 ) -> Bound:
-    """The Bound of these terms, with the KL in closed form where the pair has one.
+    """The Bound of these terms.
 
     Args:
         example, terms: as drawn.
         objective: [] the bound's own.
-        sampled_kl: whether the KL is to be the draws' even so.
+        rate: of the example; None: `rate_of` it.
     """
-    q, prior = example.q, example.prior
-    closed_form = has_closed_form(q, prior) and not sampled_kl
-    rate = kl(q, prior) if closed_form else jnp.mean(terms.log_q - terms.log_prior)
-    rate = rate.astype(terms.log_q.dtype)  # x and p(x|z) may be wider than q and p(z)
-    splits = closed_form and splits_by_latent(q, prior)
+    rate = rate_of(example, terms) if rate is None else rate
     reconstruction = jnp.mean(terms.log_likelihood)
     return Bound(
         objective=objective,
-        elbo=reconstruction - rate,
+        elbo=reconstruction - rate.total,
         reconstruction=reconstruction,
-        kl=rate,
+        kl=rate.total,
         log_weights=terms.log_weights(),
-        kl_per_latent=kl_per_latent(q, prior) if splits else None,
+        kl_per_latent=rate.per_latent,
         samples=terms.samples,
+        posterior=None if all_leaves([example.q]) else arrays_only(example.q),
     )

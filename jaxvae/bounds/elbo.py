@@ -5,7 +5,17 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxvae.bounds.bound import Bound, Decode, Encode, Example, assemble, draw_terms, observe
+from jaxvae.bounds.bound import (
+    Bound,
+    Decode,
+    Encode,
+    Example,
+    Rate,
+    assemble,
+    draw_terms,
+    observe,
+    rate_of,
+)
 from jaxvae.bounds.estimators import EstimatorName, check_estimator, estimate, mean
 from jaxvae.divergences import has_closed_form, splits_by_latent
 
@@ -81,16 +91,22 @@ def elbo(
     _check_options(example, closed_form, free_bits, capacity)
     terms = draw_terms(key, example, num_samples)
     # "stl" samples the KL of the objective, and leaves that of .elbo as it is.
-    bound = assemble(example, terms, jnp.zeros(()), sampled_kl=kl == "sampled")
+    rate = rate_of(example, terms, sampled=kl == "sampled")
     beta = jnp.asarray(beta, terms.log_q.dtype)
-    if not closed_form:
-        return bound._replace(objective=estimate(example, terms, mean, estimator, beta))
-    rate = bound.kl
-    if free_bits is not None and bound.kl_per_latent is not None:
-        rate = jnp.sum(jnp.maximum(bound.kl_per_latent, free_bits))
-    if capacity is not None:
-        rate = jnp.abs(rate - capacity)
-    return bound._replace(objective=estimate(example, terms, mean, estimator, None) - beta * rate)
+    if closed_form:
+        penalized = beta * _penalized(rate, free_bits, capacity)
+        objective = estimate(example, terms, mean, estimator, None) - penalized
+    else:
+        objective = estimate(example, terms, mean, estimator, beta)
+    return assemble(example, terms, objective, rate)
+
+
+def _penalized(rate: Rate, free_bits: Any, capacity: Any) -> jax.Array:
+    """|sum_j max(free_bits, KL_j) - capacity|, or what is given of it: []."""
+    total = rate.total
+    if free_bits is not None and rate.per_latent is not None:
+        total = jnp.sum(jnp.maximum(rate.per_latent, free_bits))
+    return total if capacity is None else jnp.abs(total - capacity)
 
 
 def _closed_form(kl: str, example: Example, estimator: str) -> bool:

@@ -84,7 +84,7 @@ def test_a_run_goes_on_without_room_and_ends_as_if_there_had_been_some(
 LEAVING_A_TASK = """
 import asyncio, gc, sys
 from dataclasses import dataclass
-from experiments import command
+from experiments.flags import command
 
 @dataclass
 class Nothing:

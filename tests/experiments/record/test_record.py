@@ -178,7 +178,7 @@ def test_lines_come_at_most_every_few_seconds_and_the_last_step_always(capsys, c
             display.update(step, elbo=-1000.0 + step, **NUMBERS)
             clock[0] += 0.5
     lines = capsys.readouterr().out.splitlines()
-    assert " ".join(lines[0].split()) == "step elbo E log p(x|z) kl images/s time left"
+    assert " ".join(lines[0].split()) == "step elbo log p(x|z) kl images/s time left"
     assert [line.split()[0] for line in lines[1:]] == ["1", "21", "41", "61", "81", "100"]
     assert lines[3].split() == ["41", "-959.00", "-80.00", "20.00", "12,345", "30", "s"]
     assert len(set(map(len, lines))) == 1

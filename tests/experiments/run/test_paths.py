@@ -122,7 +122,7 @@ def test_a_path_as_long_as_is_allowed_works(tmp_path):
 
 def test_checkpoints_of_the_first_release_work_below_any_name(first_release):
     """Its checkpoints are of the same kind as today's."""
-    from test_first_release import OF_PARAMETERS
+    from tests.experiments.run.test_first_release import OF_PARAMETERS
 
     odd = first_release.parent / EVERYTHING
     odd.mkdir()
@@ -227,7 +227,7 @@ def test_data_may_have_any_name(name, data, tmp_path, monkeypatch):
 def test_compiled_programs_are_kept_in_a_folder_of_any_name(tmp_path):
     folder = tmp_path / "[x]*\\y"
     code = f"""
-from experiments import compilation_cache
+from experiments.machine import compilation_cache
 compilation_cache.use({str(folder)!r})
 import jax
 jax.jit(lambda x: x + 1)(1.0)

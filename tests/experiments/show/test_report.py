@@ -152,7 +152,7 @@ def test_numbers_come_with_errors_units_and_preprocessing(tmp_path):
         in words
     )
     assert "elbo -95.12 ± 0.41 -94.50 ± 0.30 nats" in words
-    assert "log p(x), lower bound, 100 samples -91.02 ± 0.39 nats" in words
+    assert "log p(x), 100 samples -91.02 ± 0.39 nats" in words
     assert "bits per dimension 0.16749 ± 0.00071 bits" in words
     assert "active units 21 of 32" in words
     assert "new 7 nats" in words

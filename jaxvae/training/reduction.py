@@ -1,0 +1,115 @@
+"""The mean over the global batch in three forms: the whole batch, microbatches, ordered shards.
+
+Each is a function (function, *rows) -> (mean, kept). `function` maps rows [B', ...] to two pytrees:
+what is a mean over these rows, and what only a whole batch has (else None).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae.regularizers import Regularizer, gathered
+
+Reduce = Callable[..., tuple[Any, Any]]
+
+
+def make_reduction(
+    microbatch_size: int | None,
+    virtual_shards: int | None,
+    regularizer: Regularizer | None,
+    axis_name: str | None,
+) -> Reduce:
+    """Choose the form of a training step: see `jaxvae.make_train_step` for the arguments.
+
+    Raises:
+        ValueError: two forms at once, or one that does not keep the batch that a regularizer needs.
+    """
+    parts = {"microbatch_size": microbatch_size, "virtual_shards": virtual_shards}
+    given = [f"{name}={value}" for name, value in parts.items() if value is not None]
+    if given and regularizer is not None:
+        raise ValueError(
+            f"a regularizer needs the whole batch at once, got {' and '.join(given)}. Use None."
+        )
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other. Give one of them.")
+    if virtual_shards is not None:
+        return partial(over_shards, virtual_shards, axis_name)
+    if microbatch_size is not None:
+        return partial(over_microbatches, microbatch_size, axis_name)
+    return partial(over_whole_batch, axis_name)
+
+
+def over_whole_batch(
+    axis_name: str | None, function: Callable[..., Any], *rows: jax.Array
+) -> tuple[Any, Any]:
+    """All rows of a device at once, then the mean over the devices."""
+    mean, kept = function(*rows)
+    return _over_devices(mean, axis_name), kept
+
+
+def over_microbatches(
+    size: int, axis_name: str | None, function: Callable[..., Any], *rows: jax.Array
+) -> tuple[Any, None]:
+    """The rows of a device `size` at a time, then the mean over the devices.
+
+    Raises:
+        ValueError: `size` does not divide the rows of a device.
+    """
+    num_rows = len(rows[0])
+    if size < 1 or num_rows % size:
+        raise ValueError(
+            f"microbatch_size must divide the batch of {num_rows} examples of a device, got "
+            f"{size}. Use None, or a divisor."
+        )
+    if size == num_rows:
+        return _over_devices(function(*rows)[0], axis_name), None
+    blocks = [all.reshape(-1, size, *all.shape[1:]) for all in rows]
+    of_block = lambda *block: function(*block)[0]
+    zeros = _zeros_of(of_block, *(all[0] for all in blocks))
+    add = lambda total, block: (jax.tree.map(jnp.add, total, of_block(*block)), None)
+    total, _ = jax.lax.scan(add, zeros, blocks)
+    mean = jax.tree.map(lambda leaf: leaf / len(blocks[0]), total)
+    return _over_devices(mean, axis_name), None
+
+
+def over_shards(
+    num_shards: int, axis_name: str | None, function: Callable[..., Any], *rows: jax.Array
+) -> tuple[Any, None]:
+    """The rows of all devices shard by shard, added from the first shard to the last.
+
+    Bit for bit the same on every number of devices: a shard's rows are the same, so is the
+    program that takes them, and the sum has one order.
+
+    Raises:
+        ValueError: num_shards is no multiple of the devices, or does not divide the batch.
+    """
+    num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    count, rest = divmod(num_shards, num_devices)
+    num_rows = len(rows[0])
+    if num_shards < 1 or rest or num_rows % count:
+        raise ValueError(
+            f"virtual_shards must be a multiple of the {num_devices} devices and divide the batch "
+            f"of {num_rows * num_devices} examples, got {num_shards}."
+        )
+    blocks = [all.reshape(count, -1, *all.shape[1:]) for all in rows]
+    of_block = lambda i: function(*(all[i] for all in blocks))[0]
+    shapes = jax.eval_shape(of_block, 0)
+    results = jax.tree.map(lambda one: jnp.zeros((count, *one.shape), one.dtype), shapes)
+    put = lambda i, all: jax.tree.map(lambda all, one: all.at[i].set(one), all, of_block(i))
+    results = jax.lax.fori_loop(0, count, put, results)
+    add = lambda total, one: (jax.tree.map(jnp.add, total, one), None)
+    total, _ = jax.lax.scan(add, _zeros_of(of_block, 0), gathered(results, axis_name))
+    return jax.tree.map(lambda leaf: leaf / num_shards, total), None
+
+
+def _over_devices(tree: Any, axis_name: str | None) -> Any:
+    alone = axis_name is None or jax.lax.axis_size(axis_name) == 1
+    return tree if alone else jax.lax.pmean(tree, axis_name)
+
+
+def _zeros_of(function: Callable[..., Any], *arguments: Any) -> Any:
+    shapes = jax.eval_shape(function, *arguments)
+    return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
