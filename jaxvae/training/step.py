@@ -122,13 +122,8 @@ def make_train_step(
         metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
         if moments:
             metrics["active_units"] = active_units(*moments)
-        carried = state.regularizer
-        if regularizer is not None:
-            penalty, *batch = kept
-            metrics |= {"objective": metrics["objective"] - penalty, "regularizer": penalty}
-            if regularizer.update is not None:
-                carried, more = regularizer.update(carried, key_update, *batch)
-                metrics |= more
+        carried, more = _after_penalty(regularizer, state.regularizer, key_update, kept, metrics)
+        metrics |= more
 
         def update(state: TrainState) -> TrainState:
             new = _updated(vae, optimizer, state, gradients, error)
@@ -228,6 +223,20 @@ def _penalize(
         )
     q, z = gathered((bounds.posterior, bounds.samples[:, 0]), axis_name)
     return regularizer.penalty(carried, key, q, z, prior), q, z
+
+
+def _after_penalty(
+    regularizer: Regularizer | None, carried: Any, key: Any, kept: Any, metrics: Metrics
+) -> tuple[Any, Metrics]:
+    """What the regularizer carries to the next step, and its metrics."""
+    if regularizer is None:
+        return carried, {}
+    penalty, *batch = kept
+    added = {"objective": metrics["objective"] - penalty, "regularizer": penalty}
+    if regularizer.update is None:
+        return carried, added
+    carried, more = regularizer.update(carried, key, *batch)
+    return carried, added | more
 
 
 def _batch_means(bounds: Bound) -> Metrics:
