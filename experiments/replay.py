@@ -41,8 +41,8 @@ def replay(config: ReplayConfig) -> None:
         require(config.step >= 1, "step", config.step, "at least 1")
         require_representable(config)
         from experiments.machine import accelerators, compilation_cache
-        from experiments.record.journal import METRICS
         from experiments.record.metrics import read_metrics
+        from experiments.record.recorder import METRICS
         from experiments.run.folder import read_config
 
         compilation_cache.use(config.compilation_cache)
@@ -63,7 +63,8 @@ def replay(config: ReplayConfig) -> None:
             flags.accelerator, flags.num_devices, deterministic=flags.deterministic_reduction
         )
         from experiments.run.diagnosis import diagnose
-        from experiments.run.replayed_run import ReplayedRun, check_replayable
+        from experiments.run.loop import training
+        from experiments.run.replayed_run import check_replayable, next_step, start_before
 
         check_replayable(flags, config.run, config.model)
         quiet = dataclasses.replace(
@@ -75,13 +76,11 @@ def replay(config: ReplayConfig) -> None:
             log_every=1,
             max_skipped=NO_END,
         )
-        with ReplayedRun(quiet, devices) as run:
-            started = run.start_before(config.run / "checkpoints", config.step)
-            run.num_steps = config.step - 1
-            run.to_the_end()
-            step = run.next_step()
-            run.num_steps = config.step
-            run.to_the_end()
+        with training(quiet, devices) as loop:
+            started = start_before(loop, config.run / "checkpoints", config.step)
+            loop.train(config.step - 1)
+            step = next_step(loop)
+            loop.train(config.step)
         again = _row(read_metrics(quiet.folder / METRICS), config.step)
     written = _row(rows, config.step)
     print(f"step {config.step:,}, computed again from step {started:,}:")

@@ -4,6 +4,7 @@ python -m experiments.train
 python -m experiments.train --dataset=mnist --model=conv --run=runs/conv
 """
 
+import contextlib
 import sys
 import time
 
@@ -36,21 +37,23 @@ def _train(config: TrainConfig) -> int:
         )
         agree_on_flags(config)
         from experiments.run.finish import finish
-        from experiments.run.loop import TrainingRun
+        from experiments.run.loop import training
         from experiments.run.saving import advice
         from jaxvae.checkpoints.hosts import is_first
 
-        run = TrainingRun(config, devices, started)
-    with run:
+        opened = contextlib.ExitStack()
+        loop = opened.enter_context(training(config, devices, started))
+    with opened:
+        built = loop.built
         with command.refusing():
-            check_schedule(run.config, run.step)
-        warning = ended_schedule(run.config, run.step, run.num_steps)
+            check_schedule(built.config, loop.step)
+        warning = ended_schedule(built.config, loop.step, built.num_steps)
         if warning is not None and is_first():
             print(warning, file=sys.stderr)
-        code = run.to_the_end()
+        code = loop.train()
         if code == 0:
             try:
-                finish(run)
+                finish(loop)
             except OSError as error:
                 print(
                     f"error: the trained model is saved, its results are not: {error}. "

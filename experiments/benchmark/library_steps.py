@@ -6,17 +6,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Timed, Work
 from experiments.data.batches import Batches
 from experiments.machine.keys import root_key
-from experiments.run.learning import Learning
+from experiments.run.build import Built
 from jaxvae import TrainState
 from jaxvae.checkpoints.hosts import from_first
 from jaxvae.training.devices import (
-    AXIS,
     local_positions,
     make_chunk_step,
     make_mesh,
@@ -31,11 +29,11 @@ CHUNK_STEPS = 20
 def chunk_step_and_arguments(setting: Setting) -> tuple[Any, tuple[Any, ...]]:
     """The function of the training command, and its state, key, chunk and count."""
     mesh, batch_size = make_mesh(setting.devices), setting.config.batch_size
-    learning = _learning(setting, mesh)
-    chunk_step = make_chunk_step(learning.train_step, mesh, batch_size, CHUNK_STEPS)
+    built = setting.built(setting.devices)
+    chunk_step = make_chunk_step(built.train_step, mesh, batch_size, CHUNK_STEPS)
     rows = _rows(setting, mesh.size, local_positions(mesh))
     others = root_key(1), np.int32(CHUNK_STEPS)
-    state, key, count = (replicate(tree, mesh) for tree in (_state(learning), *others))
+    state, key, count = (replicate(tree, mesh) for tree in (_state(built), *others))
     return chunk_step, (state, key, shard(rows, mesh), count)
 
 
@@ -48,33 +46,33 @@ def chunked(setting: Setting) -> Work:
 def jitted(setting: Setting) -> Work:
     """One dispatch a step."""
     device, batch_size = setting.devices[0], setting.config.batch_size
-    learning = _learning(setting, make_mesh([device]), axis_name=None)
+    built = setting.built([device], axis_name=None)
 
     def step(state: TrainState, key: jax.Array, rows: jax.Array) -> tuple[TrainState, Any]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), batch_size)
-        return learning.train_step(state, keys, rows)
+        return built.train_step(state, keys, rows)
 
     compiled = jax.jit(step, donate_argnums=0)
     rows, key = jax.device_put((_rows(setting, 1)[0, 0], root_key(1)), device)
-    state = jax.device_put(_state(learning), device)
+    state = jax.device_put(_state(built), device)
     return _work(setting, state, lambda state: compiled(state, key, rows), 1)
 
 
 def scanned(setting: Setting, *, donated: bool = True) -> Work:
     """A scan of fixed length under jit, on one device."""
     device, batch_size = setting.devices[0], setting.config.batch_size
-    learning = _learning(setting, make_mesh([device]), axis_name=None)
+    built = setting.built([device], axis_name=None)
 
     def run(state: TrainState, key: jax.Array, chunk: jax.Array) -> tuple[TrainState, Any]:
         def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, Any]:
             keys = jax.random.split(jax.random.fold_in(key, state.step), batch_size)
-            return learning.train_step(state, keys, rows)
+            return built.train_step(state, keys, rows)
 
         return jax.lax.scan(step, state, chunk)
 
     compiled = jax.jit(run, donate_argnums=(0,) if donated else ())
     chunk, key = jax.device_put((_rows(setting, 1)[0], root_key(1)), device)
-    state = jax.device_put(_state(learning), device)
+    state = jax.device_put(_state(built), device)
     return _work(setting, state, lambda state: compiled(state, key, chunk), CHUNK_STEPS)
 
 
@@ -108,14 +106,8 @@ def first_process_says(number: float) -> float:
     return float(from_first(lambda: number))
 
 
-def _learning(setting: Setting, mesh: Mesh, axis_name: str | None = AXIS) -> Learning:
-    """As the training command has it."""
-    num_train = len(setting.dataset.train)
-    return Learning(setting.config, setting.vae, setting.preprocessing, mesh, num_train, axis_name)
-
-
-def _state(learning: Learning) -> TrainState:
-    return jax.jit(learning.init_state)(root_key(0))
+def _state(built: Built) -> TrainState:
+    return jax.jit(built.init_state)(root_key(0))
 
 
 def _rows(setting: Setting, num_devices: int, positions: Sequence[int] | None = None) -> np.ndarray:

@@ -1,20 +1,19 @@
 """`experiments.train` itself as a variant: metrics, progress, checkpoints, validation, all on."""
 
+import contextlib
 import dataclasses
 import shutil
 import statistics
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from experiments.benchmark import weights
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Snapshots, Timed, Work
-from experiments.machine.keys import root_key
 from experiments.record.metrics import read_metrics
-from experiments.run.loop import TrainingRun
+from experiments.run.loop import Loop, training
 
 DEFAULT_EVAL_EVERY = 500
 """The command's own: never more rarely than this is it evaluated and saved here."""
@@ -38,14 +37,15 @@ class ContinuedRun:
         self.folder = folder
         self.about: dict[str, Any] = {}
         self.eval_every = self._period()
-        self._run = self._new("steady", eval_every=self.eval_every, num_steps=NO_END)
+        self._open = contextlib.ExitStack()
+        steady = self._new("steady", eval_every=self.eval_every, num_steps=NO_END)
+        self._run = self._open.enter_context(steady)
         self._advance_to(self.eval_every)
         self.about["setting"] = f"evaluated and saved every {self.eval_every} steps"
 
     def close(self) -> None:
         """Close the run's files."""
-        with self._run:
-            pass
+        self._open.close()
 
     def advance(self, calls: int) -> None:
         """Train for so many periods."""
@@ -57,26 +57,26 @@ class ContinuedRun:
         given = weights.load(initial)
         if any((given[name] != started_from[name]).any() for name in started_from):
             raise ValueError("the command starts from its own seed's weights; give those.")
-        with self._new("quality", num_steps=snapshots[-1][0], seed=seed) as run:
-            target = jax.eval_shape(run.vae.init, root_key(0))
-            for run.num_steps, path in snapshots:
-                run.to_the_end()
-                run.checkpoints.wait()
-                params = run.checkpoints.restore(run.step, {"params": target})["params"]
+        with self._new("quality", num_steps=snapshots[-1][0], seed=seed) as loop:
+            target, checkpoints = loop.built.state_shapes.params, loop.folder.checkpoints
+            for step, path in snapshots:
+                loop.train(step)
+                checkpoints.wait()
+                params = checkpoints.restore(step, {"params": target})["params"]
                 weights.save(path, weights.named(params))
 
-    def _new(self, name: str, **flags: Any) -> TrainingRun:
+    def _new(self, name: str, **flags: Any) -> AbstractContextManager[Loop]:
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         config = dataclasses.replace(self._setting.config, run=folder, **flags)
-        return TrainingRun(config, self._setting.devices)
+        return training(config, self._setting.devices)
 
     def _period(self) -> int:
         """Steps between evaluations: the command's 500, or what there is time for."""
         started = time.perf_counter()
-        with self._new("pace", num_steps=PACE_STEPS, log_every=1) as run:
-            run.to_the_end()
-            set_up = run.seconds_to_first_step
+        with self._new("pace", num_steps=PACE_STEPS, log_every=1) as loop:
+            loop.train()
+            set_up = loop.seconds_to_first_step
         self.about["compile_seconds"] = set_up or time.perf_counter() - started
         rows = read_metrics(self.folder / "pace" / "metrics.jsonl")[PACE_STEPS // 2 :]
         rate = statistics.median(row["timing"]["images_per_second"] for row in rows)
@@ -84,9 +84,8 @@ class ContinuedRun:
         return max(1, min(DEFAULT_EVAL_EVERY, round(most)))
 
     def _advance_to(self, step: int) -> None:
-        self._run.num_steps = step
-        self._run.to_the_end()
-        self._run.checkpoints.wait()
+        self._run.train(step)
+        self._run.folder.checkpoints.wait()
 
 
 def prepare(net: str, segment_seconds: float, folder: str, **where: Any) -> Timed:

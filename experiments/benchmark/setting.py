@@ -14,9 +14,11 @@ from experiments.flags.processes import Processes
 from experiments.machine import accelerators
 from experiments.machine.keys import root_key
 from experiments.machine.versions import versions
-from experiments.run.build import initial_vae, recipe
-from experiments.run.folder import load_data
+from experiments.run.build import Built, build_from
+from experiments.run.folder import RunData, load_data
+from experiments.run.model import initial_vae, recipe
 from jaxvae.models.vae import VAE
+from jaxvae.training.devices import AXIS
 
 
 class Setting(NamedTuple):
@@ -26,16 +28,29 @@ class Setting(NamedTuple):
         net: which.
         config: the flags.
         devices: to run on.
-        dataset, preprocessing: as the training has them.
+        data: as the training has them.
         vae: the model.
     """
 
     net: Net
     config: TrainConfig
     devices: list[jax.Device]
-    dataset: Dataset
-    preprocessing: Preprocessing
+    data: RunData
     vae: VAE
+
+    @property
+    def dataset(self) -> Dataset:
+        """The splits, as they are stored."""
+        return self.data.dataset
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the model sees of them."""
+        return self.data.preprocessing
+
+    def built(self, devices: list[jax.Device], axis_name: str | None = AXIS) -> Built:
+        """The run of these flags and data, as the training command builds it."""
+        return build_from(self.data, self.config, devices, axis_name=axis_name)
 
     def initial_params(self, seed: int = 0) -> Any:
         """The parameters that a training run of these flags and this seed starts from."""
@@ -69,16 +84,16 @@ def make_setting(
     if native_convolutions:
         exchanged.use()
     config = NETS[net].config(dataset=dataset, manual_dir=manual_dir, **flags)
-    data, preprocessing = _data(config)
-    made = recipe(config, data.train.shape[1:])
-    vae = initial_vae(made, config, preprocessing, data.train)
-    return Setting(NETS[net], config, devices, data, preprocessing, vae)
+    data = _data(config)
+    made = recipe(config, data.dataset.train.shape[1:])
+    vae = initial_vae(made, config, data.preprocessing, data.dataset.train)
+    return Setting(NETS[net], config, devices, data, vae)
 
 
-def _data(config: TrainConfig) -> tuple[Dataset, Preprocessing]:
-    data, preprocessing, _ = load_data(config)
-    check_images(data.train)
-    return data, preprocessing
+def _data(config: TrainConfig) -> RunData:
+    data = load_data(config)
+    check_images(data.dataset.train)
+    return data
 
 
 def start_devices(

@@ -61,7 +61,7 @@ class Display:
             seconds_between_rows: the least time between two lines where there is no terminal.
         """
         self._total_steps, self._first_step = total_steps, first_step
-        self._quiet, self._seconds_between_rows = quiet, seconds_between_rows
+        self.quiet, self._seconds_between_rows = quiet, seconds_between_rows
         self._output = _Output()
         self._live: Any = None
         self._status = self._validation = ""
@@ -69,7 +69,7 @@ class Display:
         self._start: tuple[float, int] | None = None
 
     def __enter__(self) -> Self:
-        if not self._quiet and self._output.isatty() and os.environ.get("TERM") != "dumb":
+        if not self.quiet and self._output.isatty() and os.environ.get("TERM") != "dumb":
             self._start_live()
         return self
 
@@ -119,7 +119,7 @@ class Display:
         """Shows a line of text that stays, above the bar if there is one."""
         if self._live:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        elif not self._quiet:
+        elif not self.quiet:
             self._output.write(text + "\n")
 
     def _time_left(self, now: float, step: int) -> str:

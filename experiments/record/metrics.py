@@ -47,7 +47,7 @@ class MetricsFile:
         self._unwritten = b""
 
     def write(
-        self, step: int, split: str, values: Mapping[str, float], timing: Mapping[str, float]
+        self, step: int, split: str, values: Mapping[str, Any], timing: Mapping[str, float]
     ) -> None:
         """Appends one row and hands it to the operating system.
 

@@ -1,354 +1,176 @@
-"""From flags to a VAE: its recipe (kept in every checkpoint), and an optimizer for it."""
+"""Everything of a training run that its flags and data decide, built once, before any step."""
 
-import importlib
-import inspect
-import os
-import sys
+import dataclasses
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+from jax.sharding import Mesh
 
-import jaxvae
+from experiments.data import Dataset
+from experiments.data.identity import DataIdentity
 from experiments.data.preprocessing import Preprocessing
 from experiments.data.units import ColumnUnits
-from experiments.flags.config import TrainConfig, require
-from experiments.flags.memory import require_room
+from experiments.flags.config import TrainConfig
+from experiments.flags.continuing import continued, refuse_other_run
+from experiments.flags.memory import require_room_for
 from experiments.machine.keys import root_key
-from experiments.run.own_model import own_vae
-from jaxvae import regularizers
-from jaxvae.models.registry import MODELS, build
+from experiments.run.folder import RunData, agree_on_data, load_data, read_own_config
+from experiments.run.model import initial_vae, recipe
+from experiments.run.optimization import (
+    make_objective,
+    make_optimizer,
+    make_regularizer,
+    make_schedules,
+    parts_of_batch,
+    rows_at_once,
+)
+from experiments.run.standardization import as_done, units_of_run, with_choices
+from jaxvae.checkpoints.hosts import raise_on_all_processes
+from jaxvae.checkpoints.manifest import check_savable
 from jaxvae.models.vae import VAE
-from jaxvae.regularizers import Regularizer
-from jaxvae.training.step import Objective
-
-PSEUDO_INPUTS = 2**30
-"""Folded into the run's key for the noise of pseudo-inputs, which no other key of it is."""
-NO_KERNELS = {"output_bias", "pseudo_inputs", "loc", "log_scale", "log_dispersion"}
-"""Parameters with several axes that weight decay leaves alone."""
-ROWS_IN_CACHE = {"conv": 64}
-"""Rows of which a CPU's cache holds the intermediate values, by model; of others 1,000."""
-CYCLES = 4
-"""Of a cyclical beta."""
-SIGMA_RATE = 10.0
-"""Rate of a new run's sigma, where the flags do not say."""
-SHIPPED = {"mlp": "mlp_vae", "conv": "conv_vae"}
-"""Value of --model -> name in `jaxvae.models.registry.MODELS`."""
+from jaxvae.training.devices import AXIS, check_divisible, make_mesh
+from jaxvae.training.state import TrainState, init_state, to_items
+from jaxvae.training.step import make_train_step
 
 
-def recipe(
-    config: TrainConfig, data_shape: tuple[int, ...], units: ColumnUnits | None = None
-) -> dict[str, Any]:
-    """What rebuilds the model from a checkpoint: a function's name and its arguments.
+class Keys(NamedTuple):
+    """The keys of a run, all from its seed: of the start, the steps, evaluations and pictures."""
 
-    A function of one's own is called with those of the arguments that it takes.
+    init: jax.Array
+    train: jax.Array
+    evaluation: jax.Array
+    pictures: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What the flags and the data of a training run decide.
+
+    Attributes:
+        config: the flags, with what the data decide filled in.
+        dataset, preprocessing: the data, and how a model is to see them.
+        data_identity: of the data as they were loaded.
+        units: of the data's columns, in which the model sees them; None: as they are.
+        recipe: rebuilds the model from a checkpoint.
+        vae: the model.
+        mesh: of the devices.
+        keys: of the run.
+        num_steps: at which it ends.
+        options: of `make_train_step`, but for the axis of the devices.
+        train_step: the step.
+        init_state: key -> the state before the first step.
+        state_shapes: of the state, `jax.ShapeDtypeStruct`s.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    preprocessing: Preprocessing
+    data_identity: DataIdentity
+    units: ColumnUnits | None
+    recipe: dict[str, Any]
+    vae: VAE
+    mesh: Mesh
+    keys: Keys
+    num_steps: int
+    options: dict[str, Any]
+    train_step: Callable[..., Any]
+    init_state: Callable[[jax.Array], TrainState]
+    state_shapes: TrainState
+
+
+def build(config: TrainConfig, devices: list[jax.Device]) -> Built:
+    """Build the run of a folder, new or continued, without a change to the folder.
 
     Args:
         config: the flags.
-        data_shape: of one example.
-        units: what the model is to see the data in; None: as they are.
+        devices: to run on.
 
     Raises:
-        ValueError: no such model or function, or one that does not take what a flag asks for.
+        ValueError: the folder holds a run of other flags, or the data do not suit the flags.
     """
-    function = _function(config)
-    arguments = {
-        "data_shape": list(data_shape),
-        "latent_dim": config.latent_dim,
-        "hidden": None if config.hidden is None else list(config.hidden),
-        "posterior": config.posterior,
-        "prior": config.prior,
-        "likelihood": config.likelihood,
-        "sigma": config.sigma,
-        "num_components": config.num_components,
-        "num_categories": config.num_categories,
-        "initialization": config.initialization,
-        "activation": config.activation,
-        "precision": config.precision,
-        "data_loc": None if units is None else units.loc,
-        "data_unit": None if units is None else units.unit,
+    saved = read_own_config(config)
+    with raise_on_all_processes():
+        config = with_choices(config, saved)
+        if saved is not None:
+            config = continued(config, saved)
+            refuse_other_run(config, saved)
+        check_divisible(config.batch_size, len(devices))
+        data = load_data(config)
+    agree_on_data(data.identity)
+    units = units_of_run(config.folder, data.preprocessing, data.dataset)
+    with raise_on_all_processes():
+        return build_from(data, config, devices, units)
+
+
+def build_from(
+    data: RunData,
+    config: TrainConfig,
+    devices: list[jax.Device],
+    units: ColumnUnits | None = None,
+    axis_name: str | None = AXIS,
+) -> Built:
+    """Build a run on data that are loaded.
+
+    Args:
+        data: of the run.
+        config: the flags.
+        devices: to run on.
+        units: of the data's columns; None: the model sees them as they are.
+        axis_name: of the devices; None: the step is for one of them, without `pmap`.
+
+    Raises:
+        ValueError: a model that cannot be made, trained or saved.
+    """
+    dataset, preprocessing, identity = data
+    num_train = len(dataset.train)
+    num_steps = config.steps(num_train)
+    if config.schedule != "constant" and config.decay_steps is None:
+        config = dataclasses.replace(config, decay_steps=num_steps)
+    config = as_done(config, preprocessing)
+    made = recipe(config, dataset.train.shape[1:], units)
+    vae, mesh = initial_vae(made, config, preprocessing, dataset.train), make_mesh(devices)
+    rows = rows_at_once(config, devices[0].platform)
+    options: dict[str, Any] = {
+        "objective": make_objective(config, rows),
+        "schedules": make_schedules(config),
+        "regularizer": make_regularizer(config, num_train),
+        "prepare": preprocessing.prepare,
+        "average_decay": config.average_decay,
+        **parts_of_batch(config, vae, mesh.size, rows),
     }
-    arguments = {name: value for name, value in arguments.items() if value is not None}
-    accepted = _accepted(function, arguments)
-    for name in ("activation", "precision"):
-        heard = name in accepted or arguments[name] == getattr(TrainConfig, name)
-        require(heard, name, arguments[name], f"left out: {function} takes no {name}")
-    heard = units is None or takes_units(config)
-    require(heard, "standardize", "columns", f"left out: {function} takes no data_unit")
-    return {"function": function, "arguments": accepted}
+    optimizer = make_optimizer(config, num_steps)
+    averaging, regularizer = config.average_decay is not None, options["regularizer"]
 
+    def start(key: jax.Array) -> TrainState:
+        return init_state(vae, optimizer, key, averaging=averaging, regularizer=regularizer)
 
-def takes_units(config: TrainConfig) -> bool:
-    """True where the model of the flags can be told location and unit of the data's columns.
-
-    Raises:
-        ValueError: no such model or function.
-    """
-    units = {"data_loc": None, "data_unit": None}
-    return _accepted(_function(config), units) == units
-
-
-def _function(config: TrainConfig) -> str:
-    """The name of the function that makes the model, in recipes."""
-    function = SHIPPED.get(config.model, config.model)
-    if config.model not in SHIPPED and ":" not in function:
-        raise ValueError(
-            f"--model must be {', '.join(SHIPPED)} or package.module:function, got {config.model}."
-        )
-    return function
-
-
-def initial_vae(
-    recipe: dict[str, Any], config: TrainConfig, preprocessing: Preprocessing, train: np.ndarray
-) -> VAE:
-    """The model of a recipe, starting at the data's mean and scale where the flags say so."""
-    require_room(config, train[0].size)
-    start: dict[str, Any] = {}
-    if config.data_mean_init:
-        start["data_mean"] = jnp.asarray(preprocessing.mean)
-    unit = recipe["arguments"].get("data_unit", 1.0)
-    start["data_scale"] = _data_scale(preprocessing, train, np.asarray(unit, np.float32))
-    if config.prior == "vamp":
-        start["pseudo_inputs"] = _pseudo_inputs(config, preprocessing, train)
-    function = recipe["function"]
-    start = _accepted(function, start)
-    if function in SHIPPED.values():
-        return build(recipe, **start)
-    return own_vae(recipe, start, own_function(function), preprocessing, train)
-
-
-def rows_at_once(config: TrainConfig, platform: str) -> int | None:
-    """Rows of which a device computes the gradient at once; None: all."""
-    auto = ROWS_IN_CACHE.get(config.model, 1000) if platform == "cpu" else None
-    return auto if config.rows_at_once is None else config.rows_at_once
-
-
-def evaluated_at_once(config: TrainConfig) -> int | None:
-    """Examples that a device evaluates at once; None: all that it is given."""
-    if not config.deterministic_reduction:
-        return None
-    return -(-config.eval_batch_size // config.virtual_shards)
-
-
-def microbatch_size(
-    config: TrainConfig, vae: VAE, num_devices: int, rows: int | None
-) -> int | None:
-    """The largest part of a device's batch that divides it and has no more rows; None: all of it.
-
-    None too where the step needs the batch whole, or where only a much smaller part divides it.
-    """
-    batch = config.batch_size // num_devices
-    whole = config.regularizer != "none" or vae.with_log_scale is not None
-    if rows is None or whole or batch * config.num_samples <= rows:
-        return None
-    most = max(1, rows // config.num_samples)
-    size = max(size for size in range(1, most + 1) if batch % size == 0)
-    return size if config.rows_at_once is not None or 4 * size >= most else None
-
-
-def parts_of_batch(
-    config: TrainConfig, vae: VAE, num_devices: int, rows: int | None
-) -> dict[str, Any]:
-    """What `make_train_step` takes of the parts in which a step takes its batch."""
-    if config.deterministic_reduction:
-        return {"virtual_shards": config.virtual_shards}
-    return {"microbatch_size": microbatch_size(config, vae, num_devices, rows)}
-
-
-def make_objective(config: TrainConfig, rows: int | None = None) -> Objective:
-    """The bound that the flags name; of samples beyond `rows`, chunk by chunk."""
-    bound: Any = {
-        "elbo": partial(jaxvae.elbo, free_bits=config.free_bits),
-        "iwae": jaxvae.iwae,
-        "miwae": partial(jaxvae.miwae, num_groups=config.num_groups),
-        "piwae": partial(jaxvae.piwae, num_groups=config.num_groups),
-        "ciwae": partial(jaxvae.ciwae, elbo_weight=config.elbo_weight),
-        "renyi": partial(jaxvae.renyi, alpha=config.alpha),
-        "tvo": partial(jaxvae.tvo, num_intervals=config.num_intervals),
-    }[config.objective]
-    sample_chunk_size = rows if rows is not None and rows < config.num_samples else None
-    return partial(
-        bound,
-        num_samples=config.num_samples,
-        estimator=config.estimator,
-        sample_chunk_size=sample_chunk_size,
+    return Built(
+        config=config,
+        dataset=dataset,
+        preprocessing=preprocessing,
+        data_identity=identity,
+        units=units,
+        recipe=made,
+        vae=vae,
+        mesh=mesh,
+        keys=Keys(*jax.random.split(root_key(config.seed), 4)),
+        num_steps=num_steps,
+        options=options,
+        train_step=make_train_step(vae, optimizer, axis_name=axis_name, **options),
+        init_state=start,
+        state_shapes=_checked_shapes(start, config),
     )
 
 
-def make_schedules(config: TrainConfig) -> dict[str, optax.Schedule]:
-    """What the objective takes that changes with the step: beta and capacity, as optax schedules.
-
-    Ref: Fu et al., Cyclical Annealing Schedule, 2019, NAACL; Burgess et al. 2018 (capacity).
-    """
-    schedules: dict[str, optax.Schedule] = {}
-    beta, steps = config.beta, config.beta_warmup_steps
-    if steps:
-        schedules["beta"] = _rise(config.beta_schedule, beta, steps)
-    elif beta != 1:
-        schedules["beta"] = optax.constant_schedule(beta)
-    if config.capacity is not None:
-        schedules["capacity"] = optax.constant_schedule(config.capacity)
-        if config.capacity_steps:
-            schedules["capacity"] = _rise("linear", config.capacity, config.capacity_steps)
-    return schedules
-
-
-def _rise(shape: str, end: float, steps: int) -> optax.Schedule:
-    """From 0 to `end` over `steps`, and constant after; or four times so."""
-    if shape == "cosine":
-        falling = optax.cosine_decay_schedule(end, steps)
-        return lambda step: end - falling(step)
-    linear = optax.linear_schedule(0.0, end, steps)
-    if shape == "linear":
-        return linear
-    return optax.join_schedules([linear] * CYCLES, [2 * steps * i for i in range(1, CYCLES)])
-
-
-def make_regularizer(config: TrainConfig, num_data: int) -> Regularizer | None:
-    """The penalty that the flags name, or None."""
-    weight = config.regularizer_weight
-    makers: dict[str, Callable[[], Regularizer]] = {
-        "total_correlation": lambda: regularizers.total_correlation(weight, num_data=num_data),
-        "dip_i": lambda: regularizers.dip("i", off_diagonal=weight, diagonal=10 * weight),
-        "dip_ii": lambda: regularizers.dip("ii", off_diagonal=weight, diagonal=weight),
-        "mmd": lambda: regularizers.mmd(weight),
-        "density_ratio": lambda: regularizers.density_ratio(weight, latent_dim=config.latent_dim),
-    }
-    return None if config.regularizer == "none" else makers[config.regularizer]()
-
-
-def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
-    """The optimizer that the flags describe.
-
-    Args:
-        config: the flags.
-        num_steps: where a falling schedule ends if --decay-steps does not say.
-    """
-    updates = lambda steps: -(-steps // config.accumulate_steps)  # what the schedules count
-    decay_steps = updates(config.decay_steps or num_steps)
-    peak, warmup = config.learning_rate, updates(config.warmup_steps)
-    start = updates(config.schedule_start or 0)
-    length = max(decay_steps - start - warmup, 1)
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, length),
-        "linear": optax.linear_schedule(peak, 0.0, length),
-    }[config.schedule]
-    rate = after
-    if warmup:
-        rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
-    if start:
-        rate = _shifted(rate, start)
-    matrices = lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params)
-    optimizer = {
-        "adam": lambda: optax.adam(rate),
-        "adamw": lambda: optax.adamw(rate, weight_decay=config.weight_decay, mask=matrices),
-        "adamax": lambda: optax.adamax(rate),
-        "sgd": lambda: optax.sgd(rate),
-    }[config.optimizer]()
-    if config.learns_sigma:
-        optimizer = _with_rate_of_sigma(optimizer, config.sigma_rate or SIGMA_RATE)
-    if config.gradient_clip is not None:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip), optimizer)
-    if config.accumulate_steps > 1:
-        steps = optax.MultiSteps(optimizer, config.accumulate_steps)
-        return steps.gradient_transformation()
-    return optimizer
-
-
-def _shifted(schedule: optax.Schedule, start: int) -> optax.Schedule:
-    """A schedule that begins at update `start`; before, it is as at its beginning.
-
-    The optimizer's count may still be below `start` there: skipped steps are no updates.
-    """
-    return lambda count: schedule(jnp.maximum(count - start, 0))
-
-
-def _with_rate_of_sigma(
-    optimizer: optax.GradientTransformation, rate: float
-) -> optax.GradientTransformation:
-    """The optimizer with the updates of a likelihood's log sigma multiplied; its state is the same.
-
-    Adam and its kin move each parameter by about the learning rate a step, so that a log sigma
-    4.6 from its optimum takes 4,600 steps of 0.001.
-    """
-    if rate == 1:
-        return optimizer
-
-    def scaled(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
-        names = [getattr(entry, "key", None) for entry in path]
-        return rate * update if names == ["likelihood", "log_scale"] else update
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimizer.update(updates, state, params)
-        return jax.tree_util.tree_map_with_path(scaled, updates), state
-
-    return optax.GradientTransformation(optimizer.init, update)
-
-
-def _is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-    return jnp.ndim(leaf) > 1 and getattr(path[-1], "key", None) not in NO_KERNELS
-
-
-def own_function(model: str) -> Callable[..., VAE]:
-    """Import the function "package.module:function" that a user has named with --model.
-
-    Never call this with a name that a run's folder holds: importing a module runs it.
-
-    Raises:
-        ValueError: there is no such function.
-    """
-    module_name, _, name = model.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+def _checked_shapes(start: Callable[[jax.Array], TrainState], config: TrainConfig) -> TrainState:
+    """The shapes of the state, which must fit the memory and a checkpoint."""
+    shapes: TrainState = jax.eval_shape(start, root_key(0))
+    require_room_for(shapes)
     try:
-        function: Callable[..., VAE] = getattr(importlib.import_module(module_name), name)
-        inspect.signature(function)
-    except Exception as error:  # a module of one's own may raise anything
+        check_savable(to_items(shapes))
+    except ValueError as error:
         raise ValueError(
-            f"--model={model}: {error}. Give an importable package.module:function that "
-            "returns a jaxvae.VAE."
+            f"--model={config.model} must have parameters that a checkpoint can hold: {error}"
         ) from error
-    return function
-
-
-def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a function takes, in `MODELS` or "package.module:function"."""
-    parameters = inspect.signature(MODELS.get(function) or own_function(function)).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return arguments
-    return {name: value for name, value in arguments.items() if name in parameters}
-
-
-def _pseudo_inputs(
-    config: TrainConfig, preprocessing: Preprocessing, train: np.ndarray
-) -> jax.Array:
-    """Training examples, drawn with the run's seed: [num_components, *data_shape]."""
-    count = config.num_components
-    rows = np.random.default_rng(config.seed).choice(len(train), count, replace=count > len(train))
-    key = jax.random.fold_in(root_key(config.seed), PSEUDO_INPUTS)
-    return jax.vmap(preprocessing.prepare)(jax.random.split(key, count), jnp.asarray(train[rows]))
-
-
-def spread(preprocessing: Preprocessing, train: np.ndarray) -> float:
-    """Root mean square of the first 1,000 training examples about their mean, in their own unit."""
-    with jax.transfer_guard("allow"):  # a run that is training has it guarded
-        errors = np.asarray(_errors(preprocessing, train), np.float64)
-    return float(np.sqrt(np.square(errors).mean()))
-
-
-def _data_scale(preprocessing: Preprocessing, train: np.ndarray, unit: np.ndarray) -> float:
-    """The same in a unit of each column, and at least 0.001."""
-    errors = _errors(preprocessing, train)
-    squares = jnp.square(errors / jnp.broadcast_to(unit, errors.shape))
-    return max(float(jnp.sqrt(squares.mean())), 1e-3)
-
-
-def _errors(preprocessing: Preprocessing, train: np.ndarray) -> jax.Array:
-    head = jnp.asarray(train[:1000])
-    xs = jax.vmap(preprocessing.prepare)(jax.random.split(root_key(0), len(head)), head)
-    return xs - preprocessing.mean[None]
+    return shapes

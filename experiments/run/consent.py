@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.flags.config import TrainConfig
-from experiments.run.build import SHIPPED, own_function, recipe
+from experiments.run.model import SHIPPED, own_function, recipe
 from jaxvae.models.registry import ALIASES, MODELS, name_of
 from jaxvae.models.vae import VAE
 

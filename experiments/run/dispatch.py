@@ -1,5 +1,6 @@
 """The training data in dispatches: how many steps each one is, and its rows on the devices."""
 
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -7,8 +8,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.data.batches import Batches
+from experiments.machine.compilation_cache import give_back_memory
 from experiments.machine.processes import broadcast_decision
-from jaxvae.training.devices import make_gather, replicate, shard
+from experiments.run.build import Built
+from jaxvae.training.devices import (
+    compile_in_background,
+    local_positions,
+    make_chunk_step,
+    make_gather,
+    replicate,
+    shard,
+)
+from jaxvae.training.state import TrainState
 
 CHUNK_STEPS = 100
 """Most steps in one dispatch."""
@@ -32,7 +43,7 @@ class Chunk(NamedTuple):
         rows: [devices, capacity, B / devices, ...], on the devices.
         num_steps: among them.
         num_steps_on_devices: the same, as the dispatch takes it.
-        signal: that any process was asked to stop with, when this was broadcast_decision; or None.
+        signal: that any process was asked to stop with, when this was decided; or None.
     """
 
     rows: jax.Array
@@ -49,32 +60,68 @@ class Unread(NamedTuple):
     metrics: Any
 
 
-class Chunks:
+class Dispatcher:
     """Dispatches of a length in time, all of one program: the number of steps is an argument of it.
 
+    The step is traced, and compiled in the background, when this is made.
+
     Args:
-        batches: the data's order.
-        mesh: of devices.
-        eval_every: a chunk ends where an evaluation is due, at the latest.
-        resident: whether all examples lie on every device, and only their indices are sent. It
-            is worth it where the devices are faster than this gathers; they hold memory for it.
+        built: the run.
+
+    Attributes:
+        batches: the order of the data.
+        capacity: most steps of a dispatch.
+        most_in_flight: dispatches whose metrics may be unread while the next one runs.
     """
 
-    def __init__(self, batches: Batches, mesh: Mesh, eval_every: int, *, resident: bool) -> None:
-        batch_bytes = batches.examples[:1].nbytes * batches.batch_size
+    def __init__(self, built: Built) -> None:
+        config, examples = built.config, built.dataset.train
+        self._built, self._mesh = built, built.mesh
+        positions = local_positions(built.mesh)
+        self.batches = Batches(examples, config.batch_size, config.seed, built.mesh.size, positions)
+        batch_bytes = examples[:1].nbytes * config.batch_size
         self.capacity = max(1, min(CHUNK_STEPS, CHUNK_BYTES // batch_bytes))
-        self._batches, self._mesh = batches, mesh
-        self._eval_every = eval_every
         self._seconds_per_step = CHUNK_SECONDS
-        self._examples = replicate(batches.examples, mesh) if resident else None
-        self._gather = make_gather(mesh)
+        # Worth it where the devices are faster than the host gathers; they hold memory for it.
+        self._examples = replicate(examples, self._mesh) if fits(examples, self._mesh) else None
+        self._gather = make_gather(self._mesh)
+        # Simulated devices may wait for each other for ever with two dispatches in flight; a GPU
+        # returns from a loop whose length is an argument only when it is done.
+        platform = self._mesh.devices.flat[0].platform
+        one_at_a_time = platform == "gpu" or (platform == "cpu" and self._mesh.size > 1)
+        self.most_in_flight = 0 if one_at_a_time else 1
+        self._key = replicate(built.keys.train, self._mesh)
+        self._compiled = self._compile(len(positions))
+
+    def _compile(self, num_local: int) -> "Future[Any]":
+        config, mesh, examples = self._built.config, self._mesh, self._built.dataset.train
+        shape = (num_local, self.capacity, config.batch_size // mesh.size, *examples.shape[1:])
+        give_back_memory()  # nothing takes more than compiling the step
+        return compile_in_background(
+            make_chunk_step(self._built.train_step, mesh, config.batch_size, self.capacity),
+            mesh,
+            self._built.state_shapes,
+            self._key,
+            jax.ShapeDtypeStruct(shape, examples.dtype),
+            jax.ShapeDtypeStruct((), np.int32),
+        )
+
+    def wait(self) -> None:
+        """Wait until the step is compiled, and return the memory that took."""
+        self._compiled.result()
+        give_back_memory()
+
+    def run(self, state: TrainState, chunk: Chunk) -> tuple[TrainState, Any]:
+        """Start the steps of a chunk; the state is consumed."""
+        step = self._compiled.result()
+        return step(state, self._key, chunk.rows, chunk.num_steps_on_devices)
 
     def after(self, step: int, end: int, signal: int | None) -> Chunk:
         """The data of the dispatch after `step`, up to `end`: one step until the pace is known.
 
         With several processes its length is what process 0 says, and the signal what any had.
         """
-        to_evaluation = self._eval_every - step % self._eval_every
+        to_evaluation = self._built.config.eval_every - step % self._built.config.eval_every
         wanted = int(CHUNK_SECONDS / self._seconds_per_step)
         limits = (self.capacity, to_evaluation, max(1, end - step))
         wanted = max(1, min(wanted, *limits))
@@ -87,10 +134,10 @@ class Chunks:
 
     def _on_devices(self, step: int, count: int) -> jax.Array:
         if self._examples is None:
-            return shard(self._batches.chunk(step, count, self.capacity), self._mesh)
-        rows = self._batches.rows(step, count, self.capacity)
+            return shard(self.batches.chunk(step, count, self.capacity), self._mesh)
+        rows = self.batches.rows(step, count, self.capacity)
         return self._gather(self._examples, shard(rows, self._mesh))
 
     def report_pace(self, seconds_per_step: float) -> None:
-        """How long the steps of a dispatch were."""
+        """Take note of the time of a step, which decides the length of the next dispatch."""
         self._seconds_per_step = seconds_per_step

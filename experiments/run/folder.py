@@ -14,7 +14,7 @@ from experiments.flags import saved_flags
 from experiments.flags.config import TrainConfig
 from experiments.flags.path_checks import require_folder
 from experiments.machine.processes import agree
-from experiments.record.journal import Journal
+from experiments.record.recorder import Recorder
 from experiments.run.own_files import require_own_files
 from jaxvae.checkpoints.hosts import from_first, is_first, raise_on_all_processes
 from jaxvae.models.vae import VAE, Params
@@ -92,7 +92,7 @@ def _read_own(config: TrainConfig) -> dict[str, Any] | None:
             f"{folder} must have its {CONFIG}, which says what the run there was started with; "
             "there are checkpoints alone. Restore it, or use another --run."
         )
-    Journal.check(folder)
+    Recorder.check(folder)
     return values
 
 

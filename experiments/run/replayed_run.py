@@ -1,4 +1,4 @@
-"""A run whose steps are computed again, from a checkpoint of another folder."""
+"""A step of a run computed again, from a checkpoint of the run and in a folder of its own."""
 
 import contextlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from experiments.data.identity import describe_differences
 from experiments.flags.config import TrainConfig
 from experiments.run.consent import check_prepared, check_same_sizes, consented
 from experiments.run.folder import recorded_data
-from experiments.run.loop import TrainingRun
+from experiments.run.loop import Loop
 from jaxvae.checkpoints import Checkpoints
 from jaxvae.checkpoints.rebuilding import rebuild
 from jaxvae.models.vae import VAE
@@ -65,39 +65,44 @@ def check_replayable(config: TrainConfig, run: Path, model: str | None) -> None:
         rebuild(about, run / "checkpoints" / str(newest), models)
 
 
-class ReplayedRun(TrainingRun):
-    """In a folder of its own, with the flags of the run that it repeats."""
+def start_before(loop: Loop, checkpoints: Path, step: int) -> int:
+    """Put a run before a step, at the newest of another folder's checkpoints; returns its step.
 
-    def start_before(self, checkpoints: Path, step: int) -> int:
-        """Go on from the newest of other checkpoints before a step, of the same run; from which."""
-        with contextlib.closing(Checkpoints(checkpoints, read_only=True)) as others:
-            steps = others.steps()
-            before = max((known for known in steps if known < step), default=0)
-            # The next checkpoint says which data the step was computed from.
-            trained = recorded_data(others, [s for s in steps if s >= step] or steps[::-1])
-            other = describe_differences(trained, self.data_identity) if trained else ""
-            if other:
-                raise ValueError(
-                    f"the run was trained on other data: {other}. Restore the data to compute one "
-                    "of its steps again."
-                )
-            if before:
-                target = jax.eval_shape(self._learning.init_state, self._key_init)
-                items = others.restore(before, to_items(target))
-                self._state = replicate(from_items(items), self.mesh)
-                self.step = before
-        return before
+    Args:
+        loop: a new run with the flags of the run that it repeats, in a folder of its own.
+        checkpoints: of the run that it repeats.
+        step: that is to be computed again.
 
-    def next_step(self) -> Step:
-        """What the next step is computed from."""
-        key = jax.random.fold_in(self._key_of_training, self.step)
-        indices = self._batches.indices(self.step, 1)
-        return Step(
-            self.vae,
-            self._learning.options,
-            jax.device_get(self._state.params),
-            jax.random.split(key, self.config.batch_size),
-            self._batches.examples[indices],
-            indices,
-            self.step,
-        )
+    Raises:
+        ValueError: the run was trained on other data.
+    """
+    built = loop.built
+    with contextlib.closing(Checkpoints(checkpoints, read_only=True)) as others:
+        steps = others.steps()
+        before = max((known for known in steps if known < step), default=0)
+        # The next checkpoint says which data the step was computed from.
+        trained = recorded_data(others, [s for s in steps if s >= step] or steps[::-1])
+        other = describe_differences(trained, built.data_identity) if trained else ""
+        if other:
+            raise ValueError(
+                f"the run was trained on other data: {other}. Restore the data to compute one "
+                "of its steps again."
+            )
+        if before:
+            items = others.restore(before, to_items(built.state_shapes))
+            loop.state, loop.step = replicate(from_items(items), built.mesh), before
+    return before
+
+
+def next_step(loop: Loop) -> Step:
+    """Return what the next step of a run is computed from."""
+    built, indices = loop.built, loop.batches.indices(loop.step, 1)
+    return Step(
+        built.vae,
+        built.options,
+        jax.device_get(loop.state.params),
+        jax.random.split(jax.random.fold_in(built.keys.train, loop.step), len(indices)),
+        loop.batches.examples[indices],
+        indices,
+        loop.step,
+    )

@@ -1,13 +1,12 @@
 """Checkpoints that a full disk delays, and does not stop a run for."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from experiments.flags.command import refusing
-from experiments.record.journal import Journal
+from experiments.record.recorder import Recorder
 from jaxvae.checkpoints.hosts import raise_on_all_processes
 from jaxvae.checkpoints.manifest import remedy
 from jaxvae.training.state import TrainState, to_items
@@ -22,14 +21,11 @@ class Saving:
     """Saves a run's steps while it goes on, and says once when that fails.
 
     Args:
-        checkpoints, journal: of the run.
-        say: shows a line.
+        checkpoints, recorder: of the run.
     """
 
-    def __init__(
-        self, checkpoints: "Checkpoints", journal: Journal, say: Callable[[str], None]
-    ) -> None:
-        self._checkpoints, self._journal, self._say = checkpoints, journal, say
+    def __init__(self, checkpoints: "Checkpoints", recorder: Recorder) -> None:
+        self._checkpoints, self._recorder = checkpoints, recorder
         self._warned = False
 
     def save(self, state: TrainState, about: dict[str, Any], metric: float | None) -> bool:
@@ -51,11 +47,13 @@ class Saving:
         with refusing(), raise_on_all_processes():
             problem = (
                 self._checkpoints.save(about["step"], items, about, metric)
-                if self._journal.flush()
-                else self._journal.problem
+                if self._recorder.flush()
+                else self._recorder.problem
             )
         if problem is not None and not self._warned:
-            self._say(f"warning: {problem} Training goes on and tries again at every evaluation.")
+            self._recorder.say(
+                f"warning: {problem} Training goes on and tries again at every evaluation."
+            )
         self._warned = problem is not None
         return True
 
@@ -74,13 +72,13 @@ class Saving:
                 line += f" The last one is of step {last:,}, not {step:,}. " + advice(
                     problems[0], "the same command goes on from there."
                 )
-            self._say(line)
+            self._recorder.say(line)
         return not problems
 
     def _write_rows(self) -> None:
         with raise_on_all_processes():
-            if not self._journal.flush():
-                raise self._journal.problem or OSError("a row could not be written.")
+            if not self._recorder.flush():
+                raise self._recorder.problem or OSError("a row could not be written.")
 
 
 def advice(error: Exception, then: str) -> str:

@@ -9,7 +9,8 @@ from experiments.data import Dataset
 from experiments.data.preprocessing import Preprocessing
 from experiments.data.units import ColumnUnits, units_of
 from experiments.flags.config import TrainConfig
-from experiments.run.build import SIGMA_RATE, takes_units
+from experiments.run.model import takes_units
+from experiments.run.optimization import SIGMA_RATE
 from jaxvae.checkpoints.hosts import from_first
 from jaxvae.models.units import Units
 

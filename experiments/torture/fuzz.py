@@ -105,10 +105,10 @@ def trained_run(folder: Path) -> Fixture:
         eval_every=3,
     )
     devices = accelerators.start("cpu", None)[:1]
-    from experiments.run.loop import TrainingRun
+    from experiments.run.loop import training
 
-    with TrainingRun(config, devices) as run:
-        run.to_the_end()
+    with training(config, devices) as loop:
+        loop.train()
     flags = ("--latent-dim=2", "--hidden", "4", "--batch-size=8", f"--num-steps={STEPS}",
              "--eval-every=3", "--log-every=1", "--quiet", f"--dataset={data}")  # fmt: skip
     return Fixture(folder, folder / "trained", flags, STEPS, data, _absent(), separate=False)

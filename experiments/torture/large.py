@@ -83,7 +83,7 @@ def limited() -> None:
 
 def save(run: str) -> None:
     """Save a state once; prints its size, the times and the peak of memory as JSON."""
-    from experiments.record.journal import Journal
+    from experiments.record.recorder import Recorder
     from experiments.run.saving import Saving
     from jaxvae.checkpoints import Checkpoints
 
@@ -91,7 +91,7 @@ def save(run: str) -> None:
     folder.mkdir()
     state, size = _state()
     checkpoints = Checkpoints(folder / "checkpoints")
-    saving = Saving(checkpoints, Journal(folder, -1, tensorboard=False), print)
+    saving = Saving(checkpoints, Recorder(folder, -1))
     small = {"x": np.zeros(1)}  # first, for what orbax loads at its first save
     saving.save(state._replace(params=small, opt_state=small, average=small), {"step": 0}, None)
     saving.finish(0)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import experiments.run.loop
+import experiments.run.dispatch
 from experiments.data.batches import Batches
 from experiments.flags.command import Refused
 from experiments.record.metrics import read_metrics
 from experiments.replay import ReplayConfig, replay
-from experiments.run.loop import TrainingRun
+from experiments.run.loop import training
 from experiments.train import train
 from jaxvae.testing import first_not_finite
 
@@ -60,13 +60,13 @@ class WithNaN(Batches):
 
 
 def test_a_pixel_that_is_not_finite_is_named(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments.run.loop, "Batches", WithNaN)
+    monkeypatch.setattr(experiments.run.dispatch, "Batches", WithNaN)
     values = np.random.default_rng(0).uniform(size=(330, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "grey.npz", images=values)
     options = {"likelihood": "gaussian", "num_steps": 12, "dataset": f"npz:{tmp_path}/grey.npz"}
     config = dataclasses.replace(small, run=tmp_path / "run", **options)
-    with TrainingRun(config, jax.devices()[:1]) as run:
-        assert run.to_the_end() == 0
+    with training(config, jax.devices()[:1]) as loop:
+        assert loop.train() == 0
     (event,) = _skipped(config.run)
     assert 17 in event["examples"]
     assert len(event["key"]) == 2

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-import experiments.run.learning
+import experiments.run.build
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import Refused
 from experiments.record.metrics import read_metrics
 from experiments.replay import ReplayConfig, replay
-from experiments.run.loop import TrainingRun
+from experiments.run.loop import Loop, training
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, load
 from jaxvae.training.step import make_train_step
@@ -36,14 +36,14 @@ def _rows(run):
 def _advance(config, num_steps, num_devices=1):
     """Train up to a step and stop there, without the final numbers and pictures."""
     config = dataclasses.replace(config, num_steps=num_steps, num_devices=num_devices)
-    with TrainingRun(config, jax.devices()[:num_devices]) as run:
-        assert run.to_the_end() == 0
+    with training(config, jax.devices()[:num_devices]) as loop:
+        assert loop.train() == 0
 
 
 def _trained_and_continued(config):
     """Its results, after 30 steps and a continuation."""
-    with TrainingRun(config, jax.devices()[:1]) as run:
-        assert run.to_the_end() == 0
+    with training(config, jax.devices()[:1]) as loop:
+        assert loop.train() == 0
     longer = {"num_epochs": 3.0} if config.num_epochs else {"num_steps": 40}
     assert train(dataclasses.replace(config, **longer)) == 0
     results = json.loads((config.run / "results.json").read_text())
@@ -110,37 +110,38 @@ def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, mon
         step = make_train_step(*arguments, **options)
         return lambda *inputs: traces.append(1) or step(*inputs)
 
-    class Counted(TrainingRun):
-        def _dispatch(self, *arguments):
-            super()._dispatch(*arguments)
-            dispatches.append(len(self._unread))
+    def counted(self, chunk):
+        dispatch(self, chunk)
+        dispatches.append(len(self._unread))
 
+    dispatch = Loop._dispatch
+    monkeypatch.setattr(Loop, "_dispatch", counted)
     device_get = jax.device_get
-    monkeypatch.setattr(experiments.run.learning, "make_train_step", counted_step)
+    monkeypatch.setattr(experiments.run.build, "make_train_step", counted_step)
     monkeypatch.setattr(jax, "device_get", lambda tree: reads.append(1) or device_get(tree))
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=73, eval_every=100)
-    with Counted(config, jax.devices()[:1]) as run:
+    with training(config, jax.devices()[:1]) as loop:
         before = len(reads)
-        assert run._chunks.capacity >= 50
-        assert run.to_the_end() == 0
+        assert loop.train() == 0
         saves = 2  # the state, and what is on the host already
         assert len(reads) - before - saves == len(dispatches) > 1
-        assert run.images_per_second > 0
+        assert loop.images_per_second > 0
     assert max(dispatches) == 2  # one is read while the next one runs
     assert len(traces) == 1
 
 
-def test_simulated_devices_have_one_dispatch_at_a_time(small, tmp_path):
+def test_simulated_devices_have_one_dispatch_at_a_time(small, tmp_path, monkeypatch):
     waiting = []
 
-    class Counted(TrainingRun):
-        def _dispatch(self, *arguments):
-            super()._dispatch(*arguments)
-            waiting.append(len(self._unread))
+    def counted(self, chunk):
+        dispatch(self, chunk)
+        waiting.append(len(self._unread))
 
+    dispatch = Loop._dispatch
+    monkeypatch.setattr(Loop, "_dispatch", counted)
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=5)
-    with Counted(config, jax.devices()[:2]) as run:
-        assert run.to_the_end() == 0
+    with training(config, jax.devices()[:2]) as loop:
+        assert loop.train() == 0
     assert max(waiting) == 1
 
 
@@ -149,15 +150,11 @@ def test_parameters_that_an_update_made_infinite_are_never_saved(small, tmp_path
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=25)
     assert train(config) == 0
 
-    class Overflown(TrainingRun):
-        def _open_folder(self):
-            super()._open_folder()
-            infinite = jax.tree.map(lambda leaf: leaf + np.inf, self._state.params)
-            self._state = self._state._replace(params=infinite)
-
     longer = dataclasses.replace(config, num_steps=26, quiet=False)
-    with Overflown(longer, jax.devices()[:1]) as run:
-        assert run.to_the_end() == 1
+    with training(longer, jax.devices()[:1]) as loop:
+        infinite = jax.tree.map(lambda leaf: leaf + np.inf, loop.state.params)
+        loop.state = loop.state._replace(params=infinite)
+        assert loop.train() == 1
     assert "last checkpoint is step 25" in capsys.readouterr().out
     assert Checkpoints(config.run / "checkpoints").latest_step() == 25
 

@@ -12,7 +12,7 @@ import scipy.stats
 import jaxvae
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.machine.keys import root_key
-from experiments.run.loop import TrainingRun
+from experiments.run.loop import training
 from jaxvae.distributions.count_draws import log_gamma, poisson
 from tests.experiments.test_train import _rows, _same_parameters
 from tests.files import ROOT
@@ -157,8 +157,8 @@ def test_a_run_killed_and_continued_under_rbg_is_the_run_under_threefry(whole_ru
     with jax.default_prng_impl("rbg"):
         for num_steps in (23, 60):
             part = dataclasses.replace(config, num_steps=num_steps)
-            with TrainingRun(part, jax.devices()[:1]) as run:
-                assert run.to_the_end() == 0
+            with training(part, jax.devices()[:1]) as loop:
+                assert loop.train() == 0
     assert _rows(config.run) == _rows(whole_run.run)
     _same_parameters(config.run, whole_run.run)
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from experiments.run.build import make_optimizer
+from experiments.run.optimization import make_optimizer
 from experiments.show.drawing import draw
 from jaxvae import Bernoulli, Gaussian, elbo, iwae, kl, log_likelihood
 from jaxvae.checkpoints import Checkpoints, load

@@ -17,7 +17,7 @@ from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.config import TrainConfig
 from experiments.flags.saved_flags import from_json, to_json
 from experiments.machine import accelerators
-from experiments.run.build import recipe
+from experiments.run.model import recipe
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.models.registry import build

@@ -18,8 +18,8 @@ from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import Refused
 from experiments.flags.config import TrainConfig
 from experiments.flags.saved_flags import from_json
-from experiments.run.build import initial_vae, recipe
 from experiments.run.folder import load_data
+from experiments.run.model import initial_vae, recipe
 from experiments.run.standardization import as_done, with_choices
 from experiments.train import train
 from jaxvae import Bernoulli, Gaussian, conv_vae, in_units, mlp_vae

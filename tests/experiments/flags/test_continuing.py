@@ -15,7 +15,7 @@ from experiments.flags import command, saved_flags
 from experiments.flags.command import Refused
 from experiments.flags.config import TrainConfig
 from experiments.flags.continuing import ended_schedule, flags_of_run
-from experiments.run.build import make_optimizer, make_schedules
+from experiments.run.optimization import make_optimizer, make_schedules
 from experiments.train import train
 from jaxvae.checkpoints import load
 

@@ -10,13 +10,12 @@ import pytest
 
 from experiments.data.preprocessing import Preprocessing
 from experiments.flags.config import ObjectiveName, TrainConfig
-from experiments.run.build import (
-    initial_vae,
+from experiments.run.model import initial_vae, recipe
+from experiments.run.optimization import (
     make_objective,
     make_optimizer,
     make_schedules,
     microbatch_size,
-    recipe,
     rows_at_once,
 )
 from jaxvae import mlp_vae

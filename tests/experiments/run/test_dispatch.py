@@ -7,19 +7,21 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data.batches import Batches
 from experiments.record.metrics import read_metrics
-from experiments.run import dispatch, loop
+from experiments.run import dispatch
+from experiments.run.build import build
 from experiments.train import train
-from jaxvae.training.devices import make_mesh
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])
-def test_devices_gather_the_rows_that_the_host_gathers(num_devices):
-    examples = np.random.default_rng(0).integers(0, 256, (50, 3, 2), dtype=np.uint8)
-    mesh = make_mesh(jax.devices()[:num_devices])
-    batches = Batches(examples, 20, seed=0, num_devices=num_devices)
-    here, there = (dispatch.Chunks(batches, mesh, 1000, resident=it) for it in (False, True))
+def test_devices_gather_the_rows_that_the_host_gathers(num_devices, small, tmp_path, monkeypatch):
+    config = dataclasses.replace(small, run=tmp_path / "run", eval_every=1000)
+    built = build(config, jax.devices()[:num_devices])
+    each_way = []
+    for resident in (False, True):
+        monkeypatch.setattr(dispatch, "fits", lambda *_, resident=resident: resident)
+        each_way.append(dispatch.Dispatcher(built))
+    here, there = each_way
     for each in (here, there):
         each.report_pace(dispatch.CHUNK_SECONDS / 7)  # 7 steps in each of the next ones
     for step in (0, 1, 96):  # in one epoch, over the end of one, and a shorter one
@@ -31,7 +33,7 @@ def test_devices_gather_the_rows_that_the_host_gathers(num_devices):
 
 
 def test_a_run_is_the_same_where_its_data_lie(whole_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "fits", lambda examples, mesh: True)
+    monkeypatch.setattr(dispatch, "fits", lambda examples, mesh: True)
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     assert train(config) == 0
     rows, others = (

@@ -13,7 +13,7 @@ from experiments.flags.config import TrainConfig
 from experiments.flags.saved_flags import from_json, to_json
 from experiments.record.display import rounded
 from experiments.run.advice import Steps, not_finite
-from experiments.run.build import SIGMA_RATE, make_optimizer
+from experiments.run.optimization import SIGMA_RATE, make_optimizer
 from jaxvae import mlp_vae
 
 ADAMS = ("adam", "adamw", "adamax")

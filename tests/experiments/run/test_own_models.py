@@ -17,8 +17,9 @@ import pytest
 
 import jaxvae
 from experiments.flags.config import TrainConfig
-from experiments.run.build import initial_vae, make_optimizer
 from experiments.run.diagnosis import diagnose
+from experiments.run.model import initial_vae
+from experiments.run.optimization import make_optimizer
 from experiments.run.replayed_run import Step
 from experiments.train import train
 from jaxvae import VAE, Bernoulli, Gaussian, regularizers

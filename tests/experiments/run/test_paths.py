@@ -21,7 +21,7 @@ from experiments.flags.command import Refused
 from experiments.flags.path_checks import ROOM_BELOW, path_of, require_folder, same_text
 from experiments.machine import compilation_cache
 from experiments.record.metrics import read_metrics
-from experiments.run.loop import TrainingRun
+from experiments.run.loop import training
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, load
@@ -170,8 +170,8 @@ def test_a_run_is_killed_resumed_evaluated_and_moved_below_any_name(data, small,
     config = dataclasses.replace(config, num_steps=num_steps)
     plain = dataclasses.replace(config, run=tmp_path / "plain")
     assert train(config) == 0
-    with TrainingRun(plain, jax.devices()[:1]) as run:
-        assert run.to_the_end() == 0
+    with training(plain, jax.devices()[:1]) as loop:
+        assert loop.train() == 0
     assert rows(config.run) == rows(plain.run)
     of_parameters = digest(load(plain.run, "latest")[1])
     assert digest(load(config.run, "latest")[1]) == of_parameters

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.flags.command import Refused
 from experiments.record.metrics import read_metrics
-from experiments.run.loop import TrainingRun
+from experiments.run.loop import training
 from experiments.torture import victim
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, load
@@ -17,8 +17,8 @@ from jaxvae.checkpoints import Checkpoints, load
 
 def _advance(config, num_steps, num_devices=1):
     config = dataclasses.replace(config, num_steps=num_steps, num_devices=num_devices)
-    with TrainingRun(config, jax.devices()[:num_devices]) as run:
-        assert run.to_the_end() == 0
+    with training(config, jax.devices()[:num_devices]) as loop:
+        assert loop.train() == 0
 
 
 def _rows(run, split="train"):
@@ -79,7 +79,7 @@ def test_a_damaged_best_checkpoint_is_named_before_the_report(small, tmp_path):
 
 def test_a_second_training_in_the_folder_is_refused(small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=5)
-    with TrainingRun(config, jax.devices()[:1]):
+    with training(config, jax.devices()[:1]):
         before = {path: path.stat().st_mtime_ns for path in config.run.rglob("*")}
         with pytest.raises(Refused, match="is in use by process"):
             train(config)

@@ -87,7 +87,7 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, read_only):
 
 
 def test_training_is_refused_before_it_is_set_up(small, tmp_path, read_only, monkeypatch):
-    monkeypatch.setattr("experiments.run.loop.load_data", None)  # it is not called
+    monkeypatch.setattr("experiments.run.build.load_data", None)  # it is not called
     read_only(tmp_path)
     with pytest.raises(Refused, match=r"--run must be a folder, .* may not be written"):
         train(dataclasses.replace(small, run=tmp_path / "run"))

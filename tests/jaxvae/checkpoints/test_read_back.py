@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from experiments.flags.command import Refused
-from experiments.record.journal import Journal
 from experiments.record.metrics import read_metrics
+from experiments.record.recorder import Recorder
 from experiments.run.saving import Saving, advice
 from experiments.torture.accidents import no_file_above
 from experiments.train import train
@@ -93,33 +93,31 @@ def test_without_room_the_first_checkpoint_that_is_written_is_read_back(tmp_path
 
 
 def test_a_row_that_cannot_be_written_is_one_sentence(tmp_path):
-    journal = Journal(tmp_path, -1, tensorboard=False)
+    recorder = Recorder(tmp_path, -1)
     with no_file_above(10):
-        journal.write(1, "train", {"elbo": 1.0}, {})
-        assert not journal.flush()
-    assert str(journal.problem) == "metrics.jsonl could not be written: File too large."
-    assert advice(journal.problem, "x").startswith("Make room")
-    assert journal.flush()
-    journal.close()
+        recorder.write(1, "train", {"elbo": 1.0}, {})
+        assert not recorder.flush()
+    assert str(recorder.problem) == "metrics.jsonl could not be written: File too large."
+    assert advice(recorder.problem, "x").startswith("Make room")
+    assert recorder.flush()
+    recorder.close()
 
 
 def test_every_process_hears_of_a_checkpoint_that_cannot_be_read():
     """By a collective around the save, whether or not a process has rows to write."""
-    said = []
 
     class Unread:
         def save(self, *arguments):
             raise Unusable("checkpoint 1 cannot be read back.")
 
-    class Journal:
+    class Silent:
         def flush(self):
             return True
 
-    saving = Saving(Unread(), Journal(), said.append)
+    saving = Saving(Unread(), Silent())
     state = TrainState(np.int32(1), {}, (), None, np.float32(0), np.int32(0), np.int32(0))
     with pytest.raises(Refused, match="cannot be read back"):
         saving.save(state, {"step": 1}, None)
-    assert said == []
 
 
 @pytest.mark.parametrize(

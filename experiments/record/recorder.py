@@ -1,0 +1,125 @@
+"""What a run records as it goes: metrics.jsonl, TensorBoard and the screen, by process 0 alone."""
+
+import contextlib
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.record.display import Display
+from experiments.record.metrics import MetricsFile, TensorBoard, read_metrics
+from jaxvae.checkpoints.hosts import is_first
+from jaxvae.checkpoints.manifest import reason_of
+
+METRICS = "metrics.jsonl"
+"""In a run's folder."""
+
+
+class Recorder:
+    """The records of a run in its folder, continued from a checkpoint, and its display.
+
+    Args:
+        folder: of the run.
+        keep_until_step: the step of the checkpoint; -1 for a new run.
+        tensorboard: write event files too.
+        display: shows progress; None: nothing is shown.
+
+    Attributes:
+        display: as given.
+        best_elbo: of the validations so far; minus infinity before any.
+        problem: why the last write failed, such as a full disk; None if it did not.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep_until_step: int,
+        *,
+        tensorboard: bool = False,
+        display: Display | None = None,
+    ) -> None:
+        self.display = Display(0, quiet=True) if display is None else display
+        self.best_elbo = -math.inf
+        self.problem: OSError | None = None
+        self._logs: list[MetricsFile | TensorBoard] = []
+        self._metrics: MetricsFile | None = None
+        if not is_first():
+            return
+        path = folder / METRICS
+        self._metrics = MetricsFile(path, keep_until_step)
+        self._logs.append(self._metrics)
+        if tensorboard:
+            self._logs.append(TensorBoard(folder / "tensorboard", keep_until_step))
+        scores = (row.get("elbo") for row in read_metrics(path) if row["split"] == "validation")
+        self.best_elbo = max((score for score in scores if score is not None), default=-math.inf)
+
+    def write(
+        self, step: int, split: str, values: dict[str, float], timing: dict[str, float]
+    ) -> None:
+        """Write a row to each log, and show it where it is one of validation.
+
+        A row that cannot be written now is written with the next one, or by `flush`.
+        """
+        with self._noting():
+            for log in self._logs:
+                log.write(step, split, values, timing)
+        if split == "validation":
+            elbo = values["elbo"]
+            is_best = elbo > self.best_elbo
+            self.best_elbo = max(elbo, self.best_elbo)
+            error = values["standard_error"]
+            self.display.evaluation(step, elbo=elbo, standard_error=error, is_best=is_best)
+
+    def progress(self, step: int, values: Mapping[str, Any], images_per_second: float) -> None:
+        """Show where training stands."""
+        shown = {name: values[name] for name in ("elbo", "reconstruction", "kl")}
+        self.display.update(step, **shown, images_per_second=images_per_second)
+
+    def skipped(self, step: int, examples: list[int], key: list[int]) -> None:
+        """Write a step that changed nothing, its loss or gradient not finite, to metrics.jsonl.
+
+        Args:
+            step: its number.
+            examples: rows of the training split.
+            key: of the step; row i of the batch had key i of its split.
+        """
+        with self._noting():
+            if self._metrics is not None:
+                self._metrics.write(step, "skipped", {"examples": examples, "key": key}, {})
+
+    def say(self, line: str) -> None:
+        """Show a line even where the run is to be quiet."""
+        if self.display.quiet and is_first():
+            print(line, file=sys.stderr)
+        self.display.message(line)
+
+    def flush(self) -> bool:
+        """Write the rows that are left, and return whether metrics.jsonl has all of them."""
+        with self._noting():
+            if self._metrics is not None:
+                self._metrics.flush()
+        return self.problem is None
+
+    @staticmethod
+    def check(folder: Path) -> None:
+        """Check, before anything is written, that the records can be continued.
+
+        Raises:
+            ValueError: a row is invalid.
+        """
+        if (folder / METRICS).exists():
+            read_metrics(folder / METRICS)
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        self.problem = None
+        try:
+            yield
+        except OSError as error:
+            self.problem = OSError(f"{METRICS} could not be written: {reason_of(error)}.")
+
+    def close(self) -> None:
+        """Close the files."""
+        for log in self._logs:
+            log.close()

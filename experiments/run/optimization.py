@@ -1,0 +1,198 @@
+"""From flags to what trains a model: bound, schedules, penalty, optimizer, parts of a batch."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxvae
+from experiments.flags.config import TrainConfig
+from jaxvae import regularizers
+from jaxvae.models.vae import VAE
+from jaxvae.regularizers import Regularizer
+from jaxvae.training.step import Objective
+
+NO_KERNELS = {"output_bias", "pseudo_inputs", "loc", "log_scale", "log_dispersion"}
+"""Parameters with several axes that weight decay leaves alone."""
+ROWS_IN_CACHE = {"conv": 64}
+"""Rows of which a CPU's cache holds the intermediate values, by model; of others 1,000."""
+CYCLES = 4
+"""Of a cyclical beta."""
+SIGMA_RATE = 10.0
+"""Rate of a new run's sigma, where the flags do not say."""
+
+
+def rows_at_once(config: TrainConfig, platform: str) -> int | None:
+    """Rows of which a device computes the gradient at once; None: all."""
+    auto = ROWS_IN_CACHE.get(config.model, 1000) if platform == "cpu" else None
+    return auto if config.rows_at_once is None else config.rows_at_once
+
+
+def evaluated_at_once(config: TrainConfig) -> int | None:
+    """Examples that a device evaluates at once; None: all that it is given."""
+    if not config.deterministic_reduction:
+        return None
+    return -(-config.eval_batch_size // config.virtual_shards)
+
+
+def microbatch_size(
+    config: TrainConfig, vae: VAE, num_devices: int, rows: int | None
+) -> int | None:
+    """The largest part of a device's batch that divides it and has no more rows; None: all of it.
+
+    None too where the step needs the batch whole, or where only a much smaller part divides it.
+    """
+    batch = config.batch_size // num_devices
+    whole = config.regularizer != "none" or vae.with_log_scale is not None
+    if rows is None or whole or batch * config.num_samples <= rows:
+        return None
+    most = max(1, rows // config.num_samples)
+    size = max(size for size in range(1, most + 1) if batch % size == 0)
+    return size if config.rows_at_once is not None or 4 * size >= most else None
+
+
+def parts_of_batch(
+    config: TrainConfig, vae: VAE, num_devices: int, rows: int | None
+) -> dict[str, Any]:
+    """What `make_train_step` takes of the parts in which a step takes its batch."""
+    if config.deterministic_reduction:
+        return {"virtual_shards": config.virtual_shards}
+    return {"microbatch_size": microbatch_size(config, vae, num_devices, rows)}
+
+
+def make_objective(config: TrainConfig, rows: int | None = None) -> Objective:
+    """The bound that the flags name; of samples beyond `rows`, chunk by chunk."""
+    bound: Any = {
+        "elbo": partial(jaxvae.elbo, free_bits=config.free_bits),
+        "iwae": jaxvae.iwae,
+        "miwae": partial(jaxvae.miwae, num_groups=config.num_groups),
+        "piwae": partial(jaxvae.piwae, num_groups=config.num_groups),
+        "ciwae": partial(jaxvae.ciwae, elbo_weight=config.elbo_weight),
+        "renyi": partial(jaxvae.renyi, alpha=config.alpha),
+        "tvo": partial(jaxvae.tvo, num_intervals=config.num_intervals),
+    }[config.objective]
+    sample_chunk_size = rows if rows is not None and rows < config.num_samples else None
+    return partial(
+        bound,
+        num_samples=config.num_samples,
+        estimator=config.estimator,
+        sample_chunk_size=sample_chunk_size,
+    )
+
+
+def make_schedules(config: TrainConfig) -> dict[str, optax.Schedule]:
+    """What the objective takes that changes with the step: beta and capacity, as optax schedules.
+
+    Ref: Fu et al., Cyclical Annealing Schedule, 2019, NAACL; Burgess et al. 2018 (capacity).
+    """
+    schedules: dict[str, optax.Schedule] = {}
+    beta, steps = config.beta, config.beta_warmup_steps
+    if steps:
+        schedules["beta"] = _rise(config.beta_schedule, beta, steps)
+    elif beta != 1:
+        schedules["beta"] = optax.constant_schedule(beta)
+    if config.capacity is not None:
+        schedules["capacity"] = optax.constant_schedule(config.capacity)
+        if config.capacity_steps:
+            schedules["capacity"] = _rise("linear", config.capacity, config.capacity_steps)
+    return schedules
+
+
+def _rise(shape: str, end: float, steps: int) -> optax.Schedule:
+    """From 0 to `end` over `steps`, and constant after; or four times so."""
+    if shape == "cosine":
+        falling = optax.cosine_decay_schedule(end, steps)
+        return lambda step: end - falling(step)
+    linear = optax.linear_schedule(0.0, end, steps)
+    if shape == "linear":
+        return linear
+    return optax.join_schedules([linear] * CYCLES, [2 * steps * i for i in range(1, CYCLES)])
+
+
+def make_regularizer(config: TrainConfig, num_data: int) -> Regularizer | None:
+    """The penalty that the flags name, or None."""
+    weight = config.regularizer_weight
+    makers: dict[str, Callable[[], Regularizer]] = {
+        "total_correlation": lambda: regularizers.total_correlation(weight, num_data=num_data),
+        "dip_i": lambda: regularizers.dip("i", off_diagonal=weight, diagonal=10 * weight),
+        "dip_ii": lambda: regularizers.dip("ii", off_diagonal=weight, diagonal=weight),
+        "mmd": lambda: regularizers.mmd(weight),
+        "density_ratio": lambda: regularizers.density_ratio(weight, latent_dim=config.latent_dim),
+    }
+    return None if config.regularizer == "none" else makers[config.regularizer]()
+
+
+def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
+    """The optimizer that the flags describe.
+
+    Args:
+        config: the flags.
+        num_steps: where a falling schedule ends if --decay-steps does not say.
+    """
+    updates = lambda steps: -(-steps // config.accumulate_steps)  # what the schedules count
+    decay_steps = updates(config.decay_steps or num_steps)
+    peak, warmup = config.learning_rate, updates(config.warmup_steps)
+    start = updates(config.schedule_start or 0)
+    length = max(decay_steps - start - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "cosine": optax.cosine_decay_schedule(peak, length),
+        "linear": optax.linear_schedule(peak, 0.0, length),
+    }[config.schedule]
+    rate = after
+    if warmup:
+        rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    if start:
+        rate = _shifted(rate, start)
+    matrices = lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params)
+    optimizer = {
+        "adam": lambda: optax.adam(rate),
+        "adamw": lambda: optax.adamw(rate, weight_decay=config.weight_decay, mask=matrices),
+        "adamax": lambda: optax.adamax(rate),
+        "sgd": lambda: optax.sgd(rate),
+    }[config.optimizer]()
+    if config.learns_sigma:
+        optimizer = _with_rate_of_sigma(optimizer, config.sigma_rate or SIGMA_RATE)
+    if config.gradient_clip is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip), optimizer)
+    if config.accumulate_steps > 1:
+        steps = optax.MultiSteps(optimizer, config.accumulate_steps)
+        return steps.gradient_transformation()
+    return optimizer
+
+
+def _shifted(schedule: optax.Schedule, start: int) -> optax.Schedule:
+    """A schedule that begins at update `start`; before, it is as at its beginning.
+
+    The optimizer's count may still be below `start` there: skipped steps are no updates.
+    """
+    return lambda count: schedule(jnp.maximum(count - start, 0))
+
+
+def _with_rate_of_sigma(
+    optimizer: optax.GradientTransformation, rate: float
+) -> optax.GradientTransformation:
+    """The optimizer with the updates of a likelihood's log sigma multiplied; its state is the same.
+
+    Adam and its kin move each parameter by about the learning rate a step, so that a log sigma
+    4.6 from its optimum takes 4,600 steps of 0.001.
+    """
+    if rate == 1:
+        return optimizer
+
+    def scaled(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+        names = [getattr(entry, "key", None) for entry in path]
+        return rate * update if names == ["likelihood", "log_scale"] else update
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(updates, state, params)
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def _is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    return jnp.ndim(leaf) > 1 and getattr(path[-1], "key", None) not in NO_KERNELS

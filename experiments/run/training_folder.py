@@ -1,0 +1,142 @@
+"""The folder of a run that trains: locked, its newest checkpoint restored, its records open."""
+
+import contextlib
+from typing import Any, NamedTuple, Self
+
+import jax
+
+from experiments.data import identity
+from experiments.flags.saved_flags import to_json
+from experiments.machine.accelerators import describe
+from experiments.record import files
+from experiments.record.display import Display
+from experiments.record.recorder import Recorder
+from experiments.run.build import Built
+from experiments.run.folder import CHECKPOINTS, CONFIG, recorded_data
+from experiments.run.lock import RunLock
+from experiments.run.standardization import in_words
+from jaxvae.checkpoints.hosts import is_first, raise_on_all_processes
+from jaxvae.training.devices import replicate
+from jaxvae.training.state import TrainState, from_items, to_items
+
+
+class Start(NamedTuple):
+    """Where a run starts or continues.
+
+    Attributes:
+        state: on the devices.
+        step: 0, or that of the newest checkpoint.
+        recorder: of what comes after it.
+        lines: what a reader should know at the start.
+    """
+
+    state: TrainState
+    step: int
+    recorder: Recorder
+    lines: list[str]
+
+
+class TrainingFolder:
+    """The folder of a run, which no other process trains in. A context manager.
+
+    Of several processes all call the same methods, and process 0 alone has the folder.
+
+    Args:
+        built: the run.
+
+    Attributes:
+        checkpoints: of the run.
+
+    Raises:
+        ValueError: another process trains in the folder.
+    """
+
+    def __init__(self, built: Built) -> None:
+        self._built = built
+        with raise_on_all_processes():
+            self._lock = RunLock(built.config.folder)
+        self._open = contextlib.ExitStack()
+        try:
+            from jaxvae.checkpoints import Checkpoints  # orbax, while the step compiles
+
+            self.checkpoints = Checkpoints(built.config.folder / CHECKPOINTS)
+            self._open.callback(self.checkpoints.close)
+        except BaseException as error:
+            self._lock.close(error)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        with contextlib.ExitStack() as stack:  # each of them, whatever the others do
+            stack.callback(self._lock.close, error)
+            stack.callback(self._open.close)
+
+    def start(self) -> Start:
+        """Restore the newest checkpoint, if any, and open what is written while training.
+
+        Raises:
+            ValueError: the newest checkpoint is of other data, and the flags do not allow that.
+        """
+        built, config = self._built, self._built.config
+        other_data = self._check_data()
+        newest = self.checkpoints.restore_newest(to_items(built.state_shapes))
+        init = jax.jit(built.init_state)
+        state = init(built.keys.init) if newest is None else from_items(newest.items)
+        step, keep = (0, -1) if newest is None else (newest.step, newest.step)
+        display = Display(built.num_steps, step, quiet=config.quiet or not is_first())
+        with raise_on_all_processes():
+            if is_first():
+                files.write_json(config.folder / CONFIG, to_json(config))
+            recorder = Recorder(
+                config.folder, keep, tensorboard=config.tensorboard, display=display
+            )
+        self._open.callback(recorder.close)
+        lines = [*self._introduction(state), *other_data]
+        lines += [] if newest is None else newest.set_aside
+        if step or self._lock.cut_short:
+            lines.append(f"Continuing from step {step:,}. {self._lock.cut_short}".strip())
+        return Start(replicate(state, built.mesh), step, recorder, lines)
+
+    def about(self, step: int, position: dict[str, int]) -> dict[str, Any]:
+        """What the checkpoint of a step says of itself.
+
+        Args:
+            step: its number.
+            position: of the step in the data.
+        """
+        built = self._built
+        return {
+            "step": step,
+            "data": position,
+            "data_shape": list(built.dataset.train.shape[1:]),
+            identity.ABOUT: identity.to_json(built.data_identity),
+            "vae": built.recipe,
+            "config": to_json(built.config),
+        }
+
+    def _check_data(self) -> list[str]:
+        """A line where the newest checkpoint is of other data, which the flags allow."""
+        trained = recorded_data(self.checkpoints, reversed(self.checkpoints.steps()))
+        allow_other = self._built.config.allow_other_data
+        with raise_on_all_processes():
+            other = identity.require_data_of_run(
+                trained, self._built.data_identity, allow_other=allow_other
+            )
+        if not other:
+            return []
+        return [
+            f"warning: from here on the run has other data: {other}. Its validation bounds do not "
+            "compare with earlier ones, by which the best checkpoint is chosen, too."
+        ]
+
+    def _introduction(self, state: TrainState) -> list[str]:
+        built, config = self._built, self._built.config
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        return [
+            built.dataset.about,
+            f"{config.model}, {size:,} parameters, {config.objective}, "
+            f"{in_words(built.preprocessing, built.units)}; "
+            f"{describe(list(built.mesh.devices.flat))}; {config.folder}",
+        ]

@@ -1,0 +1,38 @@
+"""The numbers of a model on the validation split, while it trains."""
+
+from collections.abc import Callable
+
+from experiments.run.build import Built
+from experiments.run.optimization import evaluated_at_once
+from experiments.show.numbers import validation_row
+from jaxvae.evaluation import make_score, map_dataset
+from jaxvae.training.devices import make_map, replicate
+from jaxvae.training.state import TrainState
+
+
+def make_validation(built: Built) -> Callable[[TrainState], dict[str, float]] | None:
+    """Return the function state -> numbers of the validation split; None if there is no split.
+
+    All evaluations of a run have the same key, so that their differences are the model's.
+    """
+    examples = built.dataset.validation
+    if not len(examples):
+        return None
+    microbatch_size = evaluated_at_once(built.config)
+    score = make_score(built.vae, prepare=built.preprocessing.prepare)
+    mapped = make_map(score, built.mesh, microbatch_size)
+    key = replicate(built.keys.evaluation, built.mesh)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        scores = map_dataset(
+            mapped,
+            state.evaluation_params(),
+            key,
+            examples,
+            mesh=built.mesh,
+            batch_size=built.config.eval_batch_size,
+            microbatch_size=microbatch_size,
+        )
+        return validation_row(scores)
+
+    return validate
