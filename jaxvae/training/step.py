@@ -115,8 +115,8 @@ def make_train_step(
             keys, xs = _prepare(prepare, keys, stored)
             bounds_of = partial(_bounds, vae, partial(objective, **scheduled), keys, xs)
             penalty = partial(penalize, state.regularizer, key_penalty)
-            gradients, (bounds, kept) = _gradient(bounds_of, penalty, params)
-            return (gradients, _batch_means(bounds), _moments(bounds.posterior)), kept
+            gradients, (bounds, means, kept) = _gradient(bounds_of, penalty, params)
+            return (gradients, _batch_means(bounds), _moments(means)), kept
 
         (gradients, metrics, moments), kept = reduce(value_and_gradient, keys, examples)
         metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
@@ -172,29 +172,39 @@ def _keys_of_batch(
 
 def _bounds(
     vae: VAE, objective: Objective, keys: jax.Array, xs: jax.Array, params: Params
-) -> tuple[Bound, Any]:
-    """The bounds of a batch, every leaf with a leading axis [B], and the prior."""
+) -> tuple[Bound, jax.Array | None, Any]:
+    """The bounds of a batch and the means of their posteriors, [B, ...], and the prior."""
     encode, decode = partial(vae.encode, params), partial(vae.decode, params)
 
-    def of_one(key: jax.Array, x: jax.Array) -> Bound:
-        return objective(key, x, encode=encode, decode=decode, prior=vae.prior(params))
+    def of_one(key: jax.Array, x: jax.Array) -> tuple[Bound, jax.Array | None]:
+        bound = objective(key, x, encode=encode, decode=decode, prior=vae.prior(params))
+        return bound, _mean_if_known(bound.posterior)
 
-    return jax.vmap(of_one)(keys, xs), vae.prior(params)
+    return *jax.vmap(of_one)(keys, xs), vae.prior(params)
+
+
+def _mean_if_known(q: Any) -> jax.Array | None:
+    if not callable(getattr(q, "mean", None)):
+        return None
+    try:
+        return q.mean()
+    except NoClosedForm:
+        return None
 
 
 def _gradient(
-    bounds_of: Callable[[Params], tuple[Bound, Any]],
+    bounds_of: Callable[[Params], tuple[Bound, jax.Array | None, Any]],
     penalize: Callable[[Bound, Any], Any],
     params: Params,
-) -> tuple[Params, tuple[Bound, Any]]:
+) -> tuple[Params, tuple[Bound, jax.Array | None, Any]]:
     """The gradient of penalty - mean(objective) by what is trained, and what it was made of."""
     trained, rest = partition(params, is_trained)
 
-    def loss(trained: Params) -> tuple[jax.Array, tuple[Bound, Any]]:
-        bounds, prior = bounds_of(combine(trained, rest))
+    def loss(trained: Params) -> tuple[jax.Array, tuple[Bound, jax.Array | None, Any]]:
+        bounds, means, prior = bounds_of(combine(trained, rest))
         kept = penalize(bounds, prior)
         value = -bounds.objective.mean()
-        return (value if kept is None else kept[0] + value), (bounds, kept)
+        return (value if kept is None else kept[0] + value), (bounds, means, kept)
 
     return jax.grad(loss, has_aux=True)(trained)
 
@@ -244,15 +254,9 @@ def _batch_means(bounds: Bound) -> Metrics:
     return {name: getattr(bounds, name).mean() for name in names}
 
 
-def _moments(posteriors: Any) -> tuple[jax.Array, ...]:
-    """Means over the batch of the posterior mean and of its square; () without a closed form."""
-    if not callable(getattr(posteriors, "mean", None)):
-        return ()
-    try:
-        means = jax.vmap(lambda q: q.mean())(posteriors)
-    except NoClosedForm:
-        return ()
-    return means.mean(0), jnp.square(means).mean(0)
+def _moments(means: jax.Array | None) -> tuple[jax.Array, ...]:
+    """Means over the batch of the posterior mean and of its square; () where it is unknown."""
+    return () if means is None else (means.mean(0), jnp.square(means).mean(0))
 
 
 def active_units(first_moment: jax.Array, second_moment: jax.Array) -> jax.Array:

@@ -29,6 +29,7 @@ def run(tmp_path_factory):
     return folder, result.stdout
 
 
+@pytest.mark.slow
 def test_its_test_elbo_is_above_the_floor(run):
     folder, output = run
     test = json.loads((folder / "results.json").read_text())["test"]
@@ -39,6 +40,7 @@ def test_its_test_elbo_is_above_the_floor(run):
     assert str(folder / "report.html") in output
 
 
+@pytest.mark.slow
 def test_nothing_was_skipped_and_the_best_checkpoint_is_the_reported_one(run):
     folder, _ = run
     rows = read_metrics(folder / "metrics.jsonl")

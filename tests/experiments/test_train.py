@@ -237,6 +237,7 @@ def test_a_fixed_sigma_and_a_discriminator_are_in_the_numbers(small, tmp_path):
     assert re.search(r"sigma² of p\(x\|z\)</th>(<td[^>]*><span>0\.09.*){2}", page)
 
 
+@pytest.mark.slow
 def test_a_flow_and_a_learned_prior_are_trained_and_rebuilt(small, tmp_path):
     """From the checkpoint alone: the pseudo-inputs' start is no argument of the recipe."""
     options = {"objective": "iwae", "estimator": "dreg", "num_samples": 3, "posterior": "iaf"}

@@ -131,6 +131,7 @@ def every_value_once():
     yield "elbo", "vimco", "categorical", "standard", "poisson"
 
 
+@pytest.mark.slow
 def test_a_sample_of_combinations_learns_or_is_refused_by_a_rule():
     counts = walk(every_value_once())
     assert counts["learned"] >= 6

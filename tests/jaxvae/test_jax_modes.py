@@ -1,6 +1,7 @@
 """Every bound, estimator, posterior, prior and likelihood under each of jax's modes."""
 
 import dataclasses
+import itertools
 import sys
 from functools import partial
 from typing import ClassVar, get_args
@@ -24,6 +25,7 @@ from jaxvae.models.priors import PRIORS
 from tests.experiments.test_train import _rows, _same_parameters
 from tests.jaxvae.test_combinations import OBJECTIVES, data
 
+TESTS = itertools.count()
 USUAL = {
     "objective": "elbo",
     "estimator": "reparameterized",
@@ -68,10 +70,10 @@ A_BOUND_EACH = [
 
 
 @pytest.fixture(autouse=True)
-def no_program_outlives_its_test():
+def programs_do_not_pile_up():
     """Without jit every operation is a program of its own: thousands take gigabytes."""
     yield
-    jax.clear_caches()
+    next(TESTS) % 10 or jax.clear_caches()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +228,7 @@ def test_bounds_run_without_jit_and_make_no_nan(case):
     assert np.isfinite([value, slope]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FAMILIES, ids=name_of)
 def test_families_run_without_jit_and_make_no_nan(case):
     """Each with its gradient by every parameter."""
@@ -363,6 +366,7 @@ def test_a_run_trains_in_x64(flags, small, tmp_path):
     assert all(np.isfinite(row["elbo"]) for row in _rows(config.run))
 
 
+@pytest.mark.long
 def test_a_run_without_jit_is_the_compiled_run(small, tmp_path):
     np.savez(tmp_path / "bits.npz", x=np.arange(160).reshape(40, 4) % 3 % 2)
     compiled, eager = (

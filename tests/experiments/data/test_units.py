@@ -284,6 +284,7 @@ def numbers(config):
     return json.loads((config.run / "results.json").read_text())["test"]
 
 
+@pytest.mark.slow
 def test_commands_move_by_d_log_unit_and_report_in_the_data_unit(run_of):
     one, large = run_of(vectors(), "one"), run_of(vectors() * 1e4, "large")
     moved = numbers(one)["elbo"]["value"] - numbers(large)["elbo"]["value"]
@@ -305,6 +306,7 @@ def test_commands_move_by_d_log_unit_and_report_in_the_data_unit(run_of):
     assert written["preprocessing"] == "columns standardized inside the model"
 
 
+@pytest.mark.slow
 def test_a_continued_run_keeps_its_units_whatever_the_data(run_of, tmp_path):
     config = run_of(vectors(), "data")
 

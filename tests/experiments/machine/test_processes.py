@@ -156,6 +156,7 @@ def test_two_processes_of_two_devices_are_one_of_four(four_devices, two_by_two):
     assert (config.run / "pictures" / "samples.png").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_one_step(four_devices, continued, tmp_path):
     """Of a run that one process has begun; it is the run that one has gone on with from two."""
     shutil.copytree(four_devices.run, tmp_path / "run")
@@ -257,6 +258,7 @@ def test_one_that_waits_in_vain_says_so_in_time(rank, tmp_path):
     assert errors[0].count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_a_restart_continues(two_by_two, tmp_path):
     """First the worker, then the coordinator; the run is the one that nothing stopped."""
     config = dataclasses.replace(two_by_two[0], run=tmp_path / "run", num_steps=10**6)

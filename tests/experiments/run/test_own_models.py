@@ -447,6 +447,7 @@ def own(small, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_an_equinox_model_trains_continues_bit_for_bit_and_loads(own, tmp_path):
     assert train(own) == 0
     models = {own.model: importlib.import_module("own_networks").make}

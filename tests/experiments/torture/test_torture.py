@@ -12,6 +12,7 @@ from experiments.torture.__main__ import TortureConfig, torture
 from experiments.torture.victim import Outcome, difference, fingerprint
 
 
+@pytest.mark.slow
 def test_a_short_torture_is_survived(capsys, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # as a user compiles it
     cases = ("killed anywhere", "SIGTERM and Ctrl-C", "Ctrl-C twice")
