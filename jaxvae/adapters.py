@@ -1,6 +1,7 @@
 """Other libraries' distributions under the method names that the bounds call."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions import NoClosedForm
+from jaxvae.distributions import Gaussian, NoClosedForm
 
 
 @jax.tree_util.register_dataclass
@@ -57,6 +58,47 @@ class Adapted:
             raise NoClosedForm(family) from error
 
     @property
+    def log_prob_per_entry(self) -> Callable[[jax.Array], jax.Array]:
+        """The log density of each independent entry of a value, for `mask`.
+
+        Raises:
+            AttributeError: `inner` is no Independent, numpyro's `to_event` included.
+        """
+        base = _base_of(self.inner)
+        if base is None:
+            raise AttributeError(f"{type(self.inner).__name__} has no independent entries.")
+        return base.log_prob
+
+    def native(self) -> Any:
+        """The same distribution as one of this library, where it is known; else this object.
+
+        Known are independent normals over a vector, for which `jaxvae.kl` has closed forms.
+        """
+        base = _base_of(self.inner)
+        if base is not None and type(base).__name__ == "Normal" and jnp.ndim(base.loc) <= 1:
+            return _gaussian(base.loc, base.scale)
+        if type(self.inner).__name__ == "MultivariateNormalDiag":
+            return _gaussian(self.inner.mean(), self.inner.stddev())
+        return self
+
+    def kl_to(self, other: Any) -> jax.Array | None:
+        """KL(self || other) in closed form by their own library; None where it has none.
+
+        Args:
+            other: `inner` of another adapted distribution.
+        """
+        if root(self.inner) != root(other):
+            return None
+        try:
+            if hasattr(self.inner, "kl_divergence"):  # distrax and TFP
+                return jnp.asarray(self.inner.kl_divergence(other))
+            module = sys.modules.get(f"{root(self.inner)}.distributions")  # numpyro
+            divergence = getattr(module, "kl_divergence", None)
+            return None if divergence is None else jnp.asarray(divergence(self.inner, other))
+        except NotImplementedError:
+            return None
+
+    @property
     def reparameterized(self) -> bool:
         """Whether draws carry gradients: what `inner` says, or else whether they are floats."""
         if hasattr(self.inner, "has_rsample"):
@@ -72,8 +114,8 @@ def adapt(distribution: Any) -> Adapted:
 
     What the methods ask for decides, when a function is traced; no library is imported. The key
     goes in as `seed=` where there is such an argument (distrax, TFP), else first (numpyro).
-    `mean` may be a method or a property. The KL of an adapted distribution is estimated from
-    draws, unless `divergences.CLOSED_FORMS[Adapted, Adapted]` has a formula.
+    `mean` may be a method or a property. `jaxvae.kl` has closed forms for adapted independent
+    normals, against this library's Gaussians too, and where the other library has one.
 
     * One object is one event: numpyro `Normal(loc, scale).to_event(1)`, distrax and TFP
       `Independent(Normal(loc, scale), 1)`. The bounds refuse a log_prob that is no scalar.
@@ -104,6 +146,25 @@ def adapt(distribution: Any) -> Adapted:
             f"{type(distribution).__name__} has not. Pass an instance with both."
         )
     return Adapted(distribution)
+
+
+def root(distribution: Any) -> str:
+    """The package that a distribution is from."""
+    return type(distribution).__module__.partition(".")[0]
+
+
+def _base_of(distribution: Any) -> Any:
+    """What an Independent of numpyro, distrax or TFP holds an array of; None: it is no such."""
+    if type(distribution).__name__ not in ("Independent", "DistraxIndependent"):
+        return None
+    named = (getattr(distribution, name, None) for name in ("base_dist", "distribution"))
+    return next((base for base in named if base is not None), None)
+
+
+def _gaussian(loc: jax.Array, scale: jax.Array) -> Gaussian:
+    shape = jnp.broadcast_shapes(jnp.shape(loc), jnp.shape(scale))
+    loc, scale = (jnp.broadcast_to(jnp.asarray(leaf), shape) for leaf in (loc, scale))
+    return Gaussian(loc, jnp.log(scale))
 
 
 def _with_key(method: Callable[..., Any], key: jax.Array) -> Any:

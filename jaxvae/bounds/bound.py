@@ -61,7 +61,7 @@ class Example(NamedTuple):
         q: q(z|x).
         decode: z -> p(x|z).
         prior: p(z).
-        mask: of x's shape, True where x is observed; None: everywhere.
+        mask: True where x is observed, of x's shape or its leading part; None: everywhere.
         sample_chunk_size: draws computed at once; None: all.
     """
 
@@ -81,10 +81,17 @@ class Example(NamedTuple):
         if not hasattr(p, "log_prob_per_entry"):
             raise ValueError(
                 f"mask: {type(p).__name__} has no log_prob_per_entry, so its entries cannot be "
-                "left out one by one. Use a likelihood of independent entries, or give it one."
+                "left out one by one. Use a likelihood of independent entries (of another library: "
+                "an Independent in jaxvae.adapt), or give it one."
             )
         entries = p.log_prob_per_entry(_observed(self.x, self.mask))
-        return jnp.sum(jnp.where(self.mask, entries, 0))
+        if jnp.ndim(entries) < jnp.ndim(self.mask):
+            raise ValueError(
+                f"mask: the entries of {type(p).__name__} have shape {jnp.shape(entries)}, so a "
+                f"mask of shape {jnp.shape(self.mask)} cannot leave out parts of them. Give a mask "
+                "of their shape."
+            )
+        return jnp.sum(jnp.where(_over(entries, self.mask), entries, 0))
 
 
 def observe(
@@ -106,10 +113,10 @@ def observe(
     check_density("prior", prior)
     if sample_chunk_size is not None and sample_chunk_size < 1:
         raise ValueError(f"sample_chunk_size must be at least 1, or None, got {sample_chunk_size}.")
-    if mask is not None and jnp.shape(mask) != jnp.shape(x):
+    if mask is not None and jnp.shape(mask) != jnp.shape(x)[: jnp.ndim(mask)]:
         raise ValueError(
-            f"mask must have x's shape {jnp.shape(x)}, got {jnp.shape(mask)}. Give one entry of "
-            "it per entry of x, True where x is observed."
+            f"mask must have x's shape {jnp.shape(x)}, or its leading part, got {jnp.shape(mask)}. "
+            "Give one entry of it per entry of x, or per row, True where x is observed."
         )
     q = encode(x if mask is None else _observed(x, mask))
     check_draws("encode(x)", q)
@@ -121,7 +128,13 @@ def _observed(x: jax.Array, mask: jax.Array) -> jax.Array:
 
     Every likelihood here is finite at 0; one of your own must be, too.
     """
-    return jnp.where(mask, x, jnp.zeros_like(x))
+    return jnp.where(_over(x, mask), x, jnp.zeros_like(x))
+
+
+def _over(array: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mask [T] of an array [T, ...], once for every entry of a row."""
+    axes = tuple(range(jnp.ndim(mask), jnp.ndim(array)))
+    return jnp.broadcast_to(jnp.expand_dims(mask, axes), jnp.shape(array))
 
 
 class Terms(NamedTuple):

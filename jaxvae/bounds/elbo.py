@@ -65,8 +65,9 @@ def elbo(
             Kingma et al. take the minibatch's mean. None: off. Needs a KL that splits.
         capacity: [] nats that the KL is drawn towards, from either side; beta is then its
             weight. None: off. Needs a KL in closed form.
-        mask: of x's shape, True where x is observed: the bound is then one on the log density
-            of the observed entries. Missing ones may be NaN; the encoder sees 0 there.
+        mask: True where x is observed, of x's shape or its leading part ([T] for x [T, D]): the
+            bound is then one on the log density of the observed entries. Missing ones may be NaN;
+            the encoder sees 0 there.
         sample_chunk_size: draws computed at once. What lies between is then computed anew for the
             gradient, and memory does not grow with num_samples. None: all at once.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
     >>> has_closed_form(Gaussian.standard(2), Gaussian.standard(2))
     True
     """
-    return (type(q), type(p)) in CLOSED_FORMS
+    return _types(q, p) in CLOSED_FORMS or _by_their_library(q, p) is not None
 
 
 def splits_by_latent(q: Distribution, p: Distribution) -> bool:
@@ -74,7 +75,7 @@ def splits_by_latent(q: Distribution, p: Distribution) -> bool:
     >>> splits_by_latent(Gaussian.standard(2), Gaussian.standard(2))
     True
     """
-    return (type(q), type(p)) in PER_LATENT
+    return _types(q, p) in PER_LATENT
 
 
 def kl_per_latent(q: Distribution, p: Distribution) -> jax.Array:
@@ -96,7 +97,7 @@ def kl_per_latent(q: Distribution, p: Distribution) -> jax.Array:
             "divergences.PER_LATENT."
         )
     _check_same_events(q, p)
-    return PER_LATENT[type(q), type(p)](q, p)
+    return PER_LATENT[_types(q, p)](_native(q), _native(p))
 
 
 def kl(
@@ -104,8 +105,9 @@ def kl(
 ) -> jax.Array:
     """KL(q || p) = E_q[log q(z) - log p(z)] in nats: a scalar, zero only for equal q and p.
 
-    In closed form, exact to rounding, for every pair of Gaussians (diagonal, of low rank, of full
-    covariance), for two OneHotCategoricals, and for VonMisesFisher against UniformSphere; else the
+    In closed form, exact to rounding: for every pair of Gaussians (diagonal, of low rank, of full
+    covariance, adapted independent normals), for two OneHotCategoricals, for VonMisesFisher against
+    UniformSphere, and for two adapted distributions where their library has a formula. Else the
     mean of log q(z) - log p(z) over `num_samples` draws of q: unbiased, and negative at times.
 
     Args:
@@ -124,9 +126,12 @@ def kl(
     >>> float(kl(Gaussian(jnp.ones(2), jnp.zeros(2)), Gaussian.standard(2)))
     1.0
     """
-    if has_closed_form(q, p):
+    if _types(q, p) in CLOSED_FORMS:
         _check_same_events(q, p)
-        return CLOSED_FORMS[type(q), type(p)](q, p)
+        return CLOSED_FORMS[_types(q, p)](_native(q), _native(p))
+    theirs = _by_their_library(q, p)
+    if theirs is not None:
+        return theirs
     if key is None or num_samples < 1:
         raise ValueError(
             f"kl: {type(q).__name__} against {type(p).__name__} has no closed form. Pass key= "
@@ -140,6 +145,23 @@ def kl(
     check_summed("q.log_prob(z)", log_q)
     check_summed("p.log_prob(z)", log_p)
     return jnp.mean(log_q - log_p)
+
+
+def _native(p: Distribution) -> Any:
+    """An adapted distribution as one of ours, where it is known; else itself."""
+    return p.native() if hasattr(p, "native") else p
+
+
+def _types(q: Distribution, p: Distribution) -> tuple[type, type]:
+    return type(_native(q)), type(_native(p))
+
+
+def _by_their_library(q: Distribution, p: Distribution) -> jax.Array | None:
+    """The formula of another library for two of its distributions, a scalar; None: it has none."""
+    if not (hasattr(q, "kl_to") and hasattr(p, "inner")):
+        return None
+    divergence = q.kl_to(p.inner)
+    return divergence if divergence is not None and jnp.ndim(divergence) == 0 else None
 
 
 def _check_same_events(q: Distribution, p: Distribution) -> None:

@@ -17,6 +17,7 @@ import scipy.stats
 from jaxvae import Gaussian, divergences, elbo, iwae, kl
 from jaxvae.adapters import Adapted, adapt
 from jaxvae.distributions import NoClosedForm, mean_of
+from jaxvae.divergences import kl_per_latent
 
 EPS = float(np.finfo(np.float32).eps)
 LOC, SCALE = np.array([0.3, -1.2, 2.0]), np.array([0.5, 2.0, 1.1])
@@ -225,6 +226,85 @@ def test_bounds_take_it_for_encoder_decoder_and_prior(make):
         np.testing.assert_allclose(getattr(theirs, field), getattr(ours, field), rtol=1e-12)
     expected_elbo = np.mean(np.asarray(ours.log_weights))
     np.testing.assert_allclose(theirs.elbo, expected_elbo, rtol=1e-12)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Normal:
+    """A normal of distrax and TFP: parameters by name, one density per entry."""
+
+    loc: jax.Array
+    scale: jax.Array
+
+    def sample(self, *, seed):
+        return self.loc + self.scale * jax.random.normal(seed, jnp.shape(self.loc))
+
+    def log_prob(self, value):
+        return jax.scipy.stats.norm.logpdf(value, self.loc, self.scale)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Independent:
+    """Their Independent, which holds the base as `distribution`; and a KL as a method."""
+
+    distribution: Normal
+
+    def sample(self, *, seed):
+        return self.distribution.sample(seed=seed)
+
+    def log_prob(self, value):
+        return self.distribution.log_prob(value).sum()
+
+    def kl_divergence(self, other):
+        raise NotImplementedError
+
+
+INDEPENDENT = {
+    "numpyro": lambda loc, scale: adapt(dist.Normal(loc, scale).to_event(1)),
+    "distrax, TFP": lambda loc, scale: adapt(Independent(Normal(loc, scale))),
+}
+
+
+@pytest.mark.parametrize("make", INDEPENDENT.values(), ids=INDEPENDENT)
+def test_kl_of_independent_normals_is_that_of_our_gaussians(make):
+    """On either side, per latent too, and so with free bits."""
+    loc, scale = jnp.asarray(LOC, jnp.float32), jnp.asarray(SCALE, jnp.float32)
+    ours, prior = Gaussian(loc, jnp.log(scale)), Gaussian.standard(3)
+    theirs, their_prior = make(loc, scale), make(jnp.zeros(3), 1.0)
+    exact = float(kl(ours, prior))
+    for q, p in ((theirs, prior), (ours, their_prior), (theirs, their_prior)):
+        np.testing.assert_allclose(kl(q, p), exact, rtol=1e-6)
+        np.testing.assert_allclose(kl_per_latent(q, p), kl_per_latent(ours, prior), rtol=1e-6)
+    bounds = [
+        elbo(jax.random.key(0), loc, encode=lambda x, q=q: q, decode=lambda z: ours, prior=p,
+             free_bits=0.5)
+        for q, p in ((ours, prior), (theirs, their_prior))
+    ]  # fmt: skip
+    np.testing.assert_allclose(bounds[1].kl, exact, rtol=1e-6)
+    np.testing.assert_allclose(
+        bounds[1].objective - bounds[1].elbo, bounds[0].objective - bounds[0].elbo, rtol=1e-5
+    )
+
+
+def test_kl_of_a_pair_that_its_library_knows_is_the_library_s():
+    q, p = dist.Gamma(jnp.array(2.0), 1.0), dist.Gamma(jnp.array(3.0), 2.0)
+    a, b, c, d = 2.0, 1.0, 3.0, 2.0  # KL(Gamma(a, b) || Gamma(c, d)), rates b and d
+    expected = (
+        (a - c) * scipy.special.digamma(a) - scipy.special.gammaln(a) + scipy.special.gammaln(c)
+        + c * np.log(b / d) + a * (d - b) / b
+    )  # fmt: skip
+    np.testing.assert_allclose(kl(adapt(q), adapt(p)), expected, rtol=1e-5)
+
+
+def test_kl_of_a_pair_without_a_formula_is_estimated():
+    q, p = adapt(dist.Logistic(0.0, 1.0)), adapt(dist.Cauchy(0.0, 1.0))
+    with pytest.raises(ValueError, match="Adapted against Adapted has no closed form"):
+        kl(q, p)
+    # Two that are no one event: theirs would be a KL per entry.
+    several = [adapt(dist.Gamma(jnp.full(3, a), 1.0)) for a in (2.0, 3.0)]
+    with pytest.raises(ValueError, match="has no closed form"):
+        kl(*several)
 
 
 def test_a_library_s_kl_can_be_entered_as_the_formula(monkeypatch):

@@ -5,9 +5,10 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
-from jaxvae import Bernoulli, FullCovarianceGaussian, Gaussian, elbo
+from jaxvae import Bernoulli, FullCovarianceGaussian, Gaussian, adapt, elbo
 from jaxvae.testing import LinearGaussian
 from tests.oracles import BOUNDS, means_and_errors, to_jax
 
@@ -158,6 +159,45 @@ def test_each_row_may_have_its_own_mask():
     assert (np.asarray(slopes)[~missing] != 0).all()
 
 
+def test_a_mask_of_rows_is_the_mask_of_their_entries():
+    """[T] for x [T, D], as sequences with padding have it."""
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(4, 3)), jnp.float32)
+    rows = jnp.array([True, True, False, True])
+    x = x.at[2].set(jnp.nan)
+    for p in (Gaussian(jnp.ones((4, 3)), jnp.zeros(())), Bernoulli(jnp.ones((4, 3)))):
+        sides = {"encode": lambda x: Gaussian(x[:, 0], jnp.zeros(4)), "decode": lambda z, p=p: p}
+        run = partial(elbo, jax.random.key(0), x, **sides, prior=Gaussian.standard(4))
+        by_rows, by_entries = run(mask=rows), run(mask=jnp.broadcast_to(rows[:, None], (4, 3)))
+        assert by_rows.objective == by_entries.objective
+        assert np.isfinite(by_rows.objective)
+
+
+def test_a_mask_of_rows_fits_a_likelihood_whose_entries_are_rows():
+    """Independent vectors with a covariance each: a row counts as a whole, or not."""
+    p = adapt(dist.MultivariateNormal(jnp.zeros((4, 3)), jnp.eye(3)).to_event(1))
+    sides = {"encode": lambda x: Gaussian.standard(2), "decode": lambda z: p}
+    run = partial(elbo, jax.random.key(0), jnp.ones((4, 3)), **sides, prior=Gaussian.standard(2))
+    density = -0.5 * 3 - 1.5 * np.log(2 * np.pi)
+    rows = jnp.array([True, False, False, True])
+    np.testing.assert_allclose(run(mask=rows).reconstruction, 2 * density, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"shape \(4,\), so a mask of shape \(4, 3\) cannot"):
+        run(mask=jnp.ones((4, 3), bool))
+
+
+def test_a_mask_of_an_adapted_independent_likelihood_is_that_of_ours():
+    x, mask = jnp.array([1.0, jnp.nan, 0.0]), jnp.array([True, False, True])
+    logits = jnp.array([0.3, 2.0, -1.0])
+    sides = {"encode": lambda x: Gaussian.standard(2), "prior": Gaussian.standard(2), "mask": mask}
+    ours, theirs = (
+        elbo(jax.random.key(0), x, **sides, decode=lambda z, p=p: p)
+        for p in (Bernoulli(logits), adapt(dist.Bernoulli(logits=logits).to_event(1)))
+    )
+    np.testing.assert_allclose(theirs.reconstruction, ours.reconstruction, rtol=1e-6)
+    whole = adapt(dist.MultivariateNormal(jnp.zeros(3), jnp.eye(3)))
+    with pytest.raises(ValueError, match="Adapted has no log_prob_per_entry"):
+        elbo(jax.random.key(0), x, **sides, decode=lambda z: whole)
+
+
 # Failure
 
 
@@ -165,7 +205,7 @@ def test_each_row_may_have_its_own_mask():
 def test_a_mask_of_another_shape_is_refused(name):
     q = Gaussian.standard(3)
     sides = {"encode": lambda x: q, "decode": lambda z: q, "prior": q, "num_samples": 2}
-    match = r"mask must have x's shape \(3,\), got \(2,\)\. Give one entry of it per entry of x"
+    match = r"mask must have x's shape \(3,\), or its leading part, got \(2,\)\. Give one entry"
     with pytest.raises(ValueError, match=match):
         BOUNDS[name](jax.random.key(0), jnp.zeros(3), **sides, mask=jnp.ones(2, bool))
 
