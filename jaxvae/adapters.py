@@ -1,7 +1,7 @@
 """Other libraries' distributions under the method names that the bounds call."""
 
+import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -92,9 +92,10 @@ class Adapted:
         try:
             if hasattr(self.inner, "kl_divergence"):  # distrax and TFP
                 return jnp.asarray(self.inner.kl_divergence(other))
-            module = sys.modules.get(f"{root(self.inner)}.distributions")  # numpyro
-            divergence = getattr(module, "kl_divergence", None)
-            return None if divergence is None else jnp.asarray(divergence(self.inner, other))
+            if root(self.inner) != "numpyro":
+                return None
+            divergence = importlib.import_module("numpyro.distributions").kl_divergence
+            return jnp.asarray(divergence(self.inner, other))
         except NotImplementedError:
             return None
 
