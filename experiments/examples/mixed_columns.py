@@ -1,4 +1,4 @@
-"""Table with columns of different kinds: a real number, a count, a yes or no, a category.
+"""Table with columns of different kinds: a real number, a count, a binary value, a category.
 
 python -m experiments.examples.mixed_columns
 """
@@ -13,7 +13,7 @@ import jaxvae
 
 
 class Row(NamedTuple):
-    """p(x|z) of one row: independent columns, each of its own family."""
+    """p(x|z) of one row: independent columns, each with its own distribution."""
 
     height: jaxvae.Gaussian
     visits: jaxvae.Poisson
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 def elbo(params, key, row):
     """Evidence lower bound of one row, in nats."""
 
-    def encode(row):  # numbers of order 1 for the network, whatever the columns' units
+    def encode(row):  # scales every column to numbers of order 1 for the network
         height, visits, member, colour = row
         seen = jnp.stack(
             [height, jnp.log1p(visits), member, *jax.nn.one_hot(colour.astype(int), 3)]
@@ -50,7 +50,7 @@ def elbo(params, key, row):
 
 
 def mean_elbo(params, key):
-    """Mean over the table."""
+    """Mean bound over the table, in nats."""
     keys = jax.random.split(key, len(rows))
     return jax.vmap(elbo, in_axes=(None, 0, 0))(params, keys, rows).mean()
 
@@ -64,7 +64,7 @@ def step(params, opt_state, key):
 
 
 key = jax.random.key(0)
-group = jax.random.bernoulli(key, shape=(512,)).astype(jnp.float32)  # what the columns share
+group = jax.random.bernoulli(key, shape=(512,)).astype(jnp.float32)  # shared by the columns
 noise, counts = jax.random.normal(key, (512,)), jax.random.poisson(key, 1 + 9 * group)
 rows = jnp.stack([3 * group + noise, counts, group, 2 * group], axis=1)
 layer = lambda i, shape: 0.3 * jax.random.normal(jax.random.fold_in(key, i), shape)

@@ -1,4 +1,4 @@
-"""GRU encoder over sequences of different lengths, with a mask for what is not there.
+"""GRU encoder over sequences of different lengths, with a mask for the padding.
 
 python -m experiments.examples.ragged_sequences
 """
@@ -23,7 +23,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Every time step from z; the mask leaves out those beyond the end."""
+    """Decode all time steps from z; the bound's mask leaves out those beyond the end."""
 
     @nn.compact
     def __call__(self, z):
@@ -42,12 +42,12 @@ def elbo(params, key, x, length):
         encode=lambda x: encoder.apply(params["encoder"], x, length),
         decode=lambda z: decoder.apply(params["decoder"], z),
         prior=jaxvae.Gaussian.standard(2),
-        mask=jnp.arange(LENGTH) < length,  # padding may hold anything, NaN included
+        mask=jnp.arange(LENGTH) < length,  # the padding may have any value, NaN included
     ).objective
 
 
 def mean_elbo(params, key, xs, lengths):
-    """Mean per observed time step."""
+    """Mean bound per observed time step, in nats."""
     keys = jax.random.split(key, len(xs))
     bounds = jax.vmap(elbo, in_axes=(None, 0, 0, 0))(params, keys, xs, lengths)
     return bounds.sum() / lengths.sum()

@@ -529,7 +529,7 @@ def test_hostile_runs_of_each_category_are_survived(tmp_path):
         ({"code": -6}, "exit code -6"),
         ({"errors": "error: a\nerror: b"}, "not one line"),
         ({"errors": ""}, "not one line"),
-        ({"errors": "error: \x1b[2J."}, "signs that a terminal obeys"),
+        ({"errors": "error: \x1b[2J."}, "control characters"),
         ({"seconds": 601.0}, "ended after 601 s"),
         ({"processor_seconds": 61.0}, "ended after 1 s"),
         ({"opened": ["/outside/a"]}, "it opened or started /outside/a"),
