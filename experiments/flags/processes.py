@@ -1,7 +1,11 @@
 """Flags that say which of several processes this one is."""
 
+import os
 import re
 from dataclasses import dataclass
+
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+"""Which of its own lines jax's C++ writes: 0 all, 4 not even what it aborts with."""
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,12 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def silence_aborts() -> None:
+    """Keep jax's C++ from writing a page in front of our line where it aborts.
+
+    Only of use before jax is imported, and left out where the user has asked for all lines.
+    """
+    if os.environ.get(LOG_LEVEL) != "0":  # jax itself sets "1" in a program that starts this one
+        os.environ[LOG_LEVEL] = "4"

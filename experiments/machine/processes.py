@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.flags.processes import Processes
+from experiments.flags.processes import LOG_LEVEL, Processes, silence_aborts
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 SHUTDOWN_SECONDS = 3600
@@ -37,8 +37,6 @@ LOST = re.compile(r"Gloo|NCCL|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordin
 """In an error of jax: another process did not answer."""
 LOST_LINE = "another process has died or cannot be reached."
 AGAIN = " Start all again: the run continues from its newest checkpoint."
-LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-"""Which of its own lines jax's C++ writes: 0 all, 4 not even what it aborts with."""
 
 
 def join(processes: Processes) -> None:
@@ -132,12 +130,10 @@ def as_peer(processes: Processes) -> Iterator[None]:
     """Around a command that may have peers: one that fails alone leaves at once.
 
     Otherwise Python, on its way out, waits for the others, who wait for it. What all of them
-    have broadcast_decision together ends as anywhere else.
+    have decided together ends as anywhere else.
     """
-    if processes.distributed and os.environ.get(LOG_LEVEL) != "0":
-        # Before jax is loaded, or where it aborts it logs a page in front of our line. It may be
-        # "1" by jax itself, in a program that has started this one.
-        os.environ[LOG_LEVEL] = "4"
+    if processes.distributed:
+        silence_aborts()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
