@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxvae.cpu.row_product import is_explicit
 from jaxvae.regularizers import Regularizer, gathered
 
 Reduce = Callable[..., tuple[Any, Any]]
@@ -58,6 +59,7 @@ def over_microbatches(
     Raises:
         ValueError: `size` does not divide the rows of a device.
     """
+    _check_not_explicit("microbatch_size", rows[0])
     num_rows = len(rows[0])
     if size < 1 or num_rows % size:
         raise ValueError(
@@ -86,6 +88,7 @@ def over_shards(
     Raises:
         ValueError: num_shards is no multiple of the devices, or does not divide the batch.
     """
+    _check_not_explicit("virtual_shards", rows[0])
     num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     count, rest = divmod(num_shards, num_devices)
     num_rows = len(rows[0])
@@ -103,6 +106,16 @@ def over_shards(
     add = lambda total, one: (jax.tree.map(jnp.add, total, one), None)
     total, _ = jax.lax.scan(add, _zeros_of(of_block, 0), gathered(results, axis_name))
     return jax.tree.map(lambda leaf: leaf / num_shards, total), None
+
+
+def _check_not_explicit(option: str, rows: jax.Array) -> None:
+    """Reject rows sharded over Explicit mesh axes, which jax cannot split into parts."""
+    if is_explicit(rows):
+        raise ValueError(
+            f"{option} splits the rows of a device; this batch is sharded over Explicit axes of "
+            "a mesh. Use axes of type jax.sharding.AxisType.Auto, jax.pmap (make_chunk_step), or "
+            "the whole batch."
+        )
 
 
 def _over_devices(tree: Any, axis_name: str | None) -> Any:

@@ -295,6 +295,19 @@ def test_a_state_that_is_not_on_the_mesh_of_the_batch_is_rejected():
         jax.eval_shape(jaxvae.make_train_step(vae, optimizer), state, keys, xs)
 
 
+@pytest.mark.parametrize("option", ["microbatch_size", "virtual_shards"])
+def test_a_step_in_parts_rejects_a_batch_on_an_explicit_axis_with_a_remedy(option):
+    mesh = jax.make_mesh((4,), ("data",))
+    keys, xs = sharded_over(mesh, jax.random.split(jax.random.key(0), 8), examples({}, 8))
+    vae, optimizer = model({}), optax.sgd(0.1)
+    state = jax.eval_shape(partial(jaxvae.init_state, vae, optimizer), jax.random.key(0))
+    whole = NamedSharding(mesh, PartitionSpec())
+    state = jax.tree.map(lambda leaf: leaf.update(sharding=whole), state)
+    step = jaxvae.make_train_step(vae, optimizer, **{option: 2})
+    with pytest.raises(ValueError, match=rf"{option} splits .*AxisType\.Auto"):
+        jax.eval_shape(step, state, keys, xs)
+
+
 def test_a_step_on_an_explicit_axis_is_that_of_one_device():
     vae, optimizer = model({}), optax.sgd(0.1)
     state = jax.jit(partial(jaxvae.init_state, vae, optimizer))(jax.random.key(0))
