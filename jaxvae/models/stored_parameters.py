@@ -113,7 +113,7 @@ def check_stored(params: Params, *, averaging: bool) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         narrow = averaging and is_array(leaf) and _is_narrow(leaf)
         if narrow or not (is_array(leaf) or isinstance(leaf, (bool, int, float))):
-            why = "too narrow to be averaged" if narrow else "which is not an array"
+            why = "which is too narrow to average" if narrow else "which is not an array"
             raise TypeError(
                 f"parameter {path_of(path)} is {_kind(leaf)}, {why}. Use "
                 "vae = jaxvae.trainable(vae) everywhere."

@@ -36,11 +36,11 @@ COMBINATIONS = list(product(OBJECTIVES, get_args(EstimatorName), POSTERIORS, PRI
 AXES = ("objective", "estimator", "posterior", "prior", "likelihood")
 RULES = {
     "score is noise where draws have a gradient": r"--estimator=score goes with --posterior",
-    "one importance sample has no weights": r"elbo: estimator 'dreg' is 'stl' for an ELBO",
+    "one importance sample has no weights": r"elbo: estimator 'dreg' reduces to 'stl' for the ELBO",
     "stl is biased for weighted draws": r"estimator 'stl' is biased for weighted draws",
     "piwae has no score": r"piwae: estimator '(score|vimco)' is not defined for two bounds",
     "discrete draws carry no gradient": r"draws of OneHotCategorical carry no gradient",
-    "prior of another space": r"prior=(mixture|flow) is a density over vectors",
+    "prior of another space": r"prior=(mixture|flow) needs Euclidean latents",
 }
 """What refuses a combination, and how it says so."""
 FAST_TO_COMPILE = {

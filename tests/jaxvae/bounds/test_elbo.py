@@ -244,7 +244,7 @@ FULL = FullCovarianceGaussian(jnp.zeros(2), jnp.eye(2))
     ("options", "sides", "match"),
     [
         ({"kl": "exact"}, {}, r"elbo: kl must be auto, closed_form or sampled, got 'exact'"),
-        ({"kl": "closed_form", "estimator": "stl"}, {}, r"'stl' needs the draws' own KL\. Use kl="),
+        ({"kl": "closed_form", "estimator": "stl"}, {}, r"'stl' needs a sampled KL\. Use kl="),
         (
             {"kl": "closed_form"},
             {"prior": Foreign(Gaussian.standard(2))},

@@ -506,7 +506,7 @@ def test_an_unknown_estimator_is_refused(bound):
 def test_what_has_no_right_gradient_is_refused(bound):
     options, name = EVERY[bound], bound.__name__
     if bound is elbo:
-        refuse(bound, r"elbo: estimator 'dreg' is 'stl' for an ELBO.*Use 'stl'", estimator="dreg")
+        refuse(bound, r"elbo: .* 'dreg' reduces to 'stl' for the ELBO.*Use 'stl'", estimator="dreg")
     else:
         match = rf"{name}: estimator 'stl' is biased for weighted draws.*Use 'dreg'"
         refuse(bound, match, estimator="stl", **options)
@@ -540,7 +540,7 @@ def test_families_whose_draws_carry_no_gradient_say_so():
 
 
 def test_vimco_of_one_draw_is_refused():
-    match = r"vimco' compares draws, num_samples must be at least 2, got 1\. Use 'score'"
+    match = r"vimco' compares draws, so num_samples must be at least 2, got 1\. Use 'score'"
     for bound in (elbo, iwae):
         refuse(bound, match, num_samples=1, estimator="vimco")
 
@@ -555,5 +555,5 @@ def test_a_posterior_that_is_no_pytree_is_refused_where_its_gradient_is_taken_ap
         def log_prob(self, value):
             return jnp.sum(value)
 
-    match = r"'dreg' needs encode\(x\) to be a pytree of arrays, Opaque is none\. Register"
+    match = r"'dreg' needs encode\(x\) to be a pytree of arrays, but Opaque is not .* Register"
     refuse(iwae, match, q=Opaque(), estimator="dreg")

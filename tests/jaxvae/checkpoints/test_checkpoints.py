@@ -270,7 +270,7 @@ def test_a_changed_byte_never_gives_wrong_weights(checkpoints, tmp_path):
             outcomes.append(str(error))
     by_digest = [text for text in outcomes if "does not have the digest" in text]
     assert len(by_digest) > 6
-    remedy = f"Move the folder {folder(tmp_path) / '1'} away to go on from the checkpoint before"
+    remedy = f"Move the folder {folder(tmp_path) / '1'} away to resume from the checkpoint before"
     assert all("checkpoint 1 is damaged: 'params'" in text for text in by_digest)
     assert all(remedy in text for text in by_digest)
     path.write_bytes(intact)

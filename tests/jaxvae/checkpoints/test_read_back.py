@@ -154,7 +154,7 @@ def test_a_first_checkpoint_that_cannot_be_read_is_an_error(tmp_path):
         with pytest.raises(Unusable) as error:
             checkpoints.save(2, {"params": PARAMS}, {}, 1.0)
     text = str(error.value)
-    assert text.startswith(f"checkpoint 1 was saved in {folder} and cannot be read back: ")
+    assert text.startswith(f"checkpoint 1 was saved in {folder} but cannot be read back: ")
     assert text.endswith(" does not exist. Use a folder on another file system.")
     assert "\n" not in text
 
@@ -178,7 +178,7 @@ def test_content_that_changes_on_its_way_to_the_disk_is_an_error(tmp_path, monke
 @pytest.mark.usefixtures("shown_to_orbax")
 def test_training_stops_at_the_evaluation_after_it(small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "[x]", num_steps=10_000)
-    with pytest.raises(Refused, match=r"checkpoint 25 was saved in .* and cannot be read back: "):
+    with pytest.raises(Refused, match=r"checkpoint 25 was saved in .* but cannot be read back: "):
         train(config)
     assert max(row["step"] for row in read_metrics(config.run / "metrics.jsonl")) <= 50
 
@@ -215,7 +215,7 @@ def test_a_first_save_that_fails_for_good_is_an_error_and_a_later_one_is_not(tmp
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ({"params": {"none": {}}}, "params must have an array of numbers, it has none"),
+        ({"params": {"none": {}}}, "params must have at least one array of numbers, got none"),
         ({"params": {"a": PARAMS["w"], "f": print}}, r"params\['f'\] must be .* got builtin"),
         ({"params": {"name": "x"}}, r"params\['name'\] must be an array of numbers, got str"),
         ({"params": [np.array([None])]}, r"params\[0\] must be .* got ndarray of type object"),
@@ -223,7 +223,7 @@ def test_a_first_save_that_fails_for_good_is_an_error_and_a_later_one_is_not(tmp
         ({"params": {"w": np.zeros((0, 3))}}, r"params\['w'\] must be .* shape \[0, 3\]"),
         (
             {"params": {"a.b": PARAMS["w"], "a": {"b": PARAMS["w"]}}},
-            r"params\['a.b'\] and params\['a'\]\['b'\] have one name in a checkpoint, a\.b\. ",
+            r"params\['a.b'\] and params\['a'\]\['b'\] have the same name in a checkpoint, a\.b\. ",
         ),
     ],
 )

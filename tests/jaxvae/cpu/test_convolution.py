@@ -206,9 +206,9 @@ def test_one_product_serves_a_whole_batch_and_nothing_is_decided_while_it_runs(n
 @pytest.mark.parametrize(
     ("image", "kernel", "message"),
     [
-        ((2, 8, 8, 1), (4, 4, 1, 2), r"one image \[H, W, C\], it has shape \(2, 8, 8, 1\). jax.v"),
-        ((8, 8, 3), (4, 4, 1, 2), r"shape \(4, 4, 3, O\) for .* it has \(4, 4, 1, 2\). Give one"),
-        ((8, 8, 3), (3, 3, 3, 2), r"shape \(4, 4, 3, O\) for .* it has \(3, 3, 3, 2\)"),
+        ((2, 8, 8, 1), (4, 4, 1, 2), r"one image \[H, W, C\], got shape \(2, 8, 8, 1\). jax.v"),
+        ((8, 8, 3), (4, 4, 1, 2), r"shape \(4, 4, 3, O\) for .* got \(4, 4, 1, 2\). Give a kernel"),
+        ((8, 8, 3), (3, 3, 3, 2), r"shape \(4, 4, 3, O\) for .* got \(3, 3, 3, 2\)"),
     ],
 )
 def test_other_shapes_are_refused(name, image, kernel, message):

@@ -182,7 +182,7 @@ def test_a_parameter_of_another_shape_is_refused(name):
     p = ZeroInflatedNegativeBinomial(LOG_MEAN, **parameters)
     message = (
         rf"ZeroInflatedNegativeBinomial: {name} must be a scalar or have log_mean's shape \(5,\), "
-        r"it has \(1,\)\. Reshape it"
+        r"got \(1,\)\. Reshape it"
     )
     with pytest.raises(ValueError, match=message):
         p.log_prob(LOG_MEAN)

@@ -398,7 +398,7 @@ def test_a_flow_has_no_mean_in_closed_form():
 @pytest.mark.parametrize("shape", [(4,), (3, 5), ()])
 def test_a_value_of_another_shape_is_refused(kind, shape):
     q = flow(kind, phi_of(kind, DIM))
-    with pytest.raises(ValueError, match=r"z must have shape \(5,\), it has .*vmap adds the batch"):
+    with pytest.raises(ValueError, match=r"z must have shape \(5,\), got .*vmap adds the batch"):
         q.log_prob(jnp.zeros(shape))
 
 
@@ -407,9 +407,9 @@ def test_a_context_is_given_where_the_parameters_take_one_and_nowhere_else(kind)
     params, loc, log_scale, context = phi_of(kind, 3)
     without = parameters(kind, 3, 0.1, context_dim=0)
     for phi, message in (
-        ((params, loc, log_scale, None), r"must have shape \(3,\), it has None"),
-        ((params, loc, log_scale, context[:2]), r"must have shape \(3,\), it has \(2,\)"),
-        ((without, loc, log_scale, context), r"must have shape None, it has \(3,\)"),
+        ((params, loc, log_scale, None), r"must have shape \(3,\), got None"),
+        ((params, loc, log_scale, context[:2]), r"must have shape \(3,\), got \(2,\)"),
+        ((without, loc, log_scale, context), r"must have shape None, got \(3,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             flow(kind, phi).log_prob(loc)

@@ -105,7 +105,7 @@ def test_a_value_of_another_shape_is_refused():
 
 
 def test_a_scale_of_another_shape_is_refused():
-    message = r"Laplace: log_scale must be a scalar or have loc's shape \(3,\), it has \(1,\)\. Re"
+    message = r"Laplace: log_scale must be a scalar or have loc's shape \(3,\), got \(1,\)\. Re"
     for use in ("sample", "log_prob"):
         with pytest.raises(ValueError, match=message):
             getattr(Laplace(LOC, jnp.zeros(1)), use)(LOC if use == "log_prob" else None)

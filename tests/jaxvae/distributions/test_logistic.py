@@ -144,10 +144,10 @@ def test_a_value_of_another_shape_is_refused():
 
 
 def test_parameters_of_other_shapes_are_refused():
-    message = r"log_scale must be a scalar or have loc's shape \(6,\), it has \(1,\)\. Reshape"
+    message = r"log_scale must be a scalar or have loc's shape \(6,\), got \(1,\)\. Reshape"
     with pytest.raises(ValueError, match=message):
         DiscretizedLogistic(LOC, jnp.zeros(1)).log_prob(LOC)
-    message = r"must have one shape \[\*D, M\], they have \[\(6,\), \(6,\), \(\)\]\. Reshape them"
+    message = r"must have the same shape \[\*D, M\], got \[\(6,\), \(6,\), \(\)\]\. Reshape them"
     with pytest.raises(ValueError, match=message):
         DiscretizedLogisticMixture(LOC, LOC, jnp.zeros(())).sample(jax.random.key(0))
 

@@ -108,7 +108,7 @@ def test_bfloat16_logits_give_a_float32_mass():
 
 def test_too_many_states_are_refused():
     assert OneHotCategorical(jnp.zeros((8, 4))).enumerate_support().shape == (2**16, 8, 4)
-    match = r"there must be at most 65536 states, 9 latents of 4 have 4\^9\. Take fewer"
+    match = r"there must be at most 65536 states, but 9 latents of 4 have 4\^9\. Use fewer"
     with pytest.raises(ValueError, match=match):
         OneHotCategorical(jnp.zeros((9, 4))).enumerate_support()
 

@@ -278,7 +278,7 @@ def test_parameters_of_other_shapes_are_refused():
 
 
 def test_spheres_of_one_dimension_are_refused():
-    with pytest.raises(ValueError, match=r"UniformSphere: dim must be from 2 to 128, it is 1"):
+    with pytest.raises(ValueError, match=r"UniformSphere: dim must be from 2 to 128, got 1"):
         UniformSphere(1)
     with pytest.raises(ValueError, match=r"VonMisesFisher: loc's length must be from 2 to"):
         VonMisesFisher(jnp.ones(1), jnp.zeros(())).mean()

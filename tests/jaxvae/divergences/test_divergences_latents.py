@@ -279,7 +279,7 @@ def test_pairs_that_do_not_split_are_refused():
     with pytest.raises(
         ValueError,
         match=r"kl_per_latent: q and p must have independent latents, VonMisesFisher against "
-        r"UniformSphere has no formula for each\. Use kl, or add the formula to divergences\.PER",
+        r"UniformSphere has no formula per latent\. Use kl, or add the formula to divergences\.PER",
     ):
         kl_per_latent(q, p)
 

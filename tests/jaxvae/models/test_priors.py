@@ -343,7 +343,7 @@ def test_an_unknown_prior_is_refused():
 @pytest.mark.parametrize("name", ["mixture", "flow"])
 @pytest.mark.parametrize(("posterior", "space"), NO_VECTORS.items())
 def test_a_density_over_vectors_is_refused_for_other_latents(name, posterior, space):
-    message = rf"prior={name} is a density over vectors.*a {space}.*Use prior=standard or vamp"
+    message = rf"prior={name} needs Euclidean latents.*a {space}.*Use prior=standard or vamp"
     with pytest.raises(ValueError, match=message):
         prior_named(name, setting(posterior))
 

@@ -550,12 +550,12 @@ def test_anything_but_one_example_or_one_latent_is_refused():
         ({"prior": "normal"}, "prior must be one of standard, .* got 'normal'"),
         ({"prior": "mixture", "num_components": 0}, "num_components must be at least 1, got 0"),
         ({"posterior": "categorical", "num_categories": 1}, "num_categories must be .*, got 1"),
-        ({"posterior": "categorical", "prior": "flow"}, "prior=flow is a density over vectors"),
+        ({"posterior": "categorical", "prior": "flow"}, "prior=flow needs Euclidean latents"),
         (GAUSSIAN | {"sigma": "best"}, "sigma must be .* per_pixel or optimal, got 'best'"),
-        ({"likelihood": "laplace", "sigma": "optimal"}, "goes with likelihood=gaussian"),
+        ({"likelihood": "laplace", "sigma": "optimal"}, "sigma=optimal needs likelihood=gaussian"),
         (GAUSSIAN | {"sigma": -1.0}, "sigma must be a positive number.* got -1.0"),
-        ({"latent_dim": 0}, r"latent_dim must be positive throughout, got \(0,\)"),
-        ({"hidden": (4, 0)}, r"hidden must be positive throughout, got \(4, 0\)"),
+        ({"latent_dim": 0}, r"every entry of latent_dim must be positive, got \(0,\)"),
+        ({"hidden": (4, 0)}, r"every entry of hidden must be positive, got \(4, 0\)"),
         ({"data_mean": np.zeros(3)}, r"data_mean must have the shape of one example.*got \(3,\)"),
     ],
 )
@@ -572,7 +572,7 @@ def test_wrong_arguments_are_refused(build, arguments, message):
         ({"data_shape": (28, 28)}, r"images \(H, W, C\).* got data_shape=\(28, 28\)"),
         ({"data_shape": (5, 28, 28, 1)}, r"images \(H, W, C\).* got data_shape=\(5, 28, 28, 1\)"),
         ({"data_shape": (28, 28, 2)}, r"1 or 3 channels, got 2 in .*mlp_vae"),
-        ({"data_shape": (28, 28, 1), "width": 0}, r"width must be positive throughout, got \(0,\)"),
+        ({"data_shape": (28, 28, 1), "width": 0}, r"every entry of width must be positive, got"),
     ],
 )
 def test_what_is_no_image_for_a_conv_vae_is_refused(arguments, message):
@@ -581,7 +581,7 @@ def test_what_is_no_image_for_a_conv_vae_is_refused(arguments, message):
 
 
 def test_an_empty_side_is_refused():
-    with pytest.raises(ValueError, match=r"data_shape must be positive throughout, got \(0, 3\)"):
+    with pytest.raises(ValueError, match=r"of data_shape must be positive, got \(0, 3\)"):
         mlp_vae(data_shape=(0, 3))
 
 

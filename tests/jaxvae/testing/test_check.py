@@ -243,8 +243,8 @@ def test_the_report_is_a_line_for_each_finding():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_samples": (8,)}, r"two or more rising numbers, got \(8,\)"),
-        ({"num_samples": (8, 2)}, r"two or more rising numbers, got \(8, 2\)"),
+        ({"num_samples": (8,)}, r"two or more ascending numbers, got \(8,\)"),
+        ({"num_samples": (8, 2)}, r"two or more ascending numbers, got \(8, 2\)"),
         ({"num_keys": 1}, "num_keys must be at least 2, got 1"),
         ({"sizes": [(2, 3)]}, r"D >= Z, got \[\(2, 3\)\]"),
         ({"sizes": []}, r"D >= Z, got \[\]"),
@@ -257,5 +257,5 @@ def test_arguments_that_say_nothing_are_refused(arguments, message):
 
 def test_an_objective_that_is_not_summed_is_refused():
     per_sample = lambda key, x, **model: sum(log_weights(key, x, **model))
-    with pytest.raises(ValueError, match=r"scalar for one example, it has shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"scalar for one example, got shape \(1,\)"):
         check_bound(per_sample)
