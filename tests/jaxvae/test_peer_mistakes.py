@@ -1,4 +1,4 @@
-"""Mistakes that published code has made: each wrong formula fails a law that ours keeps."""
+"""Mistakes in published code: each wrong formula violates a law that this library's obeys."""
 
 from functools import partial
 
@@ -41,8 +41,8 @@ def log_likelihoods(case, z):
 
 
 def test_iwae_by_self_normalized_weights_is_no_bound():
-    """pythae returns sum_k w_k log w_k for normalized w: the right gradient, and a value that lies
-    log K less the entropy of w above the bound."""
+    """pythae returns sum_k w_k log w_k for normalized w: the gradient is right, but the value is
+    above the bound by log K minus the entropy of w."""
     results, log_prob = drawn(LARGE, num_samples=64)
     result = results["iwae"]
     log_weights = in_float64(result.log_weights)
@@ -70,7 +70,7 @@ def test_iwae_that_weighs_the_worst_most_gets_worse_with_more_samples():
 
 
 def test_weights_of_a_whole_batch_are_looser_than_those_of_each_example():
-    """Pyro's RenyiELBO before its log takes the sum over the batch: one weight for all latents."""
+    """Pyro's RenyiELBO sums over the batch before the logarithm: one weight for all latents."""
     model, q, x = to_jax(oracle(SMALL))
     run = lambda key: iwae(key, x, **functions(model, q), num_samples=8)
     batches = jax.random.split(jax.random.key(0), (200, 20))
@@ -89,7 +89,7 @@ def test_weights_of_a_whole_batch_are_looser_than_those_of_each_example():
      ("jax-ai-stack: both, and 0.1 of the KL", (1 / 20, 0.1 / 4))],
 )  # fmt: skip
 def test_a_mean_over_pixels_or_latents_is_no_bound(published, weights):
-    """Above log p(x), and so without meaning for it."""
+    """The mean is above log p(x)."""
     results, log_prob = drawn(LARGE)
     result = results["elbo"]
     of_likelihood, of_kl = weights

@@ -1,4 +1,4 @@
-"""No run goes on for hours into checkpoints that nobody can read, or that cannot be saved."""
+"""Reading back: a run stops early if its checkpoints cannot be saved or read."""
 
 import contextlib
 import dataclasses
@@ -22,14 +22,14 @@ from jaxvae.checkpoints.manifest import REMEDIES, Unusable, check_leaves, leaves
 from jaxvae.checkpoints.saved_items import check_readable
 from jaxvae.training.state import TrainState
 
-# What orbax leaves behind of a save that failed is collected later.
+# Objects that orbax leaves behind after a failed save are collected later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 PARAMS = {"w": np.random.default_rng(0).normal(size=(300, 300))}
 
 
 @pytest.fixture
 def shown_to_orbax(monkeypatch):
-    """Paths go to orbax as they are, so that below a bracket it saves what nobody can read."""
+    """Pass paths to orbax unchanged, so that below a "[" it saves unreadable checkpoints."""
     monkeypatch.setattr(orbax_manager, "plain_path", contextlib.nullcontext)
 
 
@@ -63,7 +63,7 @@ def test_the_first_checkpoint_of_each_start_is_read_back(tmp_path, read_steps):
     assert read_steps == [1, 4]
 
 
-def test_reading_back_takes_the_memory_of_what_was_written(tmp_path, monkeypatch):
+def test_reading_back_starts_after_the_copies_are_freed(tmp_path, monkeypatch):
     alive = []
 
     def copied(items):
@@ -103,8 +103,8 @@ def test_a_row_that_cannot_be_written_is_one_sentence(tmp_path):
     recorder.close()
 
 
-def test_every_process_hears_of_a_checkpoint_that_cannot_be_read():
-    """By a collective around the save, whether or not a process has rows to write."""
+def test_every_process_raises_for_a_checkpoint_that_cannot_be_read():
+    """A collective surrounds the save, whether or not a process has rows to write."""
 
     class Unread:
         def save(self, *arguments):
@@ -138,7 +138,7 @@ def test_the_advice_fits_the_reason(error, line):
     assert advice(error, "the run goes on.") == line
 
 
-def test_systems_word_their_errors_so():
+def test_known_reasons_are_the_texts_of_system_errors():
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
     assert [os.strerror(code) for code in codes] == list(REMEDIES)
 
@@ -193,7 +193,7 @@ def test_training_that_ends_before_another_evaluation_says_so(small, tmp_path, c
 
 
 def test_a_first_save_that_fails_for_good_is_an_error_and_a_later_one_is_not(tmp_path, monkeypatch):
-    """Rights to a folder may change while a run trains; the next save may be better."""
+    """Permissions of a folder may change during a run; the next save may succeed."""
 
     def refused(*_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "x"))
@@ -227,7 +227,7 @@ def test_a_first_save_that_fails_for_good_is_an_error_and_a_later_one_is_not(tmp
         ),
     ],
 )
-def test_what_no_checkpoint_can_hold_is_named(items, message, tmp_path):
+def test_save_rejects_items_that_no_checkpoint_can_hold(items, message, tmp_path):
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         with pytest.raises(ValueError, match=message):
             checkpoints.save(1, items, {}, None)

@@ -1,4 +1,4 @@
-"""Our draws are those of jax.random, written out for CPUs and left to jax elsewhere."""
+"""The draws of `jaxvae.cpu.threefry` are those of jax.random."""
 
 from functools import partial
 

@@ -91,7 +91,7 @@ def test_draws_pass_no_gradient():
 # Failure
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     assert_refused(Categorical(jnp.zeros((4, 4, 1, 256))), (4, 4, 1), "Categorical")
 
 

@@ -125,5 +125,5 @@ def test_bfloat16_is_computed_in_float32():
 # Failure
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     assert_refused(ContinuousBernoulli(jnp.zeros((4, 4, 1))), (4, 4, 1), "ContinuousBernoulli")

@@ -161,7 +161,7 @@ def test_one_parameter_serves_all_entries():
 
 @every_family
 def test_draws_pass_no_gradient(family):
-    """And refuse none, as their loops would; compiled for the simplest alone."""
+    """Taking a gradient raises no error, though draws contain loops; only Poisson is compiled."""
     slope = jax.grad(lambda p: p.sample(jax.random.key(0)).sum())
     assert jax.eval_shape(slope, example(family)) == jax.eval_shape(lambda p: p, example(family))
     if family == "poisson":
@@ -172,12 +172,12 @@ def test_draws_pass_no_gradient(family):
 
 
 @every_family
-def test_a_value_of_another_shape_is_refused(family):
+def test_a_value_of_another_shape_is_rejected(family):
     assert_refused(example(family), (5,), FAMILIES[family][0].__name__)
 
 
 @pytest.mark.parametrize("name", ["log_dispersion", "zero_logits"])
-def test_a_parameter_of_another_shape_is_refused(name):
+def test_a_parameter_of_another_shape_is_rejected(name):
     parameters = {"log_dispersion": LOG_MEAN, "zero_logits": LOG_MEAN} | {name: jnp.zeros(1)}
     p = ZeroInflatedNegativeBinomial(LOG_MEAN, **parameters)
     message = (

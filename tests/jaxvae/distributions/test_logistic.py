@@ -32,7 +32,7 @@ mean = jax.jit(lambda p: p.mean())
 
 
 def mixture(num_values=8):
-    """Of two components, in which all kinds of weights and scales meet."""
+    """A mixture of two components with all combinations of weights and scales."""
     logits = jnp.array([[0.0, 0.5], [1e4, -1e4], [-1.0, 1.0]])
     loc = jnp.array([[1.0, 6.0], [3.3, 100.0], [-100.0, 4.0]])
     log_scale = jnp.array([[-1.0, 0.5], [0.3, 0.0], [-20.0, 20.0]])
@@ -92,7 +92,7 @@ def test_draws_have_the_masses(p):
 
 
 def test_far_off_values_pull_the_location_towards_them():
-    """Where a difference of sigmoids is 0 and its logarithm has no gradient."""
+    """Far away, a difference of sigmoids is 0 and its logarithm would have no gradient."""
     log_scale = jnp.array([-20.0, -3.0, 0.0, -20.0, -3.0, 0.0])
     p = DiscretizedLogistic(jnp.array([-100.0] * 3 + [355.0] * 3), log_scale)
     value, gradient = log_probs_and_gradient(p, jnp.full(6, 128.0))
@@ -135,7 +135,7 @@ def test_draws_pass_no_gradient():
 # Failure
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     zeros = jnp.zeros((4, 4, 1))
     assert_refused(DiscretizedLogistic(zeros, zeros), (4, 4, 1), "DiscretizedLogistic")
     zeros = jnp.zeros((4, 4, 1, 5))
@@ -143,7 +143,7 @@ def test_a_value_of_another_shape_is_refused():
     assert_refused(p, (4, 4, 1), "DiscretizedLogisticMixture")
 
 
-def test_parameters_of_other_shapes_are_refused():
+def test_parameters_of_other_shapes_are_rejected():
     message = r"log_scale must be a scalar or have loc's shape \(6,\), got \(1,\)\. Reshape"
     with pytest.raises(ValueError, match=message):
         DiscretizedLogistic(LOC, jnp.zeros(1)).log_prob(LOC)

@@ -147,13 +147,13 @@ def test_bfloat16_parameters_give_a_float32_density():
     ("loc", "factor", "log_scale"),
     [((3,), (2, 2), (3,)), ((3,), (3,), (3,)), ((3, 1), (3, 1), ()), ((3,), (3, 1), (1,))],
 )
-def test_shapes_that_do_not_fit_are_refused(loc, factor, log_scale):
+def test_shapes_that_do_not_fit_are_rejected(loc, factor, log_scale):
     p = LowRankGaussian(*[jnp.zeros(shape) for shape in (loc, factor, log_scale)])
     with pytest.raises(ValueError, match=r"LowRankGaussian: loc must be \[Z\], factor \[Z, R\]"):
         p.sample(jax.random.key(0))
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     match = r"value has shape \(4,\), this LowRankGaussian has event shape \(3,\)\. Reshape"
     with pytest.raises(ValueError, match=match):
         random_low_rank(8).log_prob(jnp.zeros(4))

@@ -1,4 +1,4 @@
-"""Finite mixtures: the mixture-of-Gaussians prior and its kin."""
+"""Finite mixtures, such as the mixture-of-Gaussians prior."""
 
 import chex
 import jax
@@ -134,13 +134,13 @@ def test_bfloat16_parameters_give_a_float32_density():
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 1), ()])
-def test_components_of_another_number_are_refused(shape):
+def test_components_of_another_number_are_rejected(shape):
     p = Mixture(jnp.zeros(shape), Gaussian(jnp.zeros((3, 2)), jnp.zeros((3, 2))))
     with pytest.raises(ValueError, match=r"Mixture: logits must be \[M\] and every array of"):
         p.log_prob(jnp.zeros(2))
 
 
-def test_a_value_of_another_shape_is_refused_by_the_components():
+def test_a_value_of_another_shape_is_rejected_by_the_components():
     with pytest.raises(ValueError, match=r"value has shape \(3,\), this Gaussian has event shape"):
         random_mixture(7).log_prob(jnp.zeros(3))
 

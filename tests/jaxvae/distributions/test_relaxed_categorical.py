@@ -168,7 +168,7 @@ def test_its_mean_has_no_closed_form():
     assert issubclass(NoClosedForm, ValueError)
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     match = r"value has shape \(3,\), this RelaxedCategorical has event shape \(1, 3\)\. Reshape"
     with pytest.raises(ValueError, match=match):
         relaxed(8, 1.0).log_prob(jnp.ones(3))
