@@ -31,7 +31,7 @@ class Bound(NamedTuple):
 
     Attributes:
         objective: [] the value to maximise, with the estimator's gradient.
-        elbo: [] the evidence lower bound, whatever beta and the estimator are.
+        elbo: [] the evidence lower bound, independent of beta and of the estimator.
         reconstruction: [] E_q log p(x|z), the negative distortion.
         kl: [] KL(q(z|x) || p(z)), the rate; elbo = reconstruction - kl.
         log_weights: [K] log p(x, z_k) - log q(z_k|x).

@@ -189,11 +189,11 @@ def test_a_mean_without_a_formula_is_that_of_draws():
     ],
     ids=["normal", "gamma", "poisson", "mixture", "distrax normal", "tfp normal"],
 )
-def test_it_says_whether_draws_carry_gradients(inner, expected):
+def test_adapted_declares_whether_draws_carry_gradients(inner, expected):
     assert adapt(inner).reparameterized is expected
 
 
-def test_draws_of_integers_carry_none_and_what_tfp_says_counts():
+def test_integer_draws_carry_no_gradient_and_tfp_s_declaration_counts():
     counts = lambda self, *, seed: jax.random.poisson(seed, self.scale)
     integers = type("Counts", (DistraxLike,), {"sample": counts})
     says_not = type("Not", (TfpLike,), {"reparameterization_type": "NOT_REPARAMETERIZED"})
@@ -243,7 +243,7 @@ def test_a_library_s_kl_can_be_entered_as_the_formula(monkeypatch):
 
 
 @normals
-def test_it_is_a_pytree_of_the_library_s_parameters(make):
+def test_adapted_is_a_pytree_of_the_library_s_parameters(make):
     q = adapt(make(*parameters()))
     leaves, structure = jax.tree.flatten(q)
     assert len(leaves) == 2
@@ -347,7 +347,7 @@ def test_a_class_in_place_of_an_instance_is_rejected():
 
 
 @pytest.mark.parametrize("inner", [NoMean(), NotImplementedMean()])
-def test_a_missing_mean_is_no_closed_form(inner):
+def test_a_missing_mean_raises_no_closed_form(inner):
     with pytest.raises(NoClosedForm, match=f"mean: the expectation of {type(inner).__name__} must"):
         adapt(inner).mean()
 

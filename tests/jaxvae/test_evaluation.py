@@ -158,7 +158,7 @@ def test_many_draws_come_close_to_log_prob():
     assert abs(actual[0] - MODEL.log_prob(XS[0])) < 4 * standard_error
 
 
-def test_it_is_a_lower_bound_in_expectation_and_unbiased_before_the_logarithm():
+def test_log_likelihood_is_a_lower_bound_and_unbiased_before_the_logarithm():
     keys, log_prob = jax.random.split(jax.random.key(2), 2_000), float(MODEL.log_prob(XS[0]))
     means = []
     for num_samples in (1, 10):
@@ -288,12 +288,12 @@ def test_scores_of_a_data_set_are_those_of_its_examples():
 
 
 @pytest.mark.parametrize(("num_samples", "sample_chunk_size"), [(0, 10), (5, 0), (-1, 1)])
-def test_no_draws_are_rejected(num_samples, sample_chunk_size):
+def test_zero_draws_are_rejected(num_samples, sample_chunk_size):
     message = f"must be at least 1, got {num_samples} and {sample_chunk_size}"
     with pytest.raises(ValueError, match=message):
         estimates(jax.random.key(0)[None], XS[0], guess, num_samples, sample_chunk_size)
 
 
-def test_no_examples_are_rejected():
+def test_an_empty_data_set_is_rejected():
     with pytest.raises(ValueError, match="at least one example to evaluate, got none"):
         on_devices(probe, XS[:0], 1, 5)

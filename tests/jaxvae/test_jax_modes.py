@@ -177,7 +177,7 @@ def test_a_step_keeps_the_types_of_its_state(mode, sigma):
 
 
 @every_case
-def test_no_loop_waits_for_a_lane(case):
+def test_no_loop_waits_for_a_single_lane(case):
     """Under `vmap` with rbg keys, a finished lane would stop the random bits of all others."""
     params = jax.eval_shape(model(case).init, jax.random.key(0))
     keys = jax.random.split(jax.random.key(0, impl="rbg"), 2)

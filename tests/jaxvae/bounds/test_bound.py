@@ -238,7 +238,7 @@ def test_eager_jit_vmap_and_pmap_agree():
         close(few(params, keys[row], x[row]), at_row)
 
 
-def test_a_batch_of_none_gives_none():
+def test_an_empty_batch_gives_an_empty_result():
     params, keys, x = networks()
     result = jax.eval_shape(jax.vmap(of_one, in_axes=(None, 0, 0)), params, keys[:0], x[:0])
     assert {leaf.shape[0] for leaf in jax.tree.leaves(result)} == {0}

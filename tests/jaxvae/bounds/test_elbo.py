@@ -148,7 +148,7 @@ def test_the_mean_gradient_of_elbo_is_the_gradient_of_the_exact_one():
         assert (np.abs(draws.mean(0) - slope) <= 4 * noise + 1e-5 * np.abs(slope).max()).all()
 
 
-def test_what_is_no_bound_leaves_the_elbo_as_it_is():
+def test_options_that_change_the_objective_leave_the_elbo_unchanged():
     """beta, free bits and capacity change only the objective, each by its own formula."""
     plain, *others = options_on(
         LARGE, {}, {"beta": 0.0}, {"beta": 4.0}, {"free_bits": 0.7}, {"capacity": 5.0},

@@ -459,7 +459,7 @@ def test_value_and_gradient_are_finite_for_large_logits():
         np.testing.assert_allclose(slope, [-1.0, 1.0], rtol=1e-3)
 
 
-def test_in_x64_what_is_float32_stays_so():
+def test_float32_models_stay_float32_in_x64():
     """float64 numbers of the caller or of a bound do not change a float32 model."""
     q = jax.tree.map(jnp.float32, Gaussian(np.ones(2), np.zeros(2)))
     arguments = {"encode": lambda x: q, "decode": lambda z: Gaussian(z, jnp.float32(0)), "prior": q}
@@ -503,7 +503,7 @@ def test_an_unknown_estimator_is_rejected(bound):
 
 
 @every
-def test_what_has_no_right_gradient_is_rejected(bound):
+def test_an_estimator_with_a_wrong_gradient_is_rejected(bound):
     options, name = EVERY[bound], bound.__name__
     if bound is elbo:
         refuse(bound, r"elbo: .* 'dreg' reduces to 'stl' for the ELBO.*Use 'stl'", estimator="dreg")
@@ -527,7 +527,7 @@ def test_a_path_through_discrete_draws_is_rejected(bound):
         refuse(bound, match, q=q, estimator=estimator, **options)
 
 
-def test_families_whose_draws_carry_no_gradient_say_so():
+def test_families_declare_whether_their_draws_carry_gradients():
     """A mixture's draws carry no gradient to its weights; a flow's do if its base's do."""
     names = ["Bernoulli", "Categorical", "OneHotCategorical", "Poisson", "NegativeBinomial"]
     names += ["ZeroInflatedNegativeBinomial", "DiscretizedLogistic", "DiscretizedLogisticMixture"]
@@ -545,7 +545,7 @@ def test_vimco_of_one_draw_is_rejected():
         refuse(bound, match, num_samples=1, estimator="vimco")
 
 
-def test_a_posterior_that_is_no_pytree_is_rejected_where_its_gradient_is_taken_apart():
+def test_estimators_that_split_the_gradient_reject_a_posterior_that_is_not_a_pytree():
     class Opaque:
         reparameterized: ClassVar[bool] = True
 

@@ -123,7 +123,7 @@ def test_the_bound_is_on_the_density_of_the_observed_entries():
     close(result.objective, log_prob)
 
 
-def test_a_mask_of_ones_is_none_and_of_zeros_leaves_the_prior():
+def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_leaves_the_prior():
     params, x, key = parameters(), data(), jax.random.key(3)
     run = jax.jit(lambda x, mask: some_bounds(params, x, key, mask, ("elbo",)))
     every = run(x, jnp.ones(DATA_DIM, bool))

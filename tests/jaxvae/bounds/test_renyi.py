@@ -78,7 +78,7 @@ def test_value_and_gradient_are_those_of_50_digits(scale, precision):
 
 
 @pytest.mark.parametrize("scale", SPREADS)
-def test_it_falls_as_alpha_rises_and_is_continuous_at_one(scale):
+def test_renyi_falls_as_alpha_rises_and_is_continuous_at_one(scale):
     log_weights, values, slopes, alphas = results(scale, "float64")
     largest = np.abs(log_weights).max(1)
     assert (np.diff(values, axis=0) <= 1e-14 * largest[None]).all()
@@ -91,7 +91,7 @@ def test_it_falls_as_alpha_rises_and_is_continuous_at_one(scale):
         assert (np.abs(slopes[i] - slopes[at_one]) <= 2 * step / scale).all()
 
 
-def test_at_zero_it_is_iwae_and_at_one_the_elbo_with_a_sampled_kl():
+def test_renyi_at_zero_is_iwae_and_at_one_the_elbo_with_a_sampled_kl():
     keys = jax.random.split(jax.random.key(0), NUM_KEYS)
     scale = jnp.float32(3.0)
     (value, result), slope = by_alpha(scale, jnp.array([0.0, 1.0]), keys)
@@ -103,7 +103,7 @@ def test_at_zero_it_is_iwae_and_at_one_the_elbo_with_a_sampled_kl():
     np.testing.assert_allclose(slope[1], mean / 3, rtol=0, atol=1e-6 * 4)
 
 
-def test_more_samples_tighten_it_below_order_one_and_loosen_it_above():
+def test_more_samples_tighten_renyi_below_order_one_and_loosen_it_above():
     """With one sample it is the ELBO; with more, it moves to its limit above or below."""
     for name, direction in (("renyi 0.5", 1), ("renyi -1", 1), ("renyi 2", -1)):
         by_size, _ = tightness(LARGE, name)
@@ -111,7 +111,7 @@ def test_more_samples_tighten_it_below_order_one_and_loosen_it_above():
             assert direction * (more - fewer) > 4 * np.hypot(error_fewer, error_more)
 
 
-def test_for_a_negative_order_it_is_no_bound():
+def test_renyi_of_negative_order_is_not_a_bound():
     """With many samples it exceeds log p(x)."""
     bounds, log_prob = drawn(LARGE, num_samples=64)
     names = ("renyi -1", "renyi 0.5", "renyi 2")

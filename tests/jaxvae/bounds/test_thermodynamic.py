@@ -74,7 +74,7 @@ def test_values_are_numpys(scale, precision):
 
 
 @pytest.mark.parametrize("scale", SPREADS)
-def test_it_lies_between_the_elbo_and_iwae_and_rises_with_intervals(scale):
+def test_tvo_is_between_the_elbo_and_iwae_and_rises_with_intervals(scale):
     """This holds in every draw: the integrand rises, so that a left sum is below the integral."""
     log_weights, values, _ = results(scale)
     rounding = 1e-13 * scale
@@ -87,7 +87,7 @@ def test_it_lies_between_the_elbo_and_iwae_and_rises_with_intervals(scale):
             assert (tighter > looser + 1e-3).mean() > 0.9
 
 
-def test_with_many_intervals_it_is_iwae():
+def test_tvo_with_many_intervals_is_iwae():
     """The difference is at most the widest interval times the rise of the integrand."""
     options = {"num_samples": NUM_SAMPLES, "num_intervals": 400, "first": 1e-3}
     run = jax.jit(jax.vmap(partial(tvo, **weighted_by(1.0), **options)))
@@ -99,7 +99,7 @@ def test_with_many_intervals_it_is_iwae():
     assert (gap < 0.02 * (log_mean_exp(logs) - logs.mean(1)) + 1e-5).all()
 
 
-def test_more_samples_tighten_it():
+def test_more_samples_tighten_tvo():
     by_size, log_prob = tightness(LARGE, "tvo")
     for (fewer, error_fewer), (more, error_more) in pairwise(by_size):
         assert more - fewer > 4 * np.hypot(error_fewer, error_more)

@@ -140,7 +140,7 @@ def test_arrays_may_be_overwritten_while_a_save_is_under_way(checkpoints):
     ],
     ids=["best in between", "best first", "NaN and None", "none at all"],
 )
-def test_the_two_latest_and_the_best_are_kept(checkpoints, tmp_path, metrics):
+def test_the_two_latest_and_the_best_are_retained(checkpoints, tmp_path, metrics):
     """This holds after every save, so that the newest is never deleted."""
     ranked = {}
     for step, metric in enumerate(metrics, 1):
@@ -341,7 +341,7 @@ def test_a_damaged_newest_is_set_aside_and_the_one_before_it_used(checkpoints, t
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"\xff\x00"], ids=repr)
-def test_any_one_file_may_be_damaged_before_a_run_goes_on(checkpoints, tmp_path, content):
+def test_any_single_file_may_be_damaged_before_a_run_resumes(checkpoints, tmp_path, content):
     """Each file is damaged in turn; the restored bits are those of a saved checkpoint."""
     for step in (1, 2):
         save(checkpoints, step, params=weights(step))

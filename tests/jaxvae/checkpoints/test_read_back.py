@@ -184,7 +184,7 @@ def test_training_stops_at_the_evaluation_after_it(small, tmp_path):
 
 
 @pytest.mark.usefixtures("shown_to_orbax")
-def test_training_that_ends_before_another_evaluation_says_so(small, tmp_path, capsys):
+def test_training_that_ends_before_another_evaluation_reports_it(small, tmp_path, capsys):
     config = dataclasses.replace(small, run=tmp_path / "[x]", num_steps=20)
     assert train(config) == 1
     (line,) = capsys.readouterr().err.splitlines()

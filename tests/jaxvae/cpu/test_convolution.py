@@ -190,7 +190,7 @@ def test_only_the_path_of_the_backend_is_compiled(name, platform):
 
 
 @functions
-def test_one_product_serves_a_whole_batch_and_nothing_is_decided_while_it_runs(name):
+def test_a_whole_batch_is_one_product_without_conditionals(name):
     """A product for each image, or a conditional, would make a CPU slow."""
     x, kernel = draws((8, 8, 3), 4, batch=(BATCH,))
     step = jax.jit(lambda x, kernel: value_and_gradients(FUNCTIONS[name], x, kernel))

@@ -19,7 +19,7 @@ def test_softplus_is_exact_to_two_roundings():
     np.testing.assert_allclose(ours, exact, rtol=2 * EPS, atol=1e-37)
 
 
-def test_its_slope_is_the_sigmoid_of_jax():
+def test_slope_of_softplus_is_the_sigmoid_of_jax():
     slopes = jax.vmap(jax.grad(softplus))(X)
     np.testing.assert_array_equal(slopes, jax.nn.sigmoid(X))
     second = jax.vmap(jax.grad(jax.grad(softplus)))(X)

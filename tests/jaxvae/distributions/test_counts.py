@@ -94,7 +94,7 @@ def test_draws_have_the_masses(family):
     assert_mean_of_draws(x, expected, variance)
 
 
-def test_of_large_dispersion_it_is_poisson():
+def test_negative_binomial_of_large_dispersion_is_poisson():
     """Up to ((x - mu)^2 + x) / (2 theta), here less than 1e-6."""
     x, log_rate = jnp.array([0, 1, 7, 30, 30]), jnp.array([1.0, -20.0, 2.0, 3.0, 4.0])
     near, gradient = log_probs_and_gradient(NegativeBinomial(log_rate, jnp.full(5, 20.0)), x)
@@ -104,7 +104,7 @@ def test_of_large_dispersion_it_is_poisson():
     np.testing.assert_allclose(gradient.log_dispersion, jnp.zeros(5), atol=1e-5)
 
 
-def test_without_inflation_it_is_negative_binomial():
+def test_zero_inflated_without_inflation_is_negative_binomial():
     x = jnp.array([0, 1, 7, 0, 30])
     counts = NegativeBinomial(LOG_MEAN, LOG_DISPERSION)
     p = ZeroInflatedNegativeBinomial(LOG_MEAN, LOG_DISPERSION, jnp.array(-1e4))

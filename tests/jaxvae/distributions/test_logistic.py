@@ -153,6 +153,6 @@ def test_parameters_of_other_shapes_are_rejected():
 
 
 @pytest.mark.parametrize("value", [-1.0, 256.0])
-def test_a_value_that_is_none_of_them_has_no_mass(value):
+def test_a_value_out_of_range_has_no_mass(value):
     p = DiscretizedLogistic(jnp.zeros(2), jnp.zeros(()))
     assert p.log_prob(jnp.array([0.0, value])) == -jnp.inf

@@ -66,7 +66,7 @@ def test_draws_have_the_moments():
     assert (np.abs(np.square(z).mean(0) - weights @ second) <= 4 * errors).all()
 
 
-def test_one_component_is_that_distribution_and_equal_ones_are_one():
+def test_a_mixture_of_one_or_of_equal_components_is_that_component():
     single, x = Gaussian(jnp.array([1.0, -1.0]), jnp.array([0.5, 0.0])), jnp.ones(2)
     for size in (1, 4):
         components = jax.tree.map(lambda leaf, n=size: jnp.stack([leaf] * n), single)
@@ -145,7 +145,7 @@ def test_a_value_of_another_shape_is_rejected_by_the_components():
         random_mixture(7).log_prob(jnp.zeros(3))
 
 
-def test_without_a_mean_of_its_components_it_has_none():
+def test_a_mixture_has_no_mean_if_its_components_have_none():
     p = Mixture(jnp.zeros(2), RelaxedCategorical(jnp.zeros((2, 1, 3)), jnp.ones(2)))
     with pytest.raises(NoClosedForm, match="the expectation of RelaxedCategorical"):
         p.mean()

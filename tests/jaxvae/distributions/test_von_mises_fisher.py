@@ -126,7 +126,7 @@ def test_density_integrates_to_one(dim, k):
     assert total == pytest.approx(1.0, rel=1e-6)
 
 
-def test_without_concentration_it_is_uniform():
+def test_von_mises_fisher_without_concentration_is_uniform():
     p, x = VonMisesFisher(jnp.eye(3)[0], jnp.array(-30.0)), jnp.eye(3)[1]
     result, divergence, _, _, mean = everything(p, x)
     np.testing.assert_allclose(result, UniformSphere(3).log_prob(x), rtol=1e-6)

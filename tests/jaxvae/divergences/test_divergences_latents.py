@@ -298,7 +298,7 @@ def test_events_of_different_shapes_are_rejected(q, p):
         kl(q, p)
 
 
-def test_a_formula_can_be_had_where_there_is_no_mean(monkeypatch):
+def test_a_kl_formula_does_not_need_a_mean(monkeypatch):
     """Event shapes are compared by those of draws, not of a mean, which may have no formula."""
     q = RelaxedCategorical(jnp.zeros((2, 3)), jnp.array(1.0))
     assert not has_closed_form(q, q)

@@ -196,8 +196,8 @@ def test_second_derivatives_are_those_of_iterating_z_times():
     assert_same(got, expected)
 
 
-def test_what_a_gradient_keeps_of_an_example_grows_as_the_units_do():
-    """They do not grow as Z times the units, by the shapes of the backward pass's inputs."""
+def test_memory_of_a_gradient_grows_with_the_number_of_units():
+    """It does not grow with Z times the units, by the shapes of the backward pass's inputs."""
 
     def kept(dim):
         params, _, _ = example(dim, (4 * dim,), 0)

@@ -52,7 +52,7 @@ def test_a_layer_makes_the_golden_values(case, precision):
 
 
 @every_kind
-def test_the_first_half_stays_and_says_how_each_of_the_others_moves(kind):
+def test_the_first_half_stays_and_determines_the_maps_of_the_others(kind):
     layer, z = Coupling(network(kind, 5), kind=kind), jnp.array([0.3, -0.5, 0.7, 0.1, -1.2])
     moves = lambda z: [layer.forward(z)[0], layer.inverse(z)[0]]
     pattern = np.eye(5, dtype=bool)

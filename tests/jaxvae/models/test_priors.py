@@ -180,7 +180,7 @@ def test_a_vamp_prior_starts_at_its_pseudo_inputs_all_weighted_alike():
     np.testing.assert_array_equal(params["logits"], np.zeros(NUM))
 
 
-def test_with_the_data_as_pseudo_inputs_it_is_the_aggregated_posterior():
+def test_a_vamp_prior_at_the_data_is_the_aggregated_posterior():
     """p(z) = 1/N sum_n q(z|x_n), by the encoder of a model."""
     xs = np.random.default_rng(1).random((6, 4), dtype=np.float32)
     vae = mlp_vae(

@@ -73,7 +73,7 @@ def test_permuted_latents_are_uncorrelated():
     assert abs(np.corrcoef(result.T)[0, 1]) < 4 / 4_000**0.5
 
 
-def test_at_the_start_the_discriminator_says_nothing():
+def test_the_initial_discriminator_gives_no_penalty():
     regularizer = density_ratio(6.0, latent_dim=3, hidden=(8,))
     penalty = jax.jit(regularizer.penalty)
     state, z = jax.jit(regularizer.init)(KEY), latents()
@@ -101,7 +101,7 @@ def test_the_loss_is_smallest_at_the_log_ratio():
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.8])
-def test_it_learns_the_total_correlation(rho):
+def test_the_discriminator_learns_the_total_correlation(rho):
     """-1/2 log(1 - rho^2) of a Gaussian in two latents, on new draws every step.
 
     Within 0.05 nats, a tenth: at 600 steps the discriminator is still short of the ratio. The
@@ -177,7 +177,7 @@ def test_the_loss_and_its_gradient_are_finite_at_extremes():
 # Failure
 
 
-def test_one_example_is_no_batch():
+def test_a_batch_of_one_is_rejected():
     regularizer = density_ratio(1.0, latent_dim=3, hidden=(4,))
     with pytest.raises(ValueError, match=r"density_ratio compares .* got shape \(1, 3\)"):
         jax.eval_shape(

@@ -158,7 +158,7 @@ def test_values_and_gradients_are_finite_at_extremes(log_scale):
 # Failure
 
 
-def test_one_example_is_no_batch():
+def test_a_batch_of_one_is_rejected():
     q = Gaussian(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"dip compares .* at least 2, got shape \(1, 2\)"):
         dip_penalty(q, "i", **WEIGHTS)

@@ -134,7 +134,7 @@ def test_values_and_gradients_are_finite_at_extremes(kernel):
 # Failure
 
 
-def test_one_draw_is_no_sample():
+def test_a_sample_of_one_draw_is_rejected():
     x, y = samples()
     with pytest.raises(ValueError, match=r"mmd compares .* at least 2, got shape \(1, 3\)"):
         mmd_squared(x[:1], y)

@@ -287,7 +287,7 @@ def test_values_and_gradients_are_finite_at_extremes():
 # Failure
 
 
-def test_one_example_is_no_batch():
+def test_a_batch_of_one_is_rejected():
     q, z = posteriors(1)
     with pytest.raises(ValueError, match=r"B at least 2, got shape \(1, 3\).*batch size"):
         minibatch_log_prob(q, z, num_data=9)

@@ -176,7 +176,7 @@ def test_gradient_of_the_elbo_vanishes_at_the_posterior():
     np.testing.assert_allclose(slope.scale_tril, np.zeros((3, 3)), atol=1e-10)
 
 
-def test_one_noise_is_that_noise_for_each():
+def test_a_scalar_noise_applies_to_every_dimension():
     model, x = model_and_data("20 from 4, one noise")
     spread = model._replace(log_scale=jnp.full(model.bias.shape, model.log_scale))
     chex.assert_trees_all_close(everything(model, x), everything(spread, x), rtol=1e-5, atol=1e-6)

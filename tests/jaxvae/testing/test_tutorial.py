@@ -166,7 +166,7 @@ def test_density_tends_to_the_ground_truth():
 
 
 @precisions
-def test_gap_in_float32_is_what_its_docstring_says(precision):
+def test_gap_in_float32_has_the_documented_error(precision):
     for sigma in SIGMAS:
         error = np.abs(solved(sigma, precision)["gap"] - solved(sigma)["gap"])
         assert error.max() <= GAP_ERROR[precision]

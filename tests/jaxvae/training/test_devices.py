@@ -161,7 +161,7 @@ def test_elbo_under_pmap_is_elbo_under_vmap():
 
 
 @pytest.mark.long
-def test_three_thousand_steps_on_eight_simulated_devices_end():
+def test_three_thousand_steps_on_eight_simulated_devices_terminate():
     data = _data((8, 8, 1), 3000)
     state, _, _ = _train(MLP(), optax.sgd(1e-3), data, 8)
     assert state.step == 3000

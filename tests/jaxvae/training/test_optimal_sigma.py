@@ -66,7 +66,7 @@ def test_evaluation_has_the_running_sigma():
     np.testing.assert_allclose(step(state, *batch())[0].squared_error, expected, rtol=1e-5)
 
 
-def test_a_skipped_first_step_is_no_observation_of_sigma():
+def test_a_skipped_first_step_does_not_count_for_sigma():
     step = jitted("optimal sigma", SGD)
     state, _ = step(first_state("optimal sigma"), *bad_batch())
     new, _ = step(state, *batch())

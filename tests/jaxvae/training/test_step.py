@@ -183,7 +183,7 @@ def test_prepare_and_bound_get_keys_of_their_own():
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "optimal sigma"])
-def test_a_batch_that_is_not_finite_leaves_nothing_but_its_count(likelihood):
+def test_a_batch_that_is_not_finite_changes_only_the_counters(likelihood):
     """Good, bad, bad, good: the result is that of only the good batches, at steps 0 and 3."""
     step, state = jitted(likelihood, ADAM, DECAY), first_state(likelihood, ADAM, averaging=True)
     first, _ = step(state, *batch())
@@ -244,7 +244,7 @@ def test_an_update_that_overflows_is_noticed_by_the_next_step():
     chex.assert_trees_all_equal(learned(new), learned(overflown))
 
 
-def test_one_bad_shard_stops_them_all():
+def test_one_bad_shard_skips_the_step_of_all():
     state = first_state()
     new, metrics = jitted_shards()(state, *in_shards(*bad_batch()))
     np.testing.assert_array_equal(metrics["skipped"], [1] * 4)
