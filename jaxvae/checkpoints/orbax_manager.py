@@ -1,4 +1,4 @@
-"""orbax's manager of a run's checkpoints, and removal of files that keep it from opening."""
+"""orbax's manager of a run's checkpoints, and moving checkpoints away that it cannot open."""
 
 import contextlib
 import itertools
