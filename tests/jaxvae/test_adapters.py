@@ -1,4 +1,4 @@
-"""Other libraries' distributions behind `adapt`, and stand-ins with the same method names."""
+"""Distributions of other libraries in `adapt`, and stand-ins with the same method names."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -148,7 +148,7 @@ def test_sample_and_log_prob_are_of_one_draw(make):
     ],
 )
 def test_a_flow_s_own_way_to_both_is_taken(like, method):
-    """As for one whose inverse is dear: log_prob is not called."""
+    """log_prob is not called, which is slow in a flow with an expensive inverse."""
     both = lambda self, *, seed: (seed, "its log_prob")
     flow = type("Flow", (like,), {method: both, "log_prob": lambda self, value: 1 / 0})
     assert adapt(flow(*parameters())).sample_and_log_prob("key") == ("key", "its log_prob")
@@ -190,11 +190,11 @@ def test_a_mean_without_a_formula_is_that_of_draws():
     ],
     ids=["normal", "gamma", "poisson", "mixture", "distrax normal", "tfp normal"],
 )
-def test_it_says_whether_draws_carry_gradients(inner, expected):
+def test_adapted_declares_whether_draws_carry_gradients(inner, expected):
     assert adapt(inner).reparameterized is expected
 
 
-def test_draws_of_integers_carry_none_and_what_tfp_says_counts():
+def test_integer_draws_carry_no_gradient_and_tfp_s_declaration_counts():
     counts = lambda self, *, seed: jax.random.poisson(seed, self.scale)
     integers = type("Counts", (DistraxLike,), {"sample": counts})
     says_not = type("Not", (TfpLike,), {"reparameterization_type": "NOT_REPARAMETERIZED"})
@@ -204,7 +204,7 @@ def test_draws_of_integers_carry_none_and_what_tfp_says_counts():
 
 @pytest.mark.parametrize("make", [DistraxLike, TfpLike])
 def test_bounds_take_it_for_encoder_decoder_and_prior(make):
-    """With the draws and the weights of Gaussian; the KL is that of the draws."""
+    """Draws and weights are those of Gaussian; the KL is sampled."""
     foreign = lambda loc, log_scale: adapt(make(loc, jnp.exp(log_scale)))
 
     def bound_of(gaussian, x):
@@ -323,7 +323,7 @@ def test_a_library_s_kl_can_be_entered_as_the_formula(monkeypatch):
 
 
 @normals
-def test_it_is_a_pytree_of_the_library_s_parameters(make):
+def test_adapted_is_a_pytree_of_the_library_s_parameters(make):
     q = adapt(make(*parameters()))
     leaves, structure = jax.tree.flatten(q)
     assert len(leaves) == 2
@@ -411,7 +411,7 @@ class BrokenMean(NoMean):
 @pytest.mark.parametrize(
     "wrong", [NoSample(), NoLogProb(), NoKey(), NeedsMore(), NeedsMoreThanSeed(), None]
 )
-def test_what_is_no_distribution_is_refused(wrong):
+def test_adapt_rejects_an_object_that_is_not_a_distribution(wrong):
     name = type(wrong).__name__
     with pytest.raises(
         TypeError,
@@ -421,13 +421,13 @@ def test_what_is_no_distribution_is_refused(wrong):
         adapt(wrong)
 
 
-def test_a_class_in_place_of_an_instance_is_refused():
+def test_a_class_in_place_of_an_instance_is_rejected():
     with pytest.raises(TypeError, match="Pass an instance with both"):
         adapt(dist.Normal)
 
 
 @pytest.mark.parametrize("inner", [NoMean(), NotImplementedMean()])
-def test_a_missing_mean_is_no_closed_form(inner):
+def test_a_missing_mean_raises_no_closed_form(inner):
     with pytest.raises(NoClosedForm, match=f"mean: the expectation of {type(inner).__name__} must"):
         adapt(inner).mean()
 
@@ -443,14 +443,14 @@ def refused_by(bound, q, decode):
 
 
 @pytest.mark.parametrize("bound", [elbo, iwae], ids=["elbo", "iwae"])
-def test_a_distribution_over_a_batch_of_events_is_refused_by_the_bounds(bound):
+def test_a_distribution_over_a_batch_of_events_is_rejected_by_the_bounds(bound):
     forgotten = adapt(dist.Normal(jnp.zeros(2), jnp.ones(2)))
     with pytest.raises(ValueError, match=r"decode\(z\)\.log_prob\(x\) must be a scalar.*to_event"):
         refused_by(bound, Gaussian.standard(2), lambda z: forgotten)
 
 
 @pytest.mark.parametrize("bound", [elbo, iwae], ids=["elbo", "iwae"])
-def test_a_posterior_whose_draws_carry_no_gradient_is_refused_by_the_bounds(bound):
+def test_a_posterior_whose_draws_carry_no_gradient_is_rejected_by_the_bounds(bound):
     rates = adapt(dist.Poisson(jnp.ones(2)).to_event(1))
     with pytest.raises(ValueError, match="draws of Adapted carry no gradient"):
         refused_by(bound, rates, lambda z: Gaussian(z.astype(float), jnp.zeros(2)))

@@ -165,7 +165,7 @@ NETWORKS = {
 
 
 def sampled_elbo(*args, **kwargs):
-    """What elbo is without a closed form: the KL comes from the draws."""
+    """The elbo without a closed form, with a sampled KL."""
     result = iwae(*args, **kwargs)
     return result._replace(objective=result.log_weights.mean())
 
@@ -174,7 +174,7 @@ BOUNDS = {"elbo": elbo, "iwae": iwae, "sampled elbo": sampled_elbo}
 
 
 def results(names, networks, prior):
-    """What each bound says of the examples, and the gradient of its mean objective."""
+    """Values of each bound for the examples, and the gradient of its mean objective."""
     keys, x = examples()
 
     def objective(params, bound):
@@ -210,7 +210,7 @@ class Family(NamedTuple):
 
 
 def imported(name):
-    """A library that may not run on the jax that is installed."""
+    """Import a library, or skip: it may not support the installed jax."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of jax.core, as TFP starts
@@ -220,7 +220,7 @@ def imported(name):
 
 
 def numpyro_family():
-    """As they are: they have `sample(key)` and `log_prob(value)`."""
+    """numpyro's distributions without an adapter: they have `sample(key)` and `log_prob(value)`."""
     return Family(
         lambda loc, log_scale: dist.Normal(loc, jnp.exp(log_scale)).to_event(1),
         lambda logits: dist.BernoulliLogits(logits).to_event(1),
@@ -228,7 +228,7 @@ def numpyro_family():
 
 
 def adapted_numpyro_family():
-    """With `mean()` and the rest of what is asked of ours."""
+    """Distributions with `mean()` and the other methods of this library's."""
     gaussian, bernoulli = numpyro_family()
     return Family(
         lambda loc, log_scale: adapt(gaussian(loc, log_scale)),
@@ -266,7 +266,7 @@ OURS = Family(Gaussian, Bernoulli)
 
 
 def results_in_float64(names, at):
-    """`at` says whose distributions encode, decode and prior have."""
+    """`at` names the library of the distributions of encode, decode and prior."""
     with jax.enable_x64(True):
         networks = raw_networks()
 
@@ -286,7 +286,7 @@ def results_of_ours():
 
 @cache
 def results_of_family(family, foreign):
-    """With theirs at one side, or everywhere, and ours elsewhere."""
+    """The other library's distributions on one side, or everywhere, and ours elsewhere."""
     theirs = FAMILIES[family]()
     at = lambda side: theirs if foreign in (side, "everywhere") else OURS
     names = ["iwae", "elbo"] if foreign == "everywhere" else ["iwae"]
@@ -295,7 +295,7 @@ def results_of_family(family, foreign):
 
 
 def ranks_as_in(family):
-    """distrax and TFP promote ranks, which jax allows unless told otherwise."""
+    """Allow rank promotion, jax's default, which distrax and TFP need."""
     return jax.numpy_rank_promotion("allow") if family in ("distrax", "tfp") else nullcontext()
 
 

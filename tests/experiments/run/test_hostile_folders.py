@@ -230,7 +230,7 @@ def test_load_rejects_parameters_that_its_files_cannot_hold(place):
         about["leaves"]["average"] = {"['w']": f"float32 [{BEYOND_MEMORY}, 1000]"}
 
     change_abouts(place, enlarge, signed=True)
-    with pytest.raises(ValueError, match=r"1,000,000,000,000 numbers in .* bytes are none"):
+    with pytest.raises(ValueError, match=r"has 1,000,000,000,000 numbers in only .* bytes"):
         load(place.run)
 
 
@@ -327,7 +327,7 @@ def test_metadata_that_cannot_be_read_is_damage(content, place):
         (b'{"b": {"a": 1, "a": 1}}', "it has 'a' twice"),
         (b"[" * 100_000, "it is nested too deeply"),
         (b'{"a":' * 100_000, "it is nested too deeply"),
-        (b"[]", "its outermost value is no object"),
+        (b"[]", "its outermost value is not an object"),
         (b"\xff{}", "codec can't decode"),
         (b'{"a": ' + b"9" * 5000 + b"}", "4300"),
         (b" " * 101, "it has more than 100 bytes"),

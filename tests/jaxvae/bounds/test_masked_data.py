@@ -1,4 +1,4 @@
-"""Bounds on the observed entries alone, against the model that has no others."""
+"""Bounds on the observed entries, against the model that has only these entries."""
 
 from functools import cache, partial
 
@@ -16,7 +16,7 @@ DATA_DIM, LATENT_DIM, NUM_KEYS = 6, 2, 500
 MASK = np.array([True, False, True, True, False, True])
 
 SOME = ("elbo", "iwae", "piwae", "tvo")
-"""One of each way to take a gradient."""
+"""One bound for each kind of gradient."""
 
 bounds = pytest.mark.parametrize("name", BOUNDS)
 
@@ -46,7 +46,7 @@ def some_bounds(params, x, key, mask, names=SOME):
 
 @jax.jit
 def with_slopes(params, x, mask, keys):
-    """Every bound, and the gradient of their sum by all that it could go to, for each key."""
+    """Every bound, and the gradient of their sum by all parameters and data, for each key."""
 
     def total(params, x, key):
         results = some_bounds(params, x, key, mask)
@@ -57,7 +57,7 @@ def with_slopes(params, x, mask, keys):
 
 
 def restricted(params, x):
-    """Parameters and data of the model that knows the observed entries only."""
+    """Parameters and data of the model that has only the observed entries."""
     encoder, model = params["encoder"][:, MASK], params["model"]
     model = LinearGaussian(model.weight[MASK], model.bias[MASK], model.log_scale[MASK])
     return {"encoder": encoder, "model": model}, x[MASK]
@@ -93,7 +93,7 @@ def test_a_bound_is_that_of_the_model_of_the_observed_entries(name):
 
 
 def test_gradients_are_those_of_the_model_of_the_observed_entries():
-    """And exactly 0 for what belongs to missing ones, though they are NaN."""
+    """The gradients of missing entries are exactly 0, though these entries are NaN."""
     (of_params, of_x), _ = masked()
     (of_fewer, of_seen), _ = unmasked()
     whole = [of_params["encoder"], *(np.moveaxis(leaf, 1, -1) for leaf in of_params["model"]), of_x]
@@ -110,7 +110,7 @@ def test_gradients_are_those_of_the_model_of_the_observed_entries():
 
 
 def test_the_bound_is_on_the_density_of_the_observed_entries():
-    """Below log p(x_observed), and with its posterior equal to it, in every draw."""
+    """The bound is below log p(x_observed); with the true posterior it is equal in every draw."""
     params, x = restricted(parameters(), data())
     log_prob, posterior = params["model"].log_prob(x), params["model"].posterior(x)
     for name in ("elbo", "iwae"):
@@ -124,7 +124,7 @@ def test_the_bound_is_on_the_density_of_the_observed_entries():
     close(result.objective, log_prob)
 
 
-def test_a_mask_of_ones_is_none_and_of_zeros_leaves_the_prior():
+def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_leaves_the_prior():
     params, x, key = parameters(), data(), jax.random.key(3)
     run = jax.jit(lambda x, mask: some_bounds(params, x, key, mask, ("elbo",)))
     every = run(x, jnp.ones(DATA_DIM, bool))
@@ -202,7 +202,7 @@ def test_a_mask_of_an_adapted_independent_likelihood_is_that_of_ours():
 
 
 @bounds
-def test_a_mask_of_another_shape_is_refused(name):
+def test_a_mask_of_another_shape_is_rejected(name):
     q = Gaussian.standard(3)
     sides = {"encode": lambda x: q, "decode": lambda z: q, "prior": q, "num_samples": 2}
     match = r"mask must have x's shape \(3,\), or its leading part, got \(2,\)\. Give one entry"
@@ -211,8 +211,8 @@ def test_a_mask_of_another_shape_is_refused(name):
 
 
 @bounds
-def test_a_likelihood_whose_entries_hang_together_is_refused(name):
-    """Its density of some entries is another integral."""
+def test_a_likelihood_whose_entries_hang_together_is_rejected(name):
+    """The density of some of its entries would be another integral."""
     q, p = Gaussian.standard(2), FullCovarianceGaussian(jnp.zeros(2), jnp.eye(2))
     sides = {"encode": lambda x: q, "decode": lambda z: p, "prior": q, "num_samples": 2}
     match = r"mask: FullCovarianceGaussian has no log_prob_per_entry, so its entries cannot be left"
