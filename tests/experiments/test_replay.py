@@ -30,7 +30,7 @@ def test_a_step_is_what_the_run_wrote_down_bit_for_bit(whole_run, step, capsys):
     before = _files(whole_run.run)
     replay(ReplayConfig(whole_run.run, step))
     text = capsys.readouterr().out
-    assert "bit for bit what the run wrote down" in text
+    assert "bit for bit what the run logged" in text
     assert "all examples' terms and gradients are finite" in text
     assert _files(whole_run.run) == before
 
@@ -43,7 +43,7 @@ def test_another_number_is_seen(whole_run, tmp_path, capsys):
     changed = [row | {"kl": row["kl"] + 1e-5} if row["step"] == 30 else row for row in rows]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
     replay(ReplayConfig(copy, 30))
-    assert "not what the run wrote down" in capsys.readouterr().out
+    assert "not what the run logged" in capsys.readouterr().out
 
 
 def _skipped(run):

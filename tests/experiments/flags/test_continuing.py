@@ -112,7 +112,7 @@ def test_no_other_schedule_ends_at_0():
     [
         ({"schedule": "cosine", "decay_steps": 40}, 40, 80, "from step 40 on.*steps 41 to 80 "),
         ({"schedule": "linear", "decay_steps": 40}, 60, 80, "from step 40 on.*steps 61 to 80 "),
-        ({"schedule": "cosine", "decay_steps": 40}, 0, 80, "--decay-steps=80 plans its fall"),
+        ({"schedule": "cosine", "decay_steps": 40}, 0, 80, "--decay-steps=80 moves its end"),
         ({"schedule": "cosine", "decay_steps": 40}, 40, 40, None),
         ({"schedule": "cosine", "decay_steps": 80}, 40, 80, None),
         ({"schedule": "cosine", "decay_steps": 100}, 40, 80, None),
@@ -134,7 +134,7 @@ def test_more_steps_after_cosine_say_that_nothing_changes(copied, capsys):
     assert train(dataclasses.replace(copied, num_steps=9)) == 0
     said = capsys.readouterr().err
     assert "warning: the learning rate is 0 from step 6 on" in said
-    assert "--schedule-start=6 --decay-steps=9 starts it anew at step 6" in said
+    assert "--schedule-start=6 --decay-steps=9 restarts it at step 6" in said
     params = _weights(copied.run)
     assert jax.tree.structure(params) == jax.tree.structure(before)
     assert _saved(copied.run)["decay_steps"] == 6

@@ -279,7 +279,7 @@ def test_an_address_is_rejected_and_no_folder_of_its_name_is_made(
         (lambda: encode(EncodeConfig(first_release, output=path / "x.npz")), "--output"),
         (lambda: train(dataclasses.replace(small, compilation_cache=address)), "--compilation"),
     ):
-        with pytest.raises(Refused, match=rf"^{flag}.* it is an address; .* local folders alone"):
+        with pytest.raises(Refused, match=rf"^{flag}.* it is an address; .* to a local folder"):
             run()
     assert set(first_release.parent.rglob("*")) == before
     with pytest.raises(FileNotFoundError, match="no run at"):
@@ -311,7 +311,7 @@ def test_a_name_that_the_locale_cannot_encode_is_rejected_with_the_cure(monkeypa
         "ü".encode("ascii")
 
     monkeypatch.setattr(Path, "stat", unable)
-    with pytest.raises(ValueError, match=r"has not all of its characters\. Set PYTHONUTF8=1 or"):
+    with pytest.raises(ValueError, match=r"lacks some of its characters\. Set PYTHONUTF8=1 or"):
         require_folder(Path("r"), "--run")
 
 

@@ -79,7 +79,9 @@ def test_a_folder_that_is_there_or_can_be_made_is_accepted(tmp_path, monkeypatch
 
 def test_what_cannot_be_a_folder_is_refused(tmp_path, read_only):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"--run must be .*file/run is not: .*file is no folder\."):
+    with pytest.raises(
+        ValueError, match=r"--run must be .*file/run is not: .*file is not a folder"
+    ):
         require_folder(tmp_path / "file" / "run", "--run")
     read_only(tmp_path)
     with pytest.raises(ValueError, match=rf"--output must be .*x/y is not: {tmp_path} may not be"):
@@ -89,7 +91,7 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, read_only):
 def test_training_is_refused_before_it_is_set_up(small, tmp_path, read_only, monkeypatch):
     monkeypatch.setattr("experiments.run.build.load_data", None)  # it is not called
     read_only(tmp_path)
-    with pytest.raises(Refused, match=r"--run must be a folder, .* may not be written"):
+    with pytest.raises(Refused, match=r"--run must be a folder, .* is not writable"):
         train(dataclasses.replace(small, run=tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
@@ -106,13 +108,13 @@ def test_a_run_that_cannot_be_written_is_read(finished, tmp_path, read_only):
         (sample, SampleConfig(run, **sizes)),
         (encode, EncodeConfig(run, num_devices=1)),
     ):
-        with pytest.raises(Refused, match=r"--output must be a folder, .* may not be written"):
+        with pytest.raises(Refused, match=r"--output must be a folder, .* is not writable"):
             command(config)
         name = "codes.npz" if command is encode else command.__name__
         command(dataclasses.replace(config, output=tmp_path / "out" / name))
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"codes.npz", "evaluate", "sample"}
-    with pytest.raises(Refused, match=r"--run must be a folder, .*link may not be written"):
+    with pytest.raises(Refused, match=r"--run must be a folder, .*link is not writable"):
         train(dataclasses.replace(read_config(run), run=run))
     assert TRIED == []
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
@@ -152,5 +154,5 @@ require_folder(run, "--run")
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.stdout.strip() == digest(load(finished)[1]), result.stderr
-    assert f"{finished} may not be written. Give another" in result.stderr
+    assert f"{finished} is not writable. Fix it" in result.stderr
     assert (finished / "checkpoints" / UNFINISHED).is_dir()
