@@ -214,7 +214,7 @@ class TrainConfig:
     reproducible only with this flag."""
     virtual_shards: int = 8
     """Number of parts of the batch whose gradients are added in that fixed
-    order. Each device holds as many gradients in memory as it has parts."""
+    order. Every device holds this many gradients in memory."""
     seed: int = 0
     """Seed of initialisation, data order and sampling."""
 

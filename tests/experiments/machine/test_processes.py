@@ -253,7 +253,7 @@ def test_one_that_waits_in_vain_says_so_in_time(rank, tmp_path):
     assert codes == [2]
     assert printed == [[]]
     assert errors[0].startswith(
-        f"error: process {rank} of 2 waited 1 seconds for all others to come at 127.0.0.1:{port}."
+        f"error: process {rank} of 2 waited 1 seconds for the others to join at 127.0.0.1:{port}."
     )
     assert errors[0].count("\n") == 1
 
@@ -270,11 +270,13 @@ def test_a_killed_process_ends_the_other_and_a_restart_continues(two_by_two, tmp
         codes, printed, errors = _ends(both)
         assert time.monotonic() - killed < 30  # 10 of --lost-timeout-seconds, and a slow machine
         assert codes[1 - victim] == 1
-        line = r"error: process \d of 2 (has stopped:|was ended by jax, most likely since) "
-        line += r"another process has died or cannot be reached\. Start all again: .*\n"
+        line = r"error: process \d of 2 (has stopped:|was ended by jax, most likely because) "
+        line += r"another process has died or cannot be reached\. Start all processes again: .*\n"
         assert re.fullmatch(line, errors[1 - victim]), errors[1 - victim]
         if victim == 0:
-            assert _says(r"It said: process 0 of 2 .* has died or cannot be reached\.", printed[0])
+            assert _says(
+                r"It ended with: process 0 of 2 .* has died or cannot be reached\.", printed[0]
+            )
     step = Checkpoints(config.run / "checkpoints").latest_step()
     both = _start_both(_flags(dataclasses.replace(config, num_steps=max(50, step))))
     codes, printed, errors = _ends(both)
@@ -285,8 +287,8 @@ def test_a_killed_process_ends_the_other_and_a_restart_continues(two_by_two, tmp
 
 
 def _says(why, printed):
-    line = r"Continuing from step [\d,]+\. The last training here, process \d+ on \S+, "
-    line += r"did not come to its end\. " + why
+    line = r"Continuing from step [\d,]+\. The previous training in this folder, process \d+ on "
+    line += r"\S+, did not finish\. " + why
     return any(re.fullmatch(line, text) for text in printed)
 
 

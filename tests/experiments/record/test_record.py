@@ -87,14 +87,14 @@ def test_steps_must_rise_within_a_split_also_after_resuming(tmp_path, step):
     path = written(tmp_path / "m.jsonl", [(5, "train", {})])
     file = MetricsFile(path, 5)
     file.write(step, "validation", {}, {})
-    with pytest.raises(ValueError, match=rf"must rise.*'train' came with step {step} after 5"):
+    with pytest.raises(ValueError, match=rf"must rise.*got step {step} after 5 for 'train'"):
         file.write(step, "train", {}, {})
     file.close()
 
 
 def test_values_must_not_take_the_names_of_the_row(tmp_path):
     file = MetricsFile(tmp_path / "m.jsonl", -1)
-    with pytest.raises(ValueError, match=r"must not be named .*\['timing'\] came. Rename"):
+    with pytest.raises(ValueError, match=r"must not be named .*got \['timing'\]. Rename"):
         file.write(1, "train", {"timing": 1.0}, {})
     file.close()
 

@@ -42,7 +42,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     else:
         pytest.fail("the lock of a killed process is still held")
     assert re.fullmatch(
-        rf"The last training here, process {holder.pid} on \S+, did not come to its end\. "
+        rf"The previous training in this folder, process {holder.pid} on \S+, did not finish\. "
         r"It was killed, or its machine went down\.",
         lock.cut_short,
     )
@@ -67,7 +67,7 @@ def test_a_file_system_without_locks_says_who_may_be_there(tmp_path, monkeypatch
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     assert first.cut_short == ""
     assert f"process {os.getpid()} on " in second.cut_short
-    assert "may be training here too" in second.cut_short
+    assert "may be training in this folder too" in second.cut_short
     second.close()
     first.close()
 
@@ -84,10 +84,12 @@ def test_a_refused_one_leaves_the_holders_name(tmp_path):
 def test_what_a_holder_ended_with_is_handed_on_once(tmp_path):
     RunLock(tmp_path).close(RuntimeError("RESOURCE_EXHAUSTED:\n out of memory"))
     lock = RunLock(tmp_path)
-    assert lock.cut_short.endswith("its end. It said: RESOURCE_EXHAUSTED: out of memory")
+    assert lock.cut_short.endswith(
+        "did not finish. It ended with: RESOURCE_EXHAUSTED: out of memory"
+    )
     lock.close(KeyboardInterrupt())
     lock = RunLock(tmp_path)
-    assert lock.cut_short.endswith("its end. It said: KeyboardInterrupt")
+    assert lock.cut_short.endswith("did not finish. It ended with: KeyboardInterrupt")
     lock.close()
     with contextlib.closing(RunLock(tmp_path)) as lock:
         assert lock.cut_short == ""

@@ -84,7 +84,7 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, read_only):
     ):
         require_folder(tmp_path / "file" / "run", "--run")
     read_only(tmp_path)
-    with pytest.raises(ValueError, match=rf"--output must be .*x/y is not: {tmp_path} may not be"):
+    with pytest.raises(ValueError, match=rf"--output must be .*x/y is not: {tmp_path} is not"):
         require_folder(tmp_path / "x" / "y", "--output")
 
 
