@@ -73,7 +73,7 @@ def test_a_pixel_that_is_not_finite_is_named(small, tmp_path, monkeypatch, capsy
     replay(ReplayConfig(config.run, event["step"]))
     text = capsys.readouterr().out
     row = event["examples"].index(17)
-    assert f"example 17 of the training split (row {row} of the batch) holds nan at [3, 4" in text
+    assert f"example 17 of the training split (row {row} of the batch) has nan at [3, 4" in text
 
 
 def test_an_update_that_explodes_is_found_in_the_parameters(small, tmp_path, capsys):

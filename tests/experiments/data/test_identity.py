@@ -221,7 +221,7 @@ def test_run_without_a_record_is_continued_and_then_has_one(first_release):
 
 def test_replay_rejects_other_data(run):
     np.savez("data.npz", images=bars(seed=1))
-    with pytest.raises(Refused, match=r"Restore the data to compute one of its steps again"):
+    with pytest.raises(Refused, match=r"Restore the data to replay one of its steps"):
         replay(ReplayConfig(run.run, 7))
 
 

@@ -72,7 +72,7 @@ def test_a_run_goes_on_without_room_and_ends_as_if_there_had_been_some(
     assert text.count("warning: ") == 1
     assert "error: a checkpoint could not be saved in " in text
     assert "The last one is of step 0, not 30" in text
-    assert "Make room for larger files (ulimit -f); the same command goes on from there" in text
+    assert "Make room for larger files (ulimit -f); rerun the same command to resume" in text
     assert train(config) == 0
     rows = [read_metrics(folder / "metrics.jsonl") for folder in (run, whole_run.run)]
     without = [[{k: v for k, v in row.items() if k != "timing"} for row in each] for each in rows]
@@ -174,4 +174,4 @@ def test_a_checkpoint_waits_for_the_rows_before_it():
     assert saving.save(state, {"step": 1}, None)
     assert saving.save(state, {"step": 2}, None)
     assert saved == []
-    assert said == ["warning: no room. Training goes on and tries again at every evaluation."]
+    assert said == ["warning: no room. Training continues and tries again at every evaluation."]

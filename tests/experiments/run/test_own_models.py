@@ -482,7 +482,7 @@ def test_replay_diagnoses_a_model_with_integers():
     [
         ("{}", "own:make has no parameters to train"),
         ("{'count': jnp.arange(3), 'act': jnp.tanh}", "own:make has no parameters to train"),
-        ("{'slope': 1.0}", "own:make has no parameters to train.*Make a number that is"),
+        ("{'slope': 1.0}", "own:make has no parameters to train.*Turn Python numbers that"),
         ("{'w': jnp.ones(2, jnp.complex64)}", r"own:make.*parameter w is complex64\[2\]"),
         ("{'w': jnp.ones(2), 'k': key}", r"own:make.*parameter k is key<fry>\[\]"),
     ],
