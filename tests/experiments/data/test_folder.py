@@ -70,7 +70,7 @@ def test_folder_whose_test_is_its_train_is_refused(tmp_path: Path) -> None:
 
 
 def test_folder_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere is none. Correct the path"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder. Correct the path"):
         load(f"folder:{tmp_path}/nowhere")
     with pytest.raises(ValueError, match=r"must have images \(.png, .jpg or another suffix"):
         load(f"folder:{tmp_path}")

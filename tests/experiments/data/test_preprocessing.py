@@ -96,7 +96,7 @@ WHOLE = ("none (counts)", 0, "counts")
 OUTSIDE_UNIT = r"continuous_bernoulli needs values in \[0, 1\]; the train split of made up"
 NO_BYTES = "A mass over 256 values needs 8-bit integers; made up is stored as {}. Use --likelihood"
 NO_COUNTS = r"counts must lie in \[0, 16,777,216\]; the train split of made up has values from -90"
-FRACTIONS = "counts must be whole numbers; the train split of made up has others. Use --likelihood"
+FRACTIONS = "counts must be whole numbers; the train split of made up has fractions. Use --like"
 OUTCOMES = {
     **{
         name: {
@@ -341,11 +341,11 @@ def test_prepare_eager_jit_and_vmap_agree(likelihood: str, dtype: type) -> None:
         ),
         (
             {"likelihood": "gaussian", "binarize": "dynamic"},
-            "--binarize=dynamic is for binary pixels, and the likelihood is for others. Leave",
+            "--binarize=dynamic is for binary pixels, and the likelihood is for other data. Leave",
         ),
         (
             {"likelihood": "gaussian", "grey_probabilities": True},
-            "--grey-probabilities is for binary pixels, and the likelihood is for others",
+            "--grey-probabilities is for binary pixels, and the likelihood is for other data",
         ),
     ],
 )
@@ -407,7 +407,7 @@ def test_flags_for_binary_pixels_are_refused_by_all_others(likelihood: str) -> N
         ({"binarize": "static"}, "--binarize=static"),
         ({"grey_probabilities": True}, "--grey-probabilities"),
     ]:
-        message = f"{flag} is for binary pixels, and the likelihood is for others. Leave it out"
+        message = f"{flag} is for binary pixels, and the likelihood is for other data. Leave it out"
         with pytest.raises(ValueError, match=message):
             preprocess(dataset_of(grey()), likelihood=likelihood, **flags)
 

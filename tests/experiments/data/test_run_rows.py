@@ -80,7 +80,7 @@ def test_part_that_the_file_does_not_have_is_rejected(names, split, message, tmp
 
 def test_parts_of_two_types_are_rejected(tmp_path):
     np.savez(tmp_path / "a.npz", x_train=numbered(4), x_test=numbered(4).astype(np.uint8))
-    with pytest.raises(ValueError, match=r"must have one shape and type an example"):
+    with pytest.raises(ValueError, match=r"examples of the same shape and type; they"):
         load_rows(f"npz:{tmp_path}/a.npz")
     assert len(load_rows(f"npz:{tmp_path}/a.npz", "test").examples) == 4
 

@@ -230,7 +230,7 @@ def test_equal_rows_give_equal_files():
 
 
 def test_curves_without_a_row_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"at least one row of metrics, none came. Train first"):
+    with pytest.raises(ValueError, match=r"at least one row of metrics, got none. Train first"):
         pictures.curves([], tmp_path / "curves.png")
 
 
@@ -257,16 +257,19 @@ def test_latents_are_ordered_by_their_kl():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pictures.grid(np.zeros((0, 8, 8, 1))), r"grid: .*\(0, 8, 8, 1\) came. Stack"),
+        (lambda: pictures.grid(np.zeros((0, 8, 8, 1))), r"grid: .*got shape \(0, 8, 8, 1\). Stack"),
         (lambda: pictures.grid(np.zeros(5)), r"grid: there must be at least one example"),
         (
             lambda: pictures.reconstructions(levels(0.0), levels(0.0, 1.0)),
-            r"same shape, \(1, 8, 8, 1\) and \(2, 8, 8, 1\) came. Decode",
+            r"same shape, got \(1, 8, 8, 1\) and \(2, 8, 8, 1\). Decode",
         ),
-        (lambda: pictures.interpolations(np.zeros((5, 3))), r"interpolations: .*\(5, 3\) came"),
+        (
+            lambda: pictures.interpolations(np.zeros((5, 3))),
+            r"interpolations: .*got shape \(5, 3\)",
+        ),
         (
             lambda: pictures.traversals(np.zeros((2, 3, 5)), [1], [0.0, 1.0, 2.0]),
-            r"\(2, 3\) came with 1 latents and 3 values",
+            r"got \(2, 3\) with 1 latents and 3 values",
         ),
     ],
 )

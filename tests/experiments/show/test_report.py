@@ -209,7 +209,7 @@ def test_an_interrupted_run_says_how_far_it_came(tmp_path):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9999, "spl')
     words = page_of(run).words
-    assert "This run has no results: it was interrupted, or it is still going on." in words
+    assert "This run has no results: it was interrupted, or it is still training." in words
     assert "The last row of its metrics is of step 3,400." in words
 
 
@@ -245,7 +245,9 @@ def test_the_real_curves_fit_in(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"must be the folder of a run, .*gone is no folder. Pass"):
+    with pytest.raises(
+        ValueError, match=r"must be the folder of a run, .*gone is not a folder. Pass"
+    ):
         write_report(tmp_path / "gone")
 
 
