@@ -25,7 +25,7 @@ def _files(folder):
 
 
 @pytest.mark.parametrize("step", [5, 30, 55])
-def test_a_step_is_what_the_run_wrote_down_bit_for_bit(whole_run, step, capsys):
+def test_a_replayed_step_equals_the_run_bit_for_bit(whole_run, step, capsys):
     """From no checkpoint, from one, and from the best one; and nothing of the run is touched."""
     before = _files(whole_run.run)
     replay(ReplayConfig(whole_run.run, step))
@@ -35,7 +35,7 @@ def test_a_step_is_what_the_run_wrote_down_bit_for_bit(whole_run, step, capsys):
     assert _files(whole_run.run) == before
 
 
-def test_another_number_is_seen(whole_run, tmp_path, capsys):
+def test_a_different_number_is_reported(whole_run, tmp_path, capsys):
     """The comparison above can fail."""
     copy = tmp_path / "copy"
     shutil.copytree(whole_run.run, copy)
@@ -103,7 +103,7 @@ def test_a_scale_too_small_is_found_in_the_likelihood(small, tmp_path, capsys):
     [(Path("nowhere"), 3, "no run at nowhere"), (None, 0, "--step must be at least 1, got 0"),
      (None, 61, "--step must be one that the run has come to .60., got 61")],
 )  # fmt: skip
-def test_what_cannot_be_replayed_is_refused(whole_run, run, step, message):
+def test_steps_and_runs_that_cannot_be_replayed_are_rejected(whole_run, run, step, message):
     with pytest.raises(Refused, match=message):
         replay(ReplayConfig(run or whole_run.run, step))
 

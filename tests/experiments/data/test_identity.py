@@ -83,7 +83,7 @@ def test_identity_of_one_piece_is_the_hash_of_its_description_and_contents():
     assert identify(rows[:0]).range is None
 
 
-def test_identity_depends_on_contents_order_shape_and_type_alone(monkeypatch, tmp_path):
+def test_identity_depends_only_on_contents_order_shape_and_type(monkeypatch, tmp_path):
     monkeypatch.setattr(identity_module, "PIECE_BYTES", 1000)
     rows = bars()
     np.save(tmp_path / "rows.npy", rows)
@@ -133,7 +133,7 @@ class Fake:
         return {"data_digest": 0} if step == 2 else {}
 
 
-def test_record_of_the_first_readable_checkpoint_counts():
+def test_recorded_data_come_from_the_first_readable_checkpoint():
     assert recorded_data(Fake(), [3]) is None
     assert recorded_data(Fake(), [3, 1, 2]) is None
     with pytest.raises(ValueError, match=r"data_digest must hold"):
@@ -168,9 +168,7 @@ def test_continuing_names_only_the_split_that_differs(run):
         train(run)  # it has ended: that changes nothing
 
 
-def test_continuing_rejects_the_file_that_the_name_means_in_another_folder(
-    run, tmp_path, monkeypatch
-):
+def test_continuing_rejects_a_relative_path_to_other_data(run, tmp_path, monkeypatch):
     (tmp_path / "two").mkdir()
     monkeypatch.chdir(tmp_path / "two")
     np.savez("data.npz", images=bars(seed=1))
@@ -187,7 +185,7 @@ def test_allow_other_data_rejects_another_shape_or_type(images, run):
         train(dataclasses.replace(run, num_steps=20, allow_other_data=True))
 
 
-def test_allow_other_data_continues_and_the_run_is_then_of_the_new_data(run, capsys):
+def test_allow_other_data_continues_the_run_on_the_new_data(run, capsys):
     (first,) = set(recorded(run.run).values())
     np.savez("data.npz", images=bars(50, seed=1))
     longer = dataclasses.replace(run, num_steps=20, allow_other_data=True, quiet=False)
@@ -211,7 +209,7 @@ def test_results_of_a_finished_run_are_measured_again_on_other_data(run):
     assert before["test"]["elbo"] != after["test"]["elbo"]
 
 
-def test_run_without_a_record_is_continued_and_then_has_one(first_release):
+def test_run_without_recorded_data_continues_and_records_them(first_release):
     np.savez("bars.npz", images=bars(330, seed=1))
     assert train(FIRST_RELEASE) == 0
     np.savez("bars.npz", images=bars(330, seed=2))
@@ -271,7 +269,7 @@ def config(tmp_path, monkeypatch):
     return TrainConfig(dataset="npz:data.npz")
 
 
-def test_no_two_results_share_a_name(config):
+def test_names_of_results_differ_if_flags_or_data_differ(config):
     np.savez("other.npz", train=bars(9, 1), test=bars(7, 2))
     Path("more").mkdir()
     np.savez("more/other.npz", images=bars(9, 4))
@@ -320,7 +318,7 @@ def test_label_of_other_data_is_short_and_fits_every_file_system(dataset, label)
     assert other.label == [*filter(None, [label]), identity.digest[:8]]
 
 
-def test_rows_of_the_run_by_another_name_are_its_data(config):
+def test_rows_of_the_run_under_another_name_are_recognized(config):
     np.savez("copy.npz", images=bars())
     np.savez("heldout.npz", x=rows_for(config).rows.examples)
     for dataset, split in (("data", "all"), ("copy", "all"), ("heldout", "test")):
@@ -333,7 +331,7 @@ def test_rows_of_the_run_by_another_name_are_its_data(config):
     assert not rows_for(config, "npz:longer.npz").is_of_run
 
 
-def test_codes_and_samples_of_other_data_leave_those_of_the_run_alone(run):
+def test_codes_and_samples_of_other_data_do_not_overwrite_those_of_the_run(run):
     sizes = {"num_samples": 3, "num_examples": 2, "num_steps": 2}
     encode(EncodeConfig(run.run, num_devices=1))
     sample(SampleConfig(run.run, **sizes))
@@ -379,7 +377,9 @@ def test_counts_may_have_another_stored_type(rows, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("trained", "rows"), [(BYTES, BYTES // 200), (BYTES // 200, BYTES)])
-def test_binary_pixels_of_another_white_are_rejected(trained, rows, tmp_path, monkeypatch):
+def test_binary_pixels_with_another_value_of_white_are_rejected(
+    trained, rows, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"white is 1 in one of them and 255 in the other"):
         warnings_of(rows, trained, likelihood="bernoulli")
@@ -393,7 +393,7 @@ def test_binary_pixels_of_another_white_are_rejected(trained, rows, tmp_path, mo
         (255 * VALUES, True), (VALUES - 20, True), (VALUES / 255, True),
     ],
 )  # fmt: skip
-def test_rows_far_from_the_training_range_are_warned_of(rows, warns, tmp_path, monkeypatch):
+def test_rows_far_from_the_training_range_give_a_warning(rows, warns, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     warnings = warnings_of(rows, VALUES, likelihood="gaussian")
     assert bool(warnings) == warns
@@ -416,7 +416,7 @@ def test_rows_of_another_scale_are_labelled_in_the_results(small, tmp_path, monk
     assert len(json.loads(path.read_text())["data"]["warnings"]) == 1
 
 
-def test_other_data_need_no_folder_of_the_runs_original_files(tmp_path, monkeypatch):
+def test_other_data_do_not_need_the_manual_dir_of_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = {"dataset": "mnist", "manual_dir": "nowhere"}
     assert warnings_of(bars(3)[..., None], bars(9)[..., None], **config) == []

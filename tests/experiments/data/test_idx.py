@@ -87,7 +87,7 @@ def test_mnist_from_official_files_is_mnist(tmp_path: Path) -> None:
     )
 
 
-def test_idx_keeps_the_order_of_the_files_and_serves_later_calls(
+def test_idx_keeps_the_order_of_the_files_and_is_prepared_once(
     tiny_files: Path, tmp_path: Path
 ) -> None:
     data_dir = str(tmp_path / "prepared")
@@ -114,7 +114,7 @@ def test_idx_is_downloaded_once(server: str, tiny_files: Path, tmp_path: Path) -
     )
 
 
-def test_idx_refuses_a_download_that_is_not_official(
+def test_idx_rejects_a_download_with_another_checksum(
     server: str, tiny_files: Path, tmp_path: Path
 ) -> None:
     right = idx.OFFICIAL["mnist"].files[0].sha256
@@ -126,7 +126,7 @@ def test_idx_refuses_a_download_that_is_not_official(
     assert len(load("mnist", data_dir=str(tmp_path / "prepared"), num_validation=5).train) == 35
 
 
-def test_idx_refuses_a_manual_file_that_is_not_official(tiny_files: Path, tmp_path: Path) -> None:
+def test_idx_rejects_a_manual_file_with_another_checksum(tiny_files: Path, tmp_path: Path) -> None:
     right = idx.OFFICIAL["mnist"].files[2].sha256
     path = tiny_files / idx.FILE_NAMES[2]
     path.write_bytes(path.read_bytes()[:-1])
@@ -204,9 +204,7 @@ def test_idx_names_the_flag_of_a_folder_that_cannot_be_written(
         load("mnist", manual_dir=str(tiny_files), data_dir=str(tmp_path / "file"))
 
 
-def test_idx_killed_while_preparing_leaves_nothing_taken_for_whole(
-    tiny_files: Path, tmp_path: Path
-) -> None:
+def test_idx_killed_while_preparing_is_prepared_again(tiny_files: Path, tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from experiments.data import idx, load, official_idx
@@ -226,7 +224,7 @@ load("mnist", manual_dir={str(tiny_files)!r}, data_dir={str(tmp_path / "prepared
     assert len(whole(load("mnist", **arguments, num_validation=5))) == 52
 
 
-def test_idx_prepared_by_two_processes_at_once(
+def test_idx_can_be_prepared_by_two_processes_at_once(
     tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = {"manual_dir": str(tiny_files), "data_dir": str(tmp_path / "prepared")}
@@ -241,7 +239,7 @@ def test_idx_prepared_by_two_processes_at_once(
     assert len(whole(load("mnist", **arguments, num_validation=5))) == 52
 
 
-def test_idx_damaged_after_preparation_is_noticed(tiny_files: Path, tmp_path: Path) -> None:
+def test_idx_damaged_after_preparation_is_rejected(tiny_files: Path, tmp_path: Path) -> None:
     data_dir = tmp_path / "prepared"
     load("mnist", manual_dir=str(tiny_files), data_dir=str(data_dir), num_validation=5)
     (shard,) = data_dir.glob("mnist_idx/*/*-train.array_record*")
@@ -259,7 +257,9 @@ def test_idx_damaged_after_preparation_is_noticed(tiny_files: Path, tmp_path: Pa
         (gzip.compress(bytes(100), mtime=0)[:-9], "ended before"),
     ],
 )
-def test_idx_refuses_what_is_no_idx_file(tmp_path: Path, contents: bytes, reason: str) -> None:
+def test_read_idx_rejects_files_of_another_format(
+    tmp_path: Path, contents: bytes, reason: str
+) -> None:
     (tmp_path / "x.gz").write_bytes(contents)
     with pytest.raises(ValueError, match=f"x.gz must be a whole gzipped idx file.*{reason}"):
         idx.read_idx(tmp_path / "x.gz")

@@ -107,7 +107,7 @@ def test_one_bit_and_inverted_cmyk_pictures_have_their_colours(tmp_path):
         np.testing.assert_allclose(shown, colours, atol=6)
 
 
-def test_of_several_frames_the_first_is_taken_and_said(tmp_path):
+def test_first_of_several_frames_is_read_and_counted(tmp_path):
     frames = [Image.new("L", (4, 4), value) for value in (10, 200)]
     for suffix in ("gif", "tif", "webp", "mpo", "png"):
         options = {"lossless": True} if suffix == "webp" else {}
@@ -130,7 +130,7 @@ def test_pictures_that_are_not_8_bit_are_named(kind, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_colours_of_16_bits_are_cut_and_said(tmp_path):
+def test_colours_of_16_bits_are_cut_to_8_and_counted(tmp_path):
     values = np.array([[0x1234, 0xABCD, 0xFF00]], ">u2").reshape(1, 1, 3)
     (tmp_path / "deep.png").write_bytes(_png_16(values))
     shown, notes = decode_as_shown(tmp_path / "deep.png")
@@ -168,7 +168,7 @@ def test_every_suffix_is_read_in_any_case(tmp_path):
     assert "left out" not in rows.about
 
 
-def test_what_is_left_out_is_counted_by_kind(tmp_path):
+def test_files_that_are_left_out_are_counted_by_kind(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     for name in ("b.txt", "c.TXT", "Thumbs.db", "LICENSE", ".DS_Store", "._a.png", "x.a b", "x.eps",
                  "x.pdf", "x.mpg"):  # fmt: skip
@@ -181,7 +181,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path):
         assert kind in about
 
 
-def test_what_lies_beside_the_splits_is_said(tmp_path):
+def test_entries_beside_the_splits_are_listed(tmp_path):
     names = ["train/a.png", "test/a.png", "val/a.png", "b.png", *(f"{i}.txt" for i in range(5))]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -193,7 +193,7 @@ def test_what_lies_beside_the_splits_is_said(tmp_path):
     )
 
 
-def test_postscript_by_the_name_of_a_picture_starts_no_other_program(tmp_path, monkeypatch):
+def test_postscript_with_the_suffix_of_a_picture_starts_no_other_program(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr("subprocess.check_call", lambda *args, **_: started.append(args))
     monkeypatch.setattr("subprocess.run", lambda *args, **_: started.append(args))
@@ -213,7 +213,7 @@ def test_broken_picture_is_named(contents, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_turned_pictures_must_have_one_size_as_shown(tmp_path):
+def test_sizes_of_rotated_pictures_are_compared_as_shown(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     turned = Image.fromarray(np.ascontiguousarray(COLOUR.swapaxes(0, 1)))
     turned.save(tmp_path / "b.png", exif=exif(6))
@@ -225,7 +225,7 @@ def test_turned_pictures_must_have_one_size_as_shown(tmp_path):
         load_rows(f"folder:{tmp_path}")
 
 
-def test_decode_gives_the_stored_pixels():
+def test_decode_returns_the_stored_pixels():
     """As other readers of prepared data sets: neither turned nor composited."""
     file = io.BytesIO()
     pixels = np.dstack([COLOUR, np.full((6, 4), 7, np.uint8)])

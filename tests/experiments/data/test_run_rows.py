@@ -35,7 +35,7 @@ def test_rows_of_one_part_are_all_in_order_with_their_labels(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("form", ["npy", "npz", "npy folder", "named test"])
-def test_few_rows_are_enough(form, count, tmp_path):
+def test_load_rows_accepts_a_single_row(form, count, tmp_path):
     place = tmp_path / "a.npy"
     if form == "npy":
         np.save(place, numbered(count))
@@ -49,7 +49,7 @@ def test_few_rows_are_enough(form, count, tmp_path):
     np.testing.assert_array_equal(rows.examples, numbered(count))
 
 
-def test_parts_follow_one_another_and_are_named(tmp_path):
+def test_parts_are_concatenated_in_order_with_their_names(tmp_path):
     np.savez(tmp_path / "a.npz", x_test=numbered(9)[5:], x_train=numbered(9)[:4],
              x_val=numbered(9)[4:5], y_train=np.arange(4), y_val=np.array([4]),
              y_test=np.arange(5, 9))  # fmt: skip
@@ -72,7 +72,7 @@ def test_parts_follow_one_another_and_are_named(tmp_path):
         (("x_train", "x_test"), "validation", r"no part validation; it has train, test\. Leave"),
     ],
 )
-def test_part_that_the_file_does_not_have_is_rejected(names, split, message, tmp_path):
+def test_missing_part_is_rejected(names, split, message, tmp_path):
     np.savez(tmp_path / "a.npz", **{name: numbered(4) for name in names})
     with pytest.raises(ValueError, match=message):
         load_rows(f"npz:{tmp_path}/a.npz", split)
@@ -85,7 +85,7 @@ def test_parts_of_two_types_are_rejected(tmp_path):
     assert len(load_rows(f"npz:{tmp_path}/a.npz", "test").examples) == 4
 
 
-def test_what_is_left_out_is_said(tmp_path):
+def test_arrays_and_labels_that_are_left_out_are_listed(tmp_path):
     np.savez(tmp_path / "a.npz", x_train=numbered(4), x_test=numbered(5), y_test=np.arange(5),
              ids=np.arange(3), x=numbered(3))  # fmt: skip
     rows = load_rows(f"npz:{tmp_path}/a.npz")
@@ -139,7 +139,7 @@ def test_pictures_in_folders_of_splits_have_their_part_in_the_name(tmp_path):
     assert list(rows.parts) == ["train", "test", "test"]
 
 
-def test_file_name_of_other_bytes_than_utf8_is_kept(tmp_path):
+def test_file_name_that_is_not_utf8_is_preserved(tmp_path):
     name = os.fsdecode(b"\xff.png")
     try:
         Image.new("L", (4, 4)).save(tmp_path / name)

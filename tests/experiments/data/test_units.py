@@ -124,7 +124,7 @@ def test_in_units_is_the_change_of_variables(likelihood):
 
 
 @pytest.mark.parametrize(("likelihood", "sigma"), [KINDS[0], KINDS[4], KINDS[-2]])
-def test_masked_elbo_moves_by_log_unit_of_what_is_seen(likelihood, sigma):
+def test_masked_elbo_moves_by_log_unit_of_the_observed_entries(likelihood, sigma):
     x, mask = vectors().astype(np.float32), jnp.array([1, 0, 1, 1, 0, 0], bool)
     values = []
     for s in (1.0, 2.0**13):
@@ -139,7 +139,7 @@ def test_masked_elbo_moves_by_log_unit_of_what_is_seen(likelihood, sigma):
     assert abs(moved - 3 * np.log(2.0**13)) < 1e-4 + 1e-5 * abs(values[0].elbo)
 
 
-def test_a_vamp_prior_and_the_start_do_not_depend_on_the_unit():
+def test_vamp_prior_and_initial_output_do_not_depend_on_the_unit():
     """Pseudo-inputs are examples, given in the data's unit and learned in the networks' one."""
     x, found = vectors().astype(np.float32), []
     for s in (1.0, 1e4):
@@ -229,7 +229,7 @@ def test_a_constant_column_has_the_median_unit_of_the_others():
     assert units_of(np.full((5, 2), 3.0, np.float32), "data").unit == [1.0, 1.0]
 
 
-def test_a_column_that_rarely_varies_is_in_the_unit_of_the_others():
+def test_a_column_that_rarely_varies_gets_the_median_unit_of_the_others():
     """A pixel at the border, 0 but in a row or two: its deviation says nothing of new rows."""
     rng = np.random.default_rng(0)
     x = rng.uniform(size=(1000, 5)).astype(np.float32)
@@ -245,7 +245,7 @@ def test_a_column_that_rarely_varies_is_in_the_unit_of_the_others():
     np.testing.assert_allclose(alone.unit, x[:, 3:4].std(0), rtol=1e-5)
 
 
-def test_a_column_that_float32_does_not_resolve_has_the_least_unit_that_it_does():
+def test_a_column_that_float32_does_not_resolve_gets_the_smallest_resolved_unit():
     x = np.float32(1.7e9) + np.float32([[0], [128], [0], [128]])
     found = units_of(x, "data")
     np.testing.assert_allclose(found.unit, RESOLVED * 1.7e9, rtol=1e-6)
@@ -349,7 +349,7 @@ def test_a_continued_run_keeps_its_units_whatever_the_data(run_of, tmp_path):
         ),
     ],
 )
-def test_what_is_done_is_recorded_and_said(tmp_path, x, flags, standardize, name):
+def test_standardization_is_recorded_and_reported(tmp_path, x, flags, standardize, name):
     np.save(tmp_path / "x.npy", x)
     given = TrainConfig(dataset=f"npy:{tmp_path}/x.npy", **{"likelihood": "gaussian"} | flags)
     config = with_choices(given, None)
@@ -377,7 +377,7 @@ def test_a_run_of_an_earlier_release_is_not_standardized():
     assert from_json({}).sigma_rate is None
 
 
-def test_a_recipe_without_units_is_what_it_was(small):
+def test_recipe_without_units_is_that_of_earlier_releases(small):
     config = dataclasses.replace(small, likelihood="gaussian")
     dataset, preprocessing, _ = load_data(config)
     made = recipe(config, dataset.train.shape[1:])
@@ -401,13 +401,13 @@ def test_a_recipe_without_units_is_what_it_was(small):
         ),
     ],
 )
-def test_a_standardization_without_sense_is_rejected(small, tmp_path, flags, message):
+def test_meaningless_standardization_is_rejected(small, tmp_path, flags, message):
     config = dataclasses.replace(small, run=tmp_path / "r", **{"likelihood": "gaussian"} | flags)
     with pytest.raises(Refused, match=message):
         train(config)
 
 
-def test_a_model_that_takes_no_units_is_named(small, tmp_path):
+def test_model_that_takes_no_units_is_rejected_by_name(small, tmp_path):
     np.save(tmp_path / "x.npy", vectors())
     config = TrainConfig(
         dataset=f"npy:{tmp_path}/x.npy",
@@ -434,7 +434,7 @@ def test_a_model_that_takes_no_units_is_named(small, tmp_path):
         ({"likelihood": "poisson"}, "data_unit goes with likelihood=gaussian or laplace, got poi"),
     ],
 )
-def test_units_that_are_none_are_rejected(changes, message):
+def test_invalid_units_are_rejected(changes, message):
     given = {"likelihood": "gaussian", "data_loc": (0.0, 0.0), "data_unit": (1.0, 1.0)}
     with pytest.raises(ValueError, match=message):
         mlp_vae(data_shape=(2,), **given | changes)

@@ -35,7 +35,7 @@ NEEDED = [
 
 
 @pytest.mark.parametrize(("package", "extra", "command"), NEEDED)
-def test_a_command_names_the_extra_before_it_starts(tmp_path, package, extra, command):
+def test_a_command_names_the_missing_extra_before_it_starts(tmp_path, package, extra, command):
     where = {"RUN": str(tmp_path / "run"), "experiments.train": f"--run={tmp_path / 'run'}"}
     arguments = [where.get(word, word) for word in command[1:]]
     if command[0] in where:
@@ -71,17 +71,17 @@ def test_the_library_needs_no_extra(tmp_path):
         ("folder:images", "PIL"),
     ],
 )
-def test_a_data_set_names_the_extra_before_it_is_fetched(monkeypatch, name, package):
+def test_a_data_set_names_the_missing_extra_before_it_is_fetched(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=rf"{package} is not installed.* '\.\[experiments\]'"):
         load(name)
     assert len(load("mnist_small").test) == 2000
 
 
-def test_what_is_there_is_not_asked_for():
+def test_installed_packages_raise_no_error():
     require_packages("json", "numpy")
 
 
-def test_a_package_of_the_user_is_named_as_it_is():
+def test_a_missing_package_of_the_user_is_named():
     error = ModuleNotFoundError("No module named 'mine'", name="mine.nets")
     assert install_line(error) == "No module named 'mine'. Install it."

@@ -140,7 +140,7 @@ def continued(two_by_two, tmp_path_factory):
     return config
 
 
-def test_two_processes_of_two_devices_are_one_of_four(four_devices, two_by_two):
+def test_two_processes_of_two_devices_train_as_one_of_four(four_devices, two_by_two):
     config, printed = two_by_two
     assert len(_rows(config.run)) == 12
     _same_rows(_rows(config.run), _rows(four_devices.run))
@@ -157,7 +157,7 @@ def test_two_processes_of_two_devices_are_one_of_four(four_devices, two_by_two):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_at_one_step(four_devices, continued, tmp_path):
+def test_a_signal_to_one_process_stops_all_at_the_same_step(four_devices, continued, tmp_path):
     """Of a run that one process has begun; it is the run that one has gone on with from two."""
     shutil.copytree(four_devices.run, tmp_path / "run")
     config = dataclasses.replace(four_devices, run=tmp_path / "run", num_steps=10**6)
@@ -175,7 +175,7 @@ def test_a_signal_to_one_stops_all_at_one_step(four_devices, continued, tmp_path
 
 
 @pytest.mark.long
-def test_evaluate_gives_the_same_examples_the_same_numbers(four_devices):
+def test_evaluate_gives_the_same_numbers_with_two_processes(four_devices):
     path = four_devices.run / "evaluations" / "test-best-3.npz"
     numbers = []
     for several in (False, True):
@@ -205,7 +205,7 @@ def _slurm(port, rank):
 
 
 @pytest.mark.parametrize("differs", ["data", pytest.param("seed", marks=pytest.mark.long)])
-def test_on_slurm_no_more_flags_are_needed_and_all_say_what_differs(differs, small, tmp_path):
+def test_on_slurm_distributed_is_enough_and_differences_are_named(differs, small, tmp_path):
     flags = dataclasses.replace(small, dataset="npz:data.npz", run=tmp_path / "run")
     port, both = _free_port(SLURM_PORTS), []
     for rank in (0, 1):
@@ -230,7 +230,7 @@ def test_on_slurm_no_more_flags_are_needed_and_all_say_what_differs(differs, sma
     assert not (tmp_path / "run").exists()
 
 
-def test_what_one_process_cannot_read_ends_all(small, tmp_path):
+def test_data_that_one_process_cannot_read_end_all_processes(small, tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -245,7 +245,7 @@ def test_what_one_process_cannot_read_ends_all(small, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_that_waits_in_vain_says_so_in_time(rank, tmp_path):
+def test_a_process_whose_peers_do_not_join_exits_in_time(rank, tmp_path):
     port = _free_port()
     flags = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--num-processes=2"]
     flags += ["--start-timeout-seconds=1", f"--run={tmp_path / 'run'}"]
@@ -259,7 +259,7 @@ def test_one_that_waits_in_vain_says_so_in_time(rank, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other_and_a_restart_continues(two_by_two, tmp_path):
+def test_a_killed_process_ends_the_others_and_a_restart_continues(two_by_two, tmp_path):
     """First the worker, then the coordinator; the run is the one that nothing stopped."""
     config = dataclasses.replace(two_by_two[0], run=tmp_path / "run", num_steps=10**6)
     for victim, after in ((1, 0), (0, 30)):
@@ -321,7 +321,7 @@ ADDRESS = "127.0.0.1:1234"
         (Processes(True, lost_timeout_seconds=0), r"--lost-timeout-seconds must be at least 1"),
     ],
 )
-def test_flags_that_cannot_be_are_refused(flags, message, small, tmp_path):
+def test_invalid_flags_of_processes_are_rejected(flags, message, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run", processes=flags)
     for command in (
         lambda: train(config),
@@ -333,7 +333,7 @@ def test_flags_that_cannot_be_are_refused(flags, message, small, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_cluster_and_no_flags_is_refused(tmp_path):
+def test_distributed_without_cluster_and_flags_is_rejected(tmp_path):
     flags = ["--distributed", f"--run={tmp_path / 'run'}"]
     codes, _, errors = _ends([_start("train", flags, {})])
     assert codes == [2]
@@ -342,7 +342,7 @@ def test_no_cluster_and_no_flags_is_refused(tmp_path):
     assert errors[0].count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_refused(tmp_path):
+def test_a_port_that_is_taken_is_rejected(tmp_path):
     with socket.create_server(("", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         flags = ["--distributed", f"--coordinator={address}", "--num-processes=2"]
@@ -384,7 +384,7 @@ def test_every_difference_is_named_once(monkeypatch):
         (ValueError("no such data"), 2, "^no such data$"),
     ],
 )
-def test_a_lost_process_is_told_from_a_mistake(error, code, line, monkeypatch):
+def test_a_lost_process_is_distinguished_from_a_user_error(error, code, line, monkeypatch):
     """Also while flags, files and data are looked at."""
     left = []
     monkeypatch.setattr(processes, "_joined", lambda: True)
@@ -397,7 +397,7 @@ def test_a_lost_process_is_told_from_a_mistake(error, code, line, monkeypatch):
     assert os.environ[processes.LOG_LEVEL] == "4"
 
 
-def test_every_byte_of_the_data_and_their_order_are_compared(monkeypatch):
+def test_processes_compare_every_byte_and_the_order_of_the_data(monkeypatch):
     said = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(run_folder, "agree", lambda _, facts: said.append(facts["train data"]))

@@ -58,12 +58,12 @@ def in_order(rows):
 # Golden
 
 
-def test_a_linear_beta():
+def test_linear_beta_rises_and_stays():
     result = values(beta("linear"), [0, 2, 5, 10, 1000])
     np.testing.assert_allclose(result, [0, 0.4, 1, 2, 2], rtol=1e-6)
 
 
-def test_a_cosine_beta():
+def test_cosine_beta_rises_and_stays():
     """2 (1 - cos(pi t / 10)) / 2: half-way where the linear one is, and below it before."""
     steps = np.array([0, 2, 5, 7, 10])
     result = values(beta("cosine"), [*steps, 1000])
@@ -71,7 +71,7 @@ def test_a_cosine_beta():
     assert abs(result[1] - 0.4) > 0.1
 
 
-def test_a_cyclical_beta():
+def test_cyclical_beta_rises_four_times_and_stays():
     """Four times 10 steps up and 10 steps there, and there for good."""
     result = values(beta("cyclical"), range(200))
     period = np.concatenate([2 * np.arange(10) / 10, np.full(10, 2.0)])
@@ -86,7 +86,7 @@ def test_capacity_rises_and_stays():
     assert constant(0) == constant(100) == 3
 
 
-def test_what_the_flags_leave_alone_has_no_schedule():
+def test_default_flags_give_no_schedules():
     assert make_schedules(TrainConfig()) == {}
     assert make_schedules(TrainConfig(beta=0.5))["beta"](7) == 0.5
 
@@ -132,7 +132,7 @@ def test_a_vamp_prior_starts_at_prepared_training_examples_each_once():
     np.testing.assert_array_equal(in_order(255 * start), in_order(STORED))
 
 
-def test_a_vamp_prior_starts_at_noise_of_each_example_its_own():
+def test_a_vamp_prior_starts_with_independent_noise_per_example():
     start = 256 * pseudo_inputs(NOISY, seed=0)
     rows = np.floor(start[:, None]) == STORED[None]
     assert rows.all(2).any(1).all()
@@ -140,14 +140,14 @@ def test_a_vamp_prior_starts_at_noise_of_each_example_its_own():
     assert len(np.unique(noise, axis=0)) == len(noise)
 
 
-def test_the_start_of_a_vamp_prior_is_that_of_the_seed():
+def test_the_start_of_a_vamp_prior_depends_on_the_seed():
     one, again, other = (256 * pseudo_inputs(NOISY, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(np.floor(one), np.floor(other))
     assert not np.array_equal(in_order(one % 1), in_order(other % 1))
 
 
-def test_schedules_of_the_learning_rate_count_steps_whatever_is_accumulated():
+def test_learning_rate_schedules_count_steps_also_when_accumulating():
     """Falling from 1 to 0 in 8 steps of descent on a slope of 1: two updates of four steps."""
     config = TrainConfig(
         optimizer="sgd", learning_rate=1.0, schedule="linear", accumulate_steps=4, decay_steps=8
@@ -161,7 +161,7 @@ def test_schedules_of_the_learning_rate_count_steps_whatever_is_accumulated():
     assert moves == [0, 0, 0, -1, 0, 0, 0, -0.5, 0, 0, 0, 0]
 
 
-def test_weight_decay_moves_kernels_only():
+def test_weight_decay_changes_only_kernels():
     vae = mlp_vae(data_shape=(3,), latent_dim=2, hidden=(4,), prior="mixture", num_components=2)
     params = jax.tree.map(lambda leaf: leaf + 1.0, vae.init(jax.random.key(0)))
     optimizer = make_optimizer(TrainConfig(optimizer="adamw", weight_decay=0.1), num_steps=8)
@@ -190,7 +190,7 @@ def test_weight_decay_moves_kernels_only():
         ({"likelihood": "gaussian", "sigma": "optimal", "batch_size": 4000}, "cpu", 1, None),
     ],
 )
-def test_blocks_hold_the_rows_that_a_cache_does(flags, platform, num_devices, expected):
+def test_microbatches_fit_the_cache_of_a_cpu(flags, platform, num_devices, expected):
     config = TrainConfig(**flags)
     config.check()
     sigma = {"likelihood": config.likelihood, "sigma": config.sigma}
@@ -199,7 +199,7 @@ def test_blocks_hold_the_rows_that_a_cache_does(flags, platform, num_devices, ex
     assert microbatch_size(config, vae, num_devices, rows) == expected
 
 
-def test_samples_beyond_the_rows_come_chunk_by_chunk():
+def test_more_samples_than_rows_are_computed_in_chunks():
     config = TrainConfig(objective="iwae", num_samples=5000)
     assert make_objective(config, 1000).keywords["sample_chunk_size"] == 1000
     assert make_objective(config).keywords["sample_chunk_size"] is None

@@ -66,7 +66,7 @@ def without_timing(path):
     return [{k: v for k, v in row.items() if k != "timing"} for row in read_metrics(path)]
 
 
-def test_its_parameters_are_read_bit_for_bit_and_it_says_its_format():
+def test_first_release_parameters_are_read_bit_for_bit_with_their_format():
     vae, params = load(RUN)
     assert digest(params) == OF_PARAMETERS
     assert vae.decode(params, np.zeros(2, np.float32)).mean().shape == (8, 8, 1)
@@ -75,7 +75,7 @@ def test_its_parameters_are_read_bit_for_bit_and_it_says_its_format():
     checkpoints.close()
 
 
-def test_it_is_evaluated_and_sampled_as_it_was():
+def test_first_release_run_is_evaluated_and_sampled_as_then():
     again = Path("again")
     evaluate(EvaluateConfig(RUN, num_samples=4, batch_size=33, num_devices=1, output=again))
     sample(SampleConfig(RUN, num_samples=5, num_examples=4, num_steps=3, output=again))
@@ -89,7 +89,7 @@ def test_it_is_evaluated_and_sampled_as_it_was():
                 np.testing.assert_allclose(now[names[name]], before[name], **ACROSS_MACHINES)
 
 
-def test_it_goes_on_as_it_would_have():
+def test_first_release_run_continues_as_it_did_then():
     before = without_timing(RUN / "metrics.jsonl")
     assert before[-1]["step"] == 20
     assert train(FLAGS) == 0
@@ -102,7 +102,7 @@ def test_it_goes_on_as_it_would_have():
     assert json.loads((RUN / "results.json").read_text())["steps"] == 30
 
 
-def test_a_newer_format_is_refused_by_every_command_and_nothing_moves():
+def test_a_newer_format_is_rejected_by_every_command_without_changes():
     about = RUN / "checkpoints" / "20" / "about" / "metadata"
     values = json.loads(about.read_text())
     del values["digests"]  # a newer release may have other ways

@@ -17,7 +17,7 @@ HOLD = "import sys, time; from pathlib import Path; from experiments.run.lock im
 HOLD += "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
 
 
-def test_a_second_one_is_refused_with_the_first_ones_number(tmp_path):
+def test_a_second_lock_is_rejected_with_the_number_of_the_holder(tmp_path):
     lock = RunLock(tmp_path)
     with pytest.raises(ValueError, match=rf"in use by process {os.getpid()} on \S+, which is"):
         RunLock(tmp_path)
@@ -51,7 +51,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
         assert lock.cut_short == ""
 
 
-def test_it_is_let_go_where_nothing_more_can_be_written(tmp_path):
+def test_lock_is_released_even_if_its_file_cannot_be_written(tmp_path):
     lock = RunLock(tmp_path)
     lock._file.close()
     lock._file = Path("/dev/full").open("a")  # noqa: SIM115
@@ -59,7 +59,7 @@ def test_it_is_let_go_where_nothing_more_can_be_written(tmp_path):
     RunLock(tmp_path).close()
 
 
-def test_a_file_system_without_locks_says_who_may_be_there(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_names_a_possible_holder(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
@@ -72,7 +72,7 @@ def test_a_file_system_without_locks_says_who_may_be_there(tmp_path, monkeypatch
     first.close()
 
 
-def test_a_refused_one_leaves_the_holders_name(tmp_path):
+def test_a_rejected_lock_keeps_the_name_of_the_holder(tmp_path):
     lock = RunLock(tmp_path)
     before = (tmp_path / ".lock").read_text()
     with pytest.raises(ValueError, match="in use"):
@@ -81,7 +81,7 @@ def test_a_refused_one_leaves_the_holders_name(tmp_path):
     lock.close()
 
 
-def test_what_a_holder_ended_with_is_handed_on_once(tmp_path):
+def test_last_words_of_a_holder_are_reported_once(tmp_path):
     RunLock(tmp_path).close(RuntimeError("RESOURCE_EXHAUSTED:\n out of memory"))
     lock = RunLock(tmp_path)
     assert lock.cut_short.endswith(

@@ -139,7 +139,7 @@ EXTRA: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
-def test_other_leaves_change_nothing_of_what_the_weights_learn(extra):
+def test_other_leaves_do_not_change_what_the_weights_learn(extra):
     state, _ = _trained(jaxvae.trainable(_vae(extra)))
     _assert_same(_weights(state.params), _plain().params)
     _assert_same(_weights(state.average), _plain().average)
@@ -218,7 +218,7 @@ def test_average_of_bfloat16_weights_moves_by_less_than_their_spacing():
     ],
     ids=lambda flags: flags["optimizer"],
 )
-def test_every_optimizer_leaves_integers_alone(flags):
+def test_no_optimizer_changes_integers(flags):
     optimizer = make_optimizer(TrainConfig(learning_rate=0.05, **flags), 10)
     extra = lambda key: {"table": jnp.arange(6).reshape(2, 3), "act": jnp.tanh}
     plain, _ = _trained(_vae(), optimizer)
@@ -228,7 +228,7 @@ def test_every_optimizer_leaves_integers_alone(flags):
 
 
 @pytest.mark.parametrize("options", [{"microbatch_size": 4}, {"virtual_shards": 4}], ids=str)
-def test_a_batch_in_parts_carries_integers(options):
+def test_microbatches_carry_integers(options):
     plain, _ = _trained(_vae(), **options)
     state, _ = _trained(jaxvae.trainable(_vae(EXTRA["nested"])), **options)
     _assert_same(_weights(state.params), plain.params)
@@ -262,7 +262,7 @@ def test_init_state_names_the_leaf_that_needs_trainable(extra, line):
         jaxvae.init_state(_vae(extra), optax.sgd(0.1), jax.random.key(0), averaging=True)
 
 
-def test_partition_and_combine_are_inverse_and_leave_whole_trees_alone():
+def test_partition_and_combine_are_inverse_and_keep_whole_trees():
     tree = {"a": jnp.zeros(2), "b": [jnp.tanh, None, 3], "c": eqx.nn.Linear(2, 3, key=KEY)}
     kept, rest = partition(tree, is_array)
     assert all(map(is_array, jax.tree.leaves(kept)))
@@ -391,7 +391,7 @@ def _gradient(vae, objective, x):
     ],
     ids=["total_correlation", "dip", "mmd", "density_ratio"],
 )
-def test_a_regularizer_takes_posteriors_that_hold_a_network(regularizer):
+def test_a_regularizer_accepts_posteriors_that_contain_a_network(regularizer):
     (found, at_found), (expected, at_expected) = (
         _trained(jaxvae.trainable(_net_vae(posterior)), steps=2, regularizer=regularizer)
         for posterior in (_net_posterior, _plain_posterior)
@@ -403,7 +403,7 @@ def test_a_regularizer_takes_posteriors_that_hold_a_network(regularizer):
     jax.tree.map(close, found.params, expected.params)
 
 
-def test_functions_of_many_posteriors_take_ones_that_hold_a_network():
+def test_functions_of_many_posteriors_accept_ones_that_contain_a_network():
     net = eqx.nn.MLP(3, LATENT_DIM, 4, 1, key=KEY)
     h = jax.random.normal(KEY, (5, 3))
     log_scale = jnp.zeros((5, LATENT_DIM))

@@ -90,12 +90,12 @@ def test_checkpoints_work_in_a_folder_of_any_name(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["logs:", "[x]"])
-def test_a_folder_itself_may_have_such_a_name(name, tmp_path):
+def test_the_checkpoint_folder_itself_may_have_an_odd_name(name, tmp_path):
     save_and_read(tmp_path / name)
 
 
 @pytest.mark.parametrize("root", ["/gs", "/s3", "/az", "/hf", "/a[b", "/a\\b"])
-def test_paths_that_epath_takes_for_addresses_or_patterns_are_never_shown_to_it(root):
+def test_epath_never_gets_paths_that_look_like_addresses_or_patterns(root):
     with plain_path(Path(root) / "run" / "checkpoints") as path:
         assert str(path.readlink()) == f"{root}/run/checkpoints"
         assert path.parent.parent == Path(os.environ["TMPDIR"]).resolve()
@@ -108,7 +108,7 @@ def test_a_plain_path_is_used_as_it_is(path, temporary):
         assert not list(temporary.iterdir())
 
 
-def test_a_path_as_long_as_is_allowed_works(tmp_path):
+def test_a_path_of_the_greatest_length_works(tmp_path):
     longest = os.pathconf(tmp_path, "PC_PATH_MAX") - ROOM_BELOW
     run = tmp_path
     while (room := longest - len(os.fsencode(run)) - 1) > 255:
@@ -224,7 +224,7 @@ def test_data_may_have_any_name(name, data, tmp_path, monkeypatch):
     assert len(datasets.load(f"npz:{name}").train)
 
 
-def test_compiled_programs_are_kept_in_a_folder_of_any_name(tmp_path):
+def test_compiled_programs_are_stored_in_a_folder_of_any_name(tmp_path):
     folder = tmp_path / "[x]*\\y"
     code = f"""
 from experiments.machine import compilation_cache
@@ -236,7 +236,7 @@ jax.jit(lambda x: x + 1)(1.0)
     assert [path for path in folder.rglob("*-cache") if path.is_file()]
 
 
-def test_codes_are_written_under_the_name_that_was_asked_for(first_release, capsys):
+def test_codes_are_written_under_the_requested_name(first_release, capsys):
     """numpy adds .npz to a path that has another end."""
     path = first_release.parent / "codes [1].of"
     encode(EncodeConfig(first_release, output=path, num_devices=1))
@@ -251,7 +251,7 @@ def test_loading_prints_nothing(first_release, caplog):
     assert caplog.records == []
 
 
-def test_a_name_that_standard_output_has_no_letters_for_is_printed(capsys, monkeypatch):
+def test_a_name_that_standard_output_cannot_encode_is_printed(capsys, monkeypatch):
     @dataclasses.dataclass
     class Flags:
         pass
@@ -267,7 +267,7 @@ def test_a_name_that_standard_output_has_no_letters_for_is_printed(capsys, monke
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://b", "file:///x/y", "https://a.org/x"])
-def test_an_address_is_rejected_and_no_folder_of_its_name_is_made(
+def test_an_address_is_rejected_without_creating_a_folder(
     address, small, first_release, monkeypatch
 ):
     before = set(first_release.parent.rglob("*"))
@@ -286,7 +286,7 @@ def test_an_address_is_rejected_and_no_folder_of_its_name_is_made(
         load(address)
 
 
-def test_a_link_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+def test_a_link_that_cannot_be_created_gives_one_line(tmp_path, monkeypatch):
     (tmp_path / "t[m]p").mkdir()
     odd = tmp_path / "[x]" / "checkpoints"
     with monkeypatch.context() as patch:
@@ -306,7 +306,7 @@ def test_a_link_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
     save_and_read(tmp_path / "plain")
 
 
-def test_a_name_that_the_locale_cannot_encode_is_rejected_with_the_cure(monkeypatch):
+def test_a_name_that_the_locale_cannot_encode_is_rejected_with_a_remedy(monkeypatch):
     def unable(path):
         "ü".encode("ascii")
 

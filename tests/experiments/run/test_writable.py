@@ -70,14 +70,14 @@ def finished(first_release):
     return first_release
 
 
-def test_a_folder_that_is_there_or_can_be_made_is_accepted(tmp_path, monkeypatch):
+def test_a_folder_that_exists_or_can_be_created_is_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path, tmp_path / "new" / "one", Path("new"), Path()):
         require_folder(folder, "--run")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_a_folder_is_refused(tmp_path, read_only):
+def test_a_path_that_cannot_be_a_folder_is_rejected(tmp_path, read_only):
     (tmp_path / "file").touch()
     with pytest.raises(
         ValueError, match=r"--run must be .*file/run is not: .*file is not a folder"
@@ -88,7 +88,9 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, read_only):
         require_folder(tmp_path / "x" / "y", "--output")
 
 
-def test_training_is_refused_before_it_is_set_up(small, tmp_path, read_only, monkeypatch):
+def test_training_in_an_unwritable_folder_is_rejected_before_setup(
+    small, tmp_path, read_only, monkeypatch
+):
     monkeypatch.setattr("experiments.run.build.load_data", None)  # it is not called
     read_only(tmp_path)
     with pytest.raises(Refused, match=r"--run must be a folder, .* is not writable"):
@@ -96,7 +98,7 @@ def test_training_is_refused_before_it_is_set_up(small, tmp_path, read_only, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_cannot_be_written_is_read(finished, tmp_path, read_only):
+def test_a_run_that_cannot_be_written_can_be_read(finished, tmp_path, read_only):
     """Through a link; nobody tidies up in it."""
     run = tmp_path / "link"
     run.symlink_to(finished, target_is_directory=True)
@@ -120,7 +122,7 @@ def test_a_run_that_cannot_be_written_is_read(finished, tmp_path, read_only):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_a_linked_run_folder_is_gone_on_with(finished, tmp_path):
+def test_a_linked_run_folder_is_continued(finished, tmp_path):
     (tmp_path / "disk").mkdir()
     there = finished.rename(tmp_path / "disk" / "there")
     finished.symlink_to(there, target_is_directory=True)
@@ -132,7 +134,7 @@ def test_a_linked_run_folder_is_gone_on_with(finished, tmp_path):
     assert not (there / "checkpoints" / UNFINISHED).exists()
 
 
-def test_a_run_on_a_read_only_mount(finished):
+def test_a_run_on_a_read_only_mount_can_be_read_but_not_continued(finished):
     """The system itself: only root may mount."""
     mounted = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
     inside = ["unshare", "--mount", "sh", "-c", mounted, "sh", str(finished)]

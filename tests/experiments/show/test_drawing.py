@@ -78,7 +78,7 @@ def test_interpolations_are_straight_between_pairs():
     np.testing.assert_allclose(drawing.interpolations, right, rtol=1e-5, atol=1e-6)
 
 
-def test_one_example_is_interpolated_with_itself():
+def test_a_single_example_is_interpolated_with_itself():
     xs = vectors(1)
     drawing = drawing_of(lambda x: Gaussian(x, 0 * x), Gaussian.standard(3), xs, num_steps=3)
     np.testing.assert_allclose(drawing.interpolations, np.tile(xs[:, None], (1, 3, 1)), rtol=1e-6)
@@ -152,7 +152,7 @@ def test_a_one_hot_latent_takes_each_category_in_turn():
     np.testing.assert_allclose(drawing.traversals, right, rtol=1e-5)
 
 
-def test_where_a_mean_has_no_formula_it_is_that_of_draws():
+def test_a_mean_without_a_closed_form_is_estimated_from_draws():
     xs = rows_of_probabilities()
     drawing = drawing_of(
         lambda x: RelaxedCategorical(jnp.log(x), jnp.array(0.5)),

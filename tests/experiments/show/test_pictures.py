@@ -60,17 +60,17 @@ def test_images_need_not_be_square():
     assert pictures.grid(np.zeros((1, 28, 20, 1))).shape == (28 * 3 + 4, 20 * 3 + 4, 3)
 
 
-def test_limits_become_black_and_white_and_what_lies_beyond_is_cut():
+def test_limits_become_black_and_white_and_values_beyond_are_cut():
     values = levels(-5.0, -1.0, 0.0, 1.0, 5.0)
     picture = pictures.grid(values, limits=(-1, 1))
     assert [tile(picture, 0, i)[0, 0, 0] for i in range(5)] == [0, 0, 128, 255, 255]
 
 
-def test_limits_without_width_are_borne():
+def test_equal_limits_are_accepted():
     assert (tile(pictures.grid(levels(3.0, 4.0), limits=(3, 3)), 0, 0) == 0).all()
 
 
-def test_pixels_that_are_no_number_stand_out():
+def test_pixels_that_are_not_finite_stand_out():
     image = levels(0.5)
     image[0, 0, 0, 0], image[0, 7, 7, 0] = np.nan, np.inf
     shown = tile(pictures.grid(image), 0, 0)
@@ -81,7 +81,7 @@ def test_pixels_that_are_no_number_stand_out():
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (50,), (28, 28), (4, 4, 2), (3, 4, 4, 1)])
 @pytest.mark.parametrize("number", [1, 7, 57])
-def test_anything_that_is_no_image_is_drawn_as_lines(shape, number):
+def test_examples_that_are_not_images_are_drawn_as_lines(shape, number):
     examples = np.random.default_rng(0).normal(size=(number, *shape))
     picture = pictures.grid(examples, columns=7)
     rows, columns = -(-number // 7), min(number, 7)
@@ -98,7 +98,7 @@ def test_a_line_rises_where_the_data_rise_and_all_share_one_scale():
         np.testing.assert_allclose(heights, [58, 8 + 50 * end], atol=3)
 
 
-def test_lines_stay_in_their_tile_and_break_at_what_is_no_number():
+def test_lines_stay_in_their_tile_and_break_at_nan():
     wild = np.array([[0.5, 0.5, 1e9, -1e9, np.nan, np.inf], [0.0] * 6])
     picture = pictures.grid(wild, columns=1, limits=(0, 1))
     assert not near(picture[70:120], BLUE, within=60).any()
@@ -106,7 +106,7 @@ def test_lines_stay_in_their_tile_and_break_at_what_is_no_number():
     assert pictures.grid(np.ones((1, 5))).shape == (70, 88, 3)
 
 
-def test_each_original_stands_above_its_reconstruction():
+def test_each_original_is_above_its_reconstruction():
     originals, means = levels(0.2, 0.4, 0.6), levels(0.0, 0.8, 1.0)
     picture = pictures.reconstructions(originals, means, columns=2)
     assert picture.shape[0] == 2 * (2 + 2 * 66)
@@ -126,7 +126,7 @@ def test_reconstructions_are_labelled():
     assert near(picture[68:132, :left], ORANGE).sum() > 20
 
 
-def test_reconstructed_lines_lie_over_their_originals():
+def test_reconstructed_lines_are_drawn_over_their_originals():
     rising = np.linspace(0, 1, 20)[None]
     picture = pictures.reconstructions(rising, 1 - rising)[:, -86:-2]
     above, below = picture[2:68], picture[70:136]
@@ -205,7 +205,7 @@ def test_curves_need_no_training_rows():
     assert not near(drawn, BLUE).any()
 
 
-def test_a_panel_is_there_if_its_quantity_is():
+def test_curves_have_a_panel_for_each_quantity_in_the_rows():
     heights = [
         curves([{"step": 1, "split": "train", **dict.fromkeys(names, 1.0)}]).shape[0]
         for names in (["elbo"], ["elbo", "kl", "gradient_norm"], ["kl", "other"])
@@ -214,7 +214,7 @@ def test_a_panel_is_there_if_its_quantity_is():
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), -1.0])
-def test_curves_bear_what_is_no_number_or_not_above_zero(value):
+def test_curves_accept_nan_and_values_that_are_not_positive(value):
     rows = metrics(60)
     for row in rows[10:20]:
         row.update(elbo=value, gradient_norm=value)
@@ -229,7 +229,7 @@ def test_equal_rows_give_equal_files():
     assert first.getvalue() == second.getvalue()
 
 
-def test_curves_without_a_row_are_refused(tmp_path):
+def test_curves_without_a_row_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"at least one row of metrics, got none. Train first"):
         pictures.curves([], tmp_path / "curves.png")
 
@@ -273,6 +273,6 @@ def test_latents_are_ordered_by_their_kl():
         ),
     ],
 )
-def test_wrong_shapes_are_refused(call, message):
+def test_wrong_shapes_are_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
