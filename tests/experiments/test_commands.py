@@ -1,4 +1,4 @@
-"""The commands that use a trained run: evaluate, sample, encode; and what all commands share."""
+"""Commands that use a trained run (evaluate, sample, encode), and the frame of all commands."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The main job, as a newcomer runs it: the default command, in a process of its own."""
+"""The default training command, run as a newcomer does, in a separate process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A step computed again is the step of the run, and injected faults are found and named."""
+"""Replay: a recomputed step equals the step of the run, and injected faults are named."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def _files(folder):
 
 @pytest.mark.parametrize("step", [5, 30, 55])
 def test_a_replayed_step_equals_the_run_bit_for_bit(whole_run, step, capsys):
-    """From no checkpoint, from one, and from the best one; and nothing of the run is touched."""
+    """The replay starts at step 0, at a checkpoint or at the best one, and leaves the run as it is."""
     before = _files(whole_run.run)
     replay(ReplayConfig(whole_run.run, step))
     text = capsys.readouterr().out
@@ -51,7 +51,7 @@ def _skipped(run):
 
 
 class WithNaN(Batches):
-    """A pixel that was let through."""
+    """Batches with a NaN pixel, as if the check of the data had missed it."""
 
     def __init__(self, examples, *rest):
         examples = examples.copy()

@@ -1,4 +1,4 @@
-"""The training command: one run, however often it is stopped, on its own data and networks."""
+"""The training command: results, stopping and continuing, own models, and errors."""
 
 import dataclasses
 import importlib
@@ -34,14 +34,14 @@ def _rows(run):
 
 
 def _advance(config, num_steps, num_devices=1):
-    """Train up to a step and stop there, without the final numbers and pictures."""
+    """Train up to a step and stop there, without final numbers and pictures."""
     config = dataclasses.replace(config, num_steps=num_steps, num_devices=num_devices)
     with training(config, jax.devices()[:num_devices]) as loop:
         assert loop.train() == 0
 
 
 def _trained_and_continued(config):
-    """Its results, after 30 steps and a continuation."""
+    """Train 30 steps, continue the run, and return its results."""
     with training(config, jax.devices()[:1]) as loop:
         assert loop.train() == 0
     longer = {"num_epochs": 3.0} if config.num_epochs else {"num_steps": 40}
@@ -88,7 +88,7 @@ def test_a_run_stopped_at_any_step_and_continued_equals_an_uninterrupted_run(
 
 
 def test_rows_after_the_last_checkpoint_are_written_once(whole_run, small, tmp_path):
-    """A killed process leaves rows, and a torn one, that its checkpoint knows nothing of."""
+    """A killed process leaves rows after its last checkpoint, the last of them incomplete."""
     config = dataclasses.replace(small, run=tmp_path / "run")
     _advance(config, 25)
     with (config.run / "metrics.jsonl").open("a") as file:
@@ -148,7 +148,7 @@ def test_simulated_devices_have_one_dispatch_at_a_time(small, tmp_path, monkeypa
 
 
 def test_parameters_that_an_update_made_infinite_are_never_saved(small, tmp_path, capsys):
-    """The step after it is skipped, and all that follow; the last checkpoint is whole."""
+    """All later steps are skipped, and the last checkpoint is finite."""
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=25)
     assert train(config) == 0
 
@@ -241,7 +241,7 @@ def test_numbers_include_a_fixed_sigma_and_a_discriminator(small, tmp_path):
 
 @pytest.mark.slow
 def test_a_flow_and_a_learned_prior_are_trained_and_rebuilt(small, tmp_path):
-    """From the checkpoint alone: the pseudo-inputs' start is no argument of the recipe."""
+    """The checkpoint is enough: the initial pseudo-inputs are no argument of the recipe."""
     options = {"objective": "iwae", "estimator": "dreg", "num_samples": 3, "posterior": "iaf"}
     options |= {"prior": "vamp", "num_components": 4, "likelihood": "discretized_logistic"}
     options |= {"optimizer": "adamw", "weight_decay": 0.01}

@@ -1,4 +1,4 @@
-"""Data of the user's own in npz and npy files: their splits, types, and what is refused."""
+"""The user's own data in npz and npy files: splits, types and errors."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Data sets by name: the one that ships, what an import costs, and what is refused."""
+"""Data sets by name: the one that ships, the cost of imports, and errors."""
 
 import re
 import subprocess

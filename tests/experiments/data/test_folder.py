@@ -1,4 +1,4 @@
-"""Folders of images: their splits, colours, and what is refused."""
+"""Folders of images: splits, colours and errors."""
 
 from pathlib import Path
 

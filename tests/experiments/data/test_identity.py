@@ -1,4 +1,4 @@
-"""A run and its data: what it is continued on, and how results on other data are told apart."""
+"""Data of a run: continuing requires the same rows, and results on other rows are labelled."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ def bars(count=60, seed=0, high=250):
 
 @pytest.fixture(scope="module")
 def trained(small, tmp_path_factory):
-    """A folder with a run of 10 steps, and its data.npz."""
+    """Folder with a run of 10 steps, and its data.npz."""
     folder = tmp_path_factory.mktemp("trained")
     config = dataclasses.replace(
         small, dataset="npz:data.npz", run=Path("run"), num_steps=10, eval_every=5
@@ -47,7 +47,7 @@ def trained(small, tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch):
-    """A copy of that run and its data in the current folder."""
+    """Copy of that run and its data, in the current folder."""
     folder, config = trained
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -55,13 +55,13 @@ def run(trained, tmp_path, monkeypatch):
 
 
 def files(folder):
-    """Contents of the run's files by path, but for the lock."""
+    """Contents of the run's files by path, except the lock."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {path: path.read_bytes() for path in paths}
 
 
 def recorded(run):
-    """Step -> digest of the training split, by the checkpoints."""
+    """Step -> digest of the training split, as recorded in the checkpoints."""
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     found = {
         step: checkpoints.about(step)[identity_module.ABOUT]["train"]["digest"]
@@ -125,7 +125,7 @@ def test_identity_rejects_value_of_another_type(field):
 
 
 class Fake:
-    """Checkpoints of which 3 is damaged, 2 has a malformed record, and 1 is of an older release."""
+    """Fake checkpoints: 3 is damaged, 2 has a malformed record, 1 is from an older release."""
 
     def about(self, step):
         if step == 3:
@@ -162,10 +162,10 @@ def test_continuing_rejects_other_data_and_changes_nothing(images, message, run,
 def test_continuing_names_only_the_split_that_differs(run):
     images = bars()
     order = np.random.default_rng(0).permutation(60)
-    images[order[-1]] = 0  # the last of the permutation is a test example
+    images[order[-1]] = 0  # the last index of the permutation is a test example
     np.savez("data.npz", images=images)
     with pytest.raises(Refused, match=r"other data: the test split has other contents\. Restore"):
-        train(run)  # it has ended: that changes nothing
+        train(run)  # a finished run is checked too
 
 
 def test_continuing_rejects_a_relative_path_to_other_data(run, tmp_path, monkeypatch):
@@ -257,7 +257,7 @@ def test_evaluation_of_a_changed_file_is_labelled_and_keeps_the_earlier_results(
 
 
 def rows_for(config, dataset=None, split=None):
-    """The rows as a command of a run loads them, without its model."""
+    """Load rows as the commands do, without the model of a run."""
     known = identity_module.identify_splits(run_rows.own_data(config))
     return run_rows.load_run_rows(config, [8, 8, 1], known, dataset, split).rows
 
@@ -345,7 +345,7 @@ def test_codes_and_samples_of_other_data_do_not_overwrite_those_of_the_run(run):
 
 
 def warnings_of(rows, trained, **flags):
-    """Warnings about rows of a file, for a run of such training data."""
+    """Warnings about the rows of a file, for a run with the given training data."""
     np.savez("rows.npz", x=rows)
     own = Dataset("own", trained, trained[:0], trained[:1], "", {})
     config = TrainConfig(**({"dataset": "npz:own.npz"} | flags))

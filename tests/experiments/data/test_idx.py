@@ -1,4 +1,4 @@
-"""MNIST and its kin from the official files, and the small MNIST made of them."""
+"""mnist, fashion_mnist and kmnist from the official files, and mnist_small made from them."""
 
 import gzip
 import hashlib
@@ -29,7 +29,7 @@ NOBODY = "http://127.0.0.1:9/"
 
 
 def write_idx(folder: Path, url: str, num_train: int = 40, num_test: int = 12) -> idx.Official:
-    """Four small files in the official format, and the entry that describes them."""
+    """Write four small files in the official format; return the entry that describes them."""
     rng = np.random.default_rng(0)
     files = []
     for name in idx.FILE_NAMES:
@@ -45,7 +45,7 @@ def write_idx(folder: Path, url: str, num_train: int = 40, num_test: int = 12) -
 
 @pytest.fixture
 def tiny_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of small idx files that stand for those of mnist, whose server is not there."""
+    """Folder of small idx files in place of those of mnist, with an unreachable server."""
     folder = tmp_path / "files"
     folder.mkdir()
     monkeypatch.setitem(idx.OFFICIAL, "mnist", write_idx(folder, NOBODY))
@@ -54,7 +54,7 @@ def tiny_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(tiny_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A web server on this machine with the small idx files."""
+    """Web server on this machine with the small idx files."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: Any) -> None:
@@ -165,7 +165,7 @@ def test_idx_does_not_wait_for_a_silent_server(
 def test_idx_gives_up_on_a_server_that_falls_silent(
     tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answers the first question, then takes the next and says no more."""
+    """The server answers the first request, and accepts the second without an answer."""
     monkeypatch.setattr(official_idx, "SILENCE_SECONDS", 0.2)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     ended, asked = threading.Event(), []

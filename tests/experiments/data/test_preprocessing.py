@@ -1,4 +1,4 @@
-"""Preprocessing: what a likelihood is given, in which units, and what it refuses."""
+"""Preprocessing: conversions, units and errors of each likelihood."""
 
 import math
 from collections.abc import Callable
@@ -141,7 +141,7 @@ OUTCOMES = {
         for name in COUNTS
     },
 }
-"""Likelihood -> kind of data -> name, offset and unit, or why they are refused."""
+"""Likelihood -> kind of data -> expected name, offset and unit, or expected error."""
 
 
 @pytest.mark.parametrize(

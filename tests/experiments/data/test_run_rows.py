@@ -1,4 +1,4 @@
-"""Rows of other data sets: all of them, in their order, with what belongs to each."""
+"""Rows of other data sets: all rows in their order, with labels, files and indices."""
 
 import os
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_memory_mapped_rows_stay_on_disk(tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Pictures whose first pixel is their number, in folders; and a file that is none."""
+    """Folders of pictures whose first pixel is their number, and a file that is not a picture."""
     for number, name in enumerate(["b/2.png", "a.PNG", "b/10.png", "ü x.png", "b/1.png"]):
         path = tmp_path / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def test_codes_of_other_rows_are_all_in_order(whole_run, tmp_path):
     assert new["index"].dtype == np.int64
     np.testing.assert_array_equal(new["index"], np.arange(85))
     np.testing.assert_array_equal(new["labels"], np.arange(85) + 7)
-    # Black and white pixels are drawn as they are, so that equal images have equal codes.
+    # Binarization keeps black and white pixels, so that equal images have equal codes.
     _, first, which = np.unique(images, axis=0, return_index=True, return_inverse=True)
     np.testing.assert_allclose(new["mean"], new["mean"][first][which.ravel()], rtol=1e-5, atol=1e-6)
     assert len(np.unique(new["mean"].round(4), axis=0)) == len(first)

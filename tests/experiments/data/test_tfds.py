@@ -18,7 +18,7 @@ from tests.splits import whole
 
 
 class Prepared(tfds.core.GeneratorBasedBuilder):
-    """A small data set of any features, prepared without TensorFlow."""
+    """Builder of a small data set with any features, prepared without TensorFlow."""
 
     VERSION = tfds.core.Version("1.0.0")
 

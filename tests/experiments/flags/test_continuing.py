@@ -1,4 +1,4 @@
-"""Continuing a run: its flags from its folder, and schedules that have ended."""
+"""Continuing a run: flags from its folder, and schedules that have ended."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from jaxvae.checkpoints import load
 
 @pytest.fixture(scope="module")
 def cosine(small, tmp_path_factory):
-    """A run of 6 steps whose learning rate has fallen to 0."""
+    """Run of 6 steps whose learning rate has fallen to 0."""
     run = tmp_path_factory.mktemp("cosine") / "run"
     config = dataclasses.replace(small, run=run, num_steps=6, eval_every=3, schedule="cosine")
     assert train(config) == 0
@@ -52,7 +52,7 @@ def _main(monkeypatch, *arguments):
 
 
 def _rates(config, num_updates):
-    """The learning rates of plain SGD's updates, read off its steps on a gradient of 1."""
+    """Learning rates of plain SGD, read off its updates for a gradient of 1."""
     optimizer = make_optimizer(dataclasses.replace(config, optimizer="sgd"), config.num_steps)
 
     def one(state, _):
@@ -158,7 +158,7 @@ def test_a_planned_continuation_trains_and_resumes_bit_for_bit(copied, anew, tmp
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after)
     assert max(jax.tree.leaves(moved)) > 1e-4
     assert train(dataclasses.replace(stopped, **(longer | {"num_steps": 9}))) == 0
-    # The plan is part of the run: later commands need not repeat it.
+    # The schedule is saved with the run: later commands need not repeat its flags.
     assert train(dataclasses.replace(stopped, num_steps=12)) == 0
     jax.tree.map(np.testing.assert_array_equal, _weights(stopped.run), after)
 

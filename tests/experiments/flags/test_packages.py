@@ -1,4 +1,4 @@
-"""What a command says without a package that it needs, and that it works without the others."""
+"""Commands name a missing package that they need, and work without those that they do not."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.files import ROOT
 
 
 def started_without(tmp_path, packages, *command):
-    """The end of a command where the packages cannot be imported."""
+    """Run a command in a process that cannot import some packages; return how it ended."""
     hidden = "import sys; sys.modules.update(dict.fromkeys({}))"
     (tmp_path / "sitecustomize.py").write_text(hidden.format(list(packages)))
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
@@ -50,7 +50,7 @@ def test_a_command_names_the_missing_extra_before_it_starts(tmp_path, package, e
 
 
 def test_the_library_needs_no_extra(tmp_path):
-    """flax itself needs rich."""
+    """The package rich is not tested, since flax itself needs it."""
     optional = set(OURS) - {"jax", "flax", "optax", "orbax", "numpy", "rich"}
     hidden = [*optional, "chex", "scipy.stats", "sklearn", "numpyro", "experiments"]
     (tmp_path / "use.py").write_text(

@@ -1,4 +1,4 @@
-"""Errors of a user's own code and of arguments that are no distributions: one line that helps."""
+"""Helpful errors, in one line, for the user's own code and for arguments that are no distributions."""
 
 import dataclasses
 import importlib
@@ -66,7 +66,7 @@ PLACES = ["make", "init", "encode", "decode", "prior", "sample", "log_prob", "me
 
 
 def _write(folder, monkeypatch, **lines):
-    """A module `mine` in the current folder, with a line of one's choice in any place."""
+    """Write a module `mine` to the current folder, with given lines at given places."""
     source = MODEL.format(**(dict.fromkeys(PLACES, "pass") | lines))
     (folder / "mine.py").write_text(source)
     monkeypatch.chdir(folder)
@@ -77,7 +77,7 @@ def _write(folder, monkeypatch, **lines):
 
 
 def _main(monkeypatch, capsys, module, *arguments):
-    """Exit code and error lines of a command, run in this process."""
+    """Run a command in this process; return its exit code and error lines."""
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     commands = importlib.import_module(f"experiments.{module}")
@@ -181,7 +181,7 @@ def test_help_names_the_traceback_flag(monkeypatch, capsys):
 
 
 def _caught(file):
-    """An error raised in code of this file, caught by the code that called it."""
+    """Return an error raised in code of the given file, as caught by its caller."""
     names: dict = {}
     exec(compile("def f(): return {}['absent']", str(file), "exec"), names)
     try:
@@ -212,7 +212,7 @@ def test_an_installed_package_is_own_code_if_model_names_it(tmp_path):
 
 
 class Distrax:
-    """The signatures of distrax: the key by name only."""
+    """Object with the signatures of distrax, where the key is keyword-only."""
 
     def __init__(self, loc):
         self.loc = loc
@@ -225,7 +225,7 @@ class Distrax:
 
 
 class TFP(Distrax):
-    """The signature of TFP, whose first argument is a shape."""
+    """Object with the signature of TFP, whose first argument is a shape."""
 
     def sample(self, sample_shape=(), seed=None, name="sample"):
         return super().sample(seed=seed, sample_shape=sample_shape)
@@ -237,7 +237,7 @@ class NoSample:
 
 
 class Returns:
-    """A likelihood whose log_prob is what it was given."""
+    """Likelihood whose log_prob is the value that it was constructed with."""
 
     def __init__(self, value):
         self.value = value

@@ -1,4 +1,4 @@
-"""Compiled programs on disk: where they go, and that the next process finds them there."""
+"""Compiled programs on disk: their folder, and their use by the next process."""
 
 import os
 import re
@@ -22,7 +22,7 @@ print(jax.config.jax_compilation_cache_dir, jax.jit(lambda x: x * 3)(2.0))
 
 
 def folder_after(where, **environment):
-    """What jax's setting is, in a process of its own that compiled something."""
+    """Compile something in a new process, and return jax's setting of the cache folder there."""
     unset = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
     kept = {name: value for name, value in os.environ.items() if name not in unset}
     command = [sys.executable, "-c", PROGRAM, where]
@@ -55,7 +55,7 @@ def test_a_home_that_cannot_be_written_compiles_each_time(tmp_path):
 
 
 def test_a_program_that_cannot_be_stored_gives_no_warning(tmp_path):
-    """As on a full disk or a read-only one: no file may grow."""
+    """A limit of 0 bytes for files acts like a full or read-only disk."""
     full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
     result = subprocess.run(
         [sys.executable, "-c", full + PROGRAM, str(tmp_path)], cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Several processes are one run: the same numbers, one that fails is told by all, none waits on."""
+"""Several processes are one run: numbers are the same, and a failure of one ends all of them."""
 
 import dataclasses
 import json
@@ -30,13 +30,13 @@ from jaxvae.checkpoints import Checkpoints
 from tests.files import ROOT
 
 GLOO = re.compile(r"Gloo|peer ranks|is connected to|^\W*\d*$")
-"""Its threads write into each other's lines."""
+"""Start of Gloo's lines, which are ignored: its threads write into each other's lines."""
 SLURM_PORTS = 61440
-"""The first of the 4,096 that jax derives from a Slurm job's number."""
+"""First of the 4,096 ports that jax derives from the number of a Slurm job."""
 
 
 def _free_port(first=10_000):
-    """A port that nobody listens on: the system's own choices are others'."""
+    """Return a free port outside the range from which the system assigns ports itself."""
     for port in np.random.default_rng().permutation(4096) + first:
         with socket.socket() as trial:
             if trial.connect_ex(("127.0.0.1", int(port))):
@@ -69,7 +69,7 @@ def _start_both(flags, command="train", folders=(ROOT, ROOT)):
 
 
 def _ends(both):
-    """Exit codes, what they printed but for Gloo's lines, and their errors."""
+    """Wait for processes; return exit codes, printed lines without Gloo's, and errors."""
     texts = [process.communicate(timeout=180) for process in both]
     printed = [[line for line in text.splitlines() if not GLOO.search(line)] for text, _ in texts]
     return [process.returncode for process in both], printed, [errors for _, errors in texts]
@@ -111,7 +111,7 @@ def _same_rows(rows, others):
 
 @pytest.fixture(scope="module")
 def four_devices(small, tmp_path_factory):
-    """A run of 50 steps on four devices of this process."""
+    """Run of 50 steps on four devices of this process."""
     run = tmp_path_factory.mktemp("four") / "run"
     config = dataclasses.replace(small, run=run, num_devices=4, num_steps=50)
     assert train(config) == 0
@@ -120,7 +120,7 @@ def four_devices(small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_by_two(four_devices, tmp_path_factory):
-    """The same in two processes of two devices, each in its own folder; and what they printed."""
+    """The same run in two processes of two devices, each in its own folder; and their output."""
     folders = [tmp_path_factory.mktemp("two") for _ in range(2)]
     config = dataclasses.replace(four_devices, run=Path("run"))
     codes, printed, errors = _ends(_start_both(_flags(config), folders=folders))
@@ -132,7 +132,7 @@ def two_by_two(four_devices, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def continued(two_by_two, tmp_path_factory):
-    """The run of two processes, gone on with to 75 steps by this one."""
+    """The run of two processes, continued to 75 steps by this process."""
     run = tmp_path_factory.mktemp("continued") / "run"
     shutil.copytree(two_by_two[0].run, run)
     config = dataclasses.replace(two_by_two[0], run=run, num_steps=75)
@@ -158,7 +158,7 @@ def test_two_processes_of_two_devices_train_as_one_of_four(four_devices, two_by_
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(four_devices, continued, tmp_path):
-    """Of a run that one process has begun; it is the run that one has gone on with from two."""
+    """One process starts the run, two continue it: the result equals that of two, then one."""
     shutil.copytree(four_devices.run, tmp_path / "run")
     config = dataclasses.replace(four_devices, run=tmp_path / "run", num_steps=10**6)
     both = _start_both(_flags(config))
@@ -260,7 +260,7 @@ def test_a_process_whose_peers_do_not_join_exits_in_time(rank, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_a_restart_continues(two_by_two, tmp_path):
-    """First the worker, then the coordinator; the run is the one that nothing stopped."""
+    """First the worker is killed, then the coordinator; the rows equal an uninterrupted run's."""
     config = dataclasses.replace(two_by_two[0], run=tmp_path / "run", num_steps=10**6)
     for victim, after in ((1, 0), (0, 30)):
         both = _start_both(_flags(config))
@@ -385,7 +385,7 @@ def test_every_difference_is_named_once(monkeypatch):
     ],
 )
 def test_a_lost_process_is_distinguished_from_a_user_error(error, code, line, monkeypatch):
-    """Also while flags, files and data are looked at."""
+    """This also holds while flags, files and data are checked."""
     left = []
     monkeypatch.setattr(processes, "_joined", lambda: True)
     monkeypatch.setattr(processes, "_leave", lambda *ends: left.append(ends))

@@ -1,4 +1,4 @@
-"""Training off the main thread, and from a running event loop, as notebooks and schedulers do."""
+"""Training outside the main thread and in an event loop, as in notebooks and schedulers."""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""What a run does when it cannot write: nothing is lost, and it goes on when it can."""
+"""Runs on a full disk: nothing is lost, and writing resumes when there is space."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from jaxvae.checkpoints import Checkpoints, SaveFailed, load
 from jaxvae.training.state import TrainState
 from tests.files import ROOT
 
-# What orbax leaves behind of a save that failed is collected later.
+# Tasks that orbax leaves behind after a failed save are garbage collected later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 LARGE = {"w": np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)}
 
@@ -60,7 +60,7 @@ def test_a_failed_save_keeps_the_previous_checkpoint_and_the_next_is_complete(tm
 
 
 def test_a_run_on_a_full_disk_continues_and_ends_like_any_other(whole_run, small, tmp_path, capsys):
-    """Room for everything is back before its end; one line is said, and nothing is missing."""
+    """Space is back before the end: the run warns once, and no row or checkpoint is missing."""
     run = tmp_path / "run"
     config = dataclasses.replace(small, run=run, quiet=False)
     with no_file_above(3_000):
@@ -104,7 +104,7 @@ command.main(Nothing, save)
 
 
 def test_tasks_that_orbax_leaves_behind_after_a_failed_save_are_not_shown():
-    """It waits for the first array that fails, and forgets the others."""
+    """orbax awaits the first array that fails, and leaves the others behind."""
     ended = subprocess.run(
         [sys.executable, "-c", LEAVING_A_TASK],
         capture_output=True,
@@ -127,7 +127,7 @@ def test_results_that_do_not_fit_are_written_when_the_command_is_rerun(small, tm
 
 
 def test_two_failures_at_the_end_of_a_run_give_one_line():
-    """The last save, unasked for yet, and a row."""
+    """Both the last save, whose result nobody has read yet, and a row fail."""
     said = []
 
     class Full:
@@ -154,7 +154,7 @@ def test_two_failures_at_the_end_of_a_run_give_one_line():
 
 
 def test_a_checkpoint_is_not_saved_before_its_rows():
-    """It vouches for them: a run that goes on from it does not write them again."""
+    """A run that resumes from a checkpoint does not write the rows before it again."""
     saved, said = [], []
 
     class Full:

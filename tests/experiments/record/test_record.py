@@ -1,4 +1,4 @@
-"""Laws and failures of experiments.record.files."""
+"""Laws and failures of experiments.record: files, metrics and display."""
 
 import json
 import math
@@ -243,7 +243,7 @@ def test_characters_that_the_output_lacks_are_escaped():
 
 
 def on_a_terminal(closes=False):
-    """Runs RUN on a pseudo-terminal; what it showed there, and how it ended."""
+    """Run RUN on a pseudo-terminal; return what it showed there and how it ended."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", RUN], stdout=theirs, stderr=subprocess.PIPE, text=True

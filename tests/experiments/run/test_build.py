@@ -1,4 +1,4 @@
-"""From flags to schedules, objectives and the start of a model."""
+"""Schedules, objectives, optimizers and initial models built from flags."""
 
 import dataclasses
 from typing import get_args
@@ -35,7 +35,7 @@ VAMP = TrainConfig(hidden=(3,), latent_dim=2, prior="vamp", num_components=30)
 
 
 def values(schedule, steps):
-    """At traced steps, as the training step has them."""
+    """Values of a schedule at traced steps, as in the training step."""
     return np.asarray(jax.jit(jax.vmap(schedule))(jnp.array(steps)))
 
 
@@ -44,14 +44,14 @@ def beta(shape):
 
 
 def pseudo_inputs(preprocessing, seed):
-    """Where the prior of a model of these flags starts."""
+    """Initial pseudo-inputs of a model with these flags."""
     config = dataclasses.replace(VAMP, seed=seed)
     vae = initial_vae(recipe(config, (4,)), config, preprocessing, STORED)
     return np.asarray(vae.init(jax.random.key(9))["prior"]["pseudo_inputs"])
 
 
 def in_order(rows):
-    """The different rows, to three decimals, whatever their order was."""
+    """Distinct rows, rounded to three decimals and sorted."""
     return np.unique(np.round(rows, 3), axis=0)
 
 
@@ -64,7 +64,7 @@ def test_linear_beta_rises_and_stays():
 
 
 def test_cosine_beta_rises_and_stays():
-    """2 (1 - cos(pi t / 10)) / 2: half-way where the linear one is, and below it before."""
+    """beta = 2 (1 - cos(pi t / 10)) / 2: below the linear rise before half-way, equal there."""
     steps = np.array([0, 2, 5, 7, 10])
     result = values(beta("cosine"), [*steps, 1000])
     np.testing.assert_allclose(result, [*(1 - np.cos(np.pi * steps / 10)), 2], rtol=1e-6, atol=1e-6)
@@ -72,7 +72,7 @@ def test_cosine_beta_rises_and_stays():
 
 
 def test_cyclical_beta_rises_four_times_and_stays():
-    """Four times 10 steps up and 10 steps there, and there for good."""
+    """Four times 10 steps up and 10 steps constant, then constant forever."""
     result = values(beta("cyclical"), range(200))
     period = np.concatenate([2 * np.arange(10) / 10, np.full(10, 2.0)])
     np.testing.assert_allclose(result[:80], np.tile(period, 4), rtol=1e-6)
@@ -95,7 +95,7 @@ def test_default_flags_give_no_schedules():
 
 
 def test_every_objective_is_the_bound_of_its_name_with_its_flags():
-    """In numpy, of the log weights; every flag away from its default."""
+    """References are computed in numpy from the log weights; no flag has its default."""
     options = {"num_samples": 4, "num_groups": 2, "elbo_weight": 0.3, "alpha": 0.25}
     options |= {"num_intervals": 1, "free_bits": 0.5}
     names = get_args(ObjectiveName)
@@ -148,7 +148,7 @@ def test_the_start_of_a_vamp_prior_depends_on_the_seed():
 
 
 def test_learning_rate_schedules_count_steps_also_when_accumulating():
-    """Falling from 1 to 0 in 8 steps of descent on a slope of 1: two updates of four steps."""
+    """The rate falls from 1 to 0 in 8 steps with gradient 1: two updates of four steps each."""
     config = TrainConfig(
         optimizer="sgd", learning_rate=1.0, schedule="linear", accumulate_steps=4, decay_steps=8
     )

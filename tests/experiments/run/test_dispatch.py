@@ -1,4 +1,4 @@
-"""Dispatches: their data are the same wherever they are gathered."""
+"""Data of dispatches, which are the same if devices or the host gather them."""
 
 import dataclasses
 from types import SimpleNamespace

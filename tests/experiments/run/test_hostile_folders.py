@@ -1,4 +1,4 @@
-"""Anybody may have made a run's folder: nothing in it runs, leads out or fills the memory."""
+"""Hostile run folders: nothing in them is run, leads outside or fills the memory."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ BEYOND_MEMORY = 10**9
 
 @pytest.fixture
 def place(whole_run, tmp_path, monkeypatch):
-    """A copy of a run, a folder beside it, and a module that leaves a mark where it is imported."""
+    """Copy of a run, a folder beside it, and a module that leaves a mark when it is imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     place = Place(tmp_path / "run", tmp_path / "outside", tmp_path / "mark")
@@ -65,7 +65,7 @@ def config(place, whole_run):
 
 
 def set_recipe(place, function, arguments):
-    """In every checkpoint, as signed as the recipe of a training."""
+    """Replace the recipe in every checkpoint, with a valid digest."""
     recipe = {"function": function, "arguments": arguments}
     change_abouts(place, lambda about: about.update(vae=recipe), signed=True)
 
@@ -257,7 +257,7 @@ def test_replay_rejects_a_config_of_another_size_than_the_checkpoint(place):
 def test_absurd_shapes_of_stored_arrays_are_rejected_without_allocating(
     field, value, message, place
 ):
-    """orbax ends the process where it cannot make room for the shape that a file names."""
+    """orbax aborts the process if it cannot allocate the shape that a file names."""
     for item in place.run.glob("checkpoints/*/average"):
         store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{item}/"}).result()
         key = b"decoder.params.Dense_1.kernel/.zarray"

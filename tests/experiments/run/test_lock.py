@@ -1,4 +1,4 @@
-"""One training process a run folder."""
+"""Lock of a run's folder: one training process at a time."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    for _ in range(50):  # the system lets go a moment after the process is gone
+    for _ in range(50):  # the system frees the lock a moment after the process is gone
         try:
             lock = RunLock(tmp_path)
             break

@@ -1,4 +1,4 @@
-"""Models whose parameters are any pytree: the arrays are trained, the rest is carried along."""
+"""Models whose parameters are any pytree: arrays are trained, other leaves are carried along."""
 
 import dataclasses
 import importlib
@@ -70,7 +70,7 @@ def make(data_shape):
 
 
 def _vae(extra=None, cast=lambda weight: weight):
-    """A linear model; `extra` are more leaves, `cast` what the functions do with the weights."""
+    """Linear model with `extra` leaves; its functions apply `cast` to the weights."""
 
     def init(key):
         key_in, key_out = jax.random.split(key)
@@ -89,7 +89,7 @@ def _vae(extra=None, cast=lambda weight: weight):
 
 
 def _trained(vae, optimizer=None, *, steps=4, averaging=True, **options):
-    """The state after some steps, from fixed keys and examples."""
+    """State after some steps, from fixed keys and examples."""
     optimizer = optimizer or optax.adam(0.05)
     decay = 0.9 if averaging else None
     state = jaxvae.init_state(
@@ -109,7 +109,7 @@ def _trained(vae, optimizer=None, *, steps=4, averaging=True, **options):
 
 @cache
 def _plain():
-    """What the model without other leaves learns in the same steps."""
+    """Weights that the model without other leaves learns in the same steps."""
     return _trained(_vae())[0]
 
 
@@ -196,7 +196,7 @@ def test_narrow_floats_train_as_float32_weights_that_the_model_rounds(dtype):
 
 
 def test_average_of_bfloat16_weights_moves_by_less_than_their_spacing():
-    # Near 1 two bfloat16 numbers are 2^-7 apart: an average of decay .998 held in them never moves.
+    # Near 1, bfloat16 numbers are 2^-7 apart: a bfloat16 average with decay 0.998 never changes.
     vae = VAE(
         init=lambda key: {"v": jnp.ones(DIM, jnp.bfloat16)},
         encode=lambda params, x: Gaussian(x[:LATENT_DIM], jnp.zeros(LATENT_DIM)),
@@ -278,7 +278,7 @@ KEY = jax.random.key(7)
 
 
 class NetPosterior(eqx.Module):
-    """A Gaussian whose location is a network's output: it has functions among its leaves."""
+    """Gaussian whose location is the output of a network, so it has functions among its leaves."""
 
     net: eqx.nn.MLP
     h: jax.Array

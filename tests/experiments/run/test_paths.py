@@ -1,4 +1,4 @@
-"""Folders and files of any name: a run works there, or is rejected before it trains."""
+"""Folders and files of any name: a run works there, or is rejected before training."""
 
 import dataclasses
 import logging
@@ -33,21 +33,21 @@ CHARACTERS = (
     *"[]{}()<>*?!%#&;|=,:~$^@+\\'\"` \t\n\r\x01\x7f",
     *("é", "e\u0301", "漢", "😀", "א", "\u202e", "\u200b", "\udcff"),
 )
-"""What some layer might read as syntax; the last is a byte that is not UTF-8."""
+"""Names that some layer might interpret as syntax; the last has a byte that is not UTF-8."""
 NAMES = (
     *(f"a{character}b" for character in CHARACTERS),
     *("[x]", "[!a]", "**", "*", "?", "{a,b}", "logs:", "gs:", "s3:", "-x", "--x=y", "~", "$HOME"),
     *(" x ", "..x..", "x.", "%2F", "a\\..\\b", "n" * 255, "ü" * 127, "jaxvae-x"),
 )
 EVERYTHING = "-a [x]*?{b,c} %#&;|=,:~$\\d'\"`<b>\n\té e\u0301 漢😀א\u202e\u200b \udcff gs:"
-"""All in the name of one folder."""
+"""Name of a folder that combines all of them."""
 PARAMS = {"w": np.arange(3, dtype=np.float32)}
 BYTE_LOCALE = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path_factory, monkeypatch):
-    """The folder of temporary files, which must be empty in the end."""
+    """Folder for temporary files, which must be empty at the end."""
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -79,7 +79,7 @@ def rows(run):
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_checkpoints_work_in_a_folder_of_any_name(name, tmp_path):
-    """There, and after a move to a plain name; nothing is written beside it."""
+    """They work there and after a move to a plain name; nothing is written beside the folder."""
     parent = tmp_path / "parent"
     save_and_read(parent / name / "checkpoints")
     assert [path.name for path in parent.iterdir()] == [name]
@@ -121,7 +121,7 @@ def test_a_path_of_the_greatest_length_works(tmp_path):
 
 
 def test_checkpoints_of_the_first_release_work_below_any_name(first_release):
-    """Its checkpoints are of the same kind as today's."""
+    """Checkpoints of that release have today's form."""
     from tests.experiments.run.test_first_release import OF_PARAMETERS
 
     odd = first_release.parent / EVERYTHING
@@ -137,7 +137,7 @@ def test_checkpoints_of_the_first_release_work_below_any_name(first_release):
 
 
 def test_a_run_is_killed_resumed_evaluated_and_moved_below_any_name(data, small, tmp_path):
-    """Bit for bit the run in a plain folder that nothing stopped; killed in a byte locale."""
+    """Killed in a byte locale, it still equals an uninterrupted run in a plain folder."""
     (tmp_path / EVERYTHING).mkdir()
     file = Path(data.removeprefix("npz:"))
     dataset = f"npz:{tmp_path / EVERYTHING / 'data [1].npz'}"
@@ -160,7 +160,7 @@ def test_a_run_is_killed_resumed_evaluated_and_moved_below_any_name(data, small,
         process.kill()
         errors = process.communicate()[1]
     assert process.returncode == -9, errors
-    for left in Path(os.environ["TMPDIR"]).iterdir():  # links, which a killed process leaves
+    for left in Path(os.environ["TMPDIR"]).iterdir():  # links that a killed process leaves behind
         assert [path.name for path in left.iterdir()] == ["checkpoints"]
         (left / "checkpoints").unlink()
         left.rmdir()
@@ -187,7 +187,7 @@ def test_a_run_is_killed_resumed_evaluated_and_moved_below_any_name(data, small,
 
 
 def test_commands_work_in_a_byte_locale(first_release):
-    """Their output is of ASCII; a name in config.json is found by its bytes in UTF-8."""
+    """Output is ASCII; files named in config.json are found by their bytes in UTF-8."""
     run = first_release.rename(first_release.parent / "rün")
     first_release.parent.joinpath("bars.npz").rename(first_release.parent / "bärs.npz")
     config = run / "config.json"
@@ -237,7 +237,7 @@ jax.jit(lambda x: x + 1)(1.0)
 
 
 def test_codes_are_written_under_the_requested_name(first_release, capsys):
-    """numpy adds .npz to a path that has another end."""
+    """numpy would append .npz to a path with another suffix."""
     path = first_release.parent / "codes [1].of"
     encode(EncodeConfig(first_release, output=path, num_devices=1))
     assert f"written: {path} (" in capsys.readouterr().out

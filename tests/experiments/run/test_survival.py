@@ -1,4 +1,4 @@
-"""A run goes on as the same run: after damage, on other devices, and one process at a time."""
+"""Continuing a run: after damage, on other devices, and with one process at a time."""
 
 import contextlib
 import dataclasses
@@ -103,7 +103,7 @@ EVERYWHERE = ((10, 8), (20, 2), (30, 1), (40, 4))
 def test_deterministic_reduction_does_not_depend_on_devices(
     model, moves, data, tmp_path, monkeypatch
 ):
-    """Started on some devices, continued on others: bit for bit the run that always had one."""
+    """Started on some devices and continued on others, a run equals that of one device."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # as a user compiles it
     flags = (f"--dataset={data}", "--deterministic-reduction", "--batch-size=24", "--eval-every=5",
              "--log-every=5", *model)  # fmt: skip

@@ -1,6 +1,6 @@
-"""Folders that cannot be written: refused before any work by those that write, read by the others.
+"""Folders that cannot be written: commands that write reject them early, other commands read them.
 
-Permissions do not bind root, so these fail where Python asks the system, or by a read-only mount.
+Permissions do not bind root, so writes fail by an audit hook of Python or on a read-only mount.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def lies_in_one(path):
 
 
 def refuse_changes(event, arguments):
-    """Python's own audit of what it asks the system; a hook stays until Python ends."""
+    """Audit hook that makes changes of protected folders fail; hooks stay until Python ends."""
     if READ_ONLY and (event == "open" or event in CHANGES):
         path = arguments[0]
         writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -51,7 +51,7 @@ sys.addaudithook(refuse_changes)
 
 @pytest.fixture
 def read_only(monkeypatch):
-    """Makes a folder one of a read-only file system, as far as Python goes."""
+    """Return a function that makes a folder read-only for this Python process."""
     asked = os.access
     monkeypatch.setattr(
         os,
@@ -65,7 +65,7 @@ def read_only(monkeypatch):
 
 @pytest.fixture
 def finished(first_release):
-    """A run with a save that was cut short."""
+    """Run with a save that was interrupted."""
     (first_release / "checkpoints" / UNFINISHED).mkdir()
     return first_release
 
@@ -99,7 +99,7 @@ def test_training_in_an_unwritable_folder_is_rejected_before_setup(
 
 
 def test_a_run_that_cannot_be_written_can_be_read(finished, tmp_path, read_only):
-    """Through a link; nobody tidies up in it."""
+    """The run is reached through a link, and unfinished files in it are not cleaned up."""
     run = tmp_path / "link"
     run.symlink_to(finished, target_is_directory=True)
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
@@ -135,7 +135,7 @@ def test_a_linked_run_folder_is_continued(finished, tmp_path):
 
 
 def test_a_run_on_a_read_only_mount_can_be_read_but_not_continued(finished):
-    """The system itself: only root may mount."""
+    """Skipped without root, since only root may mount."""
     mounted = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
     inside = ["unshare", "--mount", "sh", "-c", mounted, "sh", str(finished)]
     try:

@@ -17,7 +17,7 @@ def decoded(png):
 
 
 def near(picture, colour, within=40):
-    """Where a picture [h, w, 3] has about this colour, [h, w]."""
+    """Mask [h, w] of the pixels of a picture [h, w, 3] that have about this colour."""
     return (np.abs(picture.astype(int) - colour) <= within).all(axis=-1)
 
 

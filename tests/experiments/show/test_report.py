@@ -17,7 +17,7 @@ EMPTY_TAGS = {"meta", "img", "br"}
 
 
 class Page(html.parser.HTMLParser):
-    """A report, taken apart; refuses tags that are left open or closed twice."""
+    """Parser of a report; rejects tags that are left open or closed twice."""
 
     def __init__(self, text):
         super().__init__()
@@ -107,7 +107,7 @@ def page_of(run):
 
 
 def levels_of(page):
-    """The grey value of each picture, in the page's order."""
+    """Grey value of each picture, in the order of the page."""
     from PIL import Image
 
     sources = [image["src"].removeprefix("data:image/png;base64,") for image in page.all("img")]
