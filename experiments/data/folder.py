@@ -224,7 +224,7 @@ def _pixels(paths: list[Path]) -> tuple[np.ndarray, list[str]]:
             require_file(path)
             images[path], done = decode_as_shown(path)
             notes.update(done)
-        except Exception as error:  # pillow has one for each way in which bytes are wrong
+        except Exception as error:  # Pillow raises many types for damaged files
             unreadable.append(f"{path} ({error})")
             continue
         _require_one_size(images, next(iter(images)), path)

@@ -38,10 +38,10 @@ def check_combinations(config: Any) -> None:
         if given not in (defaults[name], NO_EFFECT.get(name)) and setting not in values:
             raise ValueError(
                 f"--{name.replace('_', '-')} goes with --{other.replace('_', '-')}="
-                f"{' or '.join(values)}, not {setting}."
+                f"{' or '.join(values)}, not {setting}. Change or leave out one of them."
             )
     if config.sigma_rate is not None and not config.learns_sigma:
         raise ValueError(
             "--sigma-rate goes with --sigma=learned or per_channel of --likelihood=gaussian or "
-            "laplace, and with every optimizer but sgd. Leave it out."
+            "laplace, and with every optimizer except sgd. Leave it out."
         )

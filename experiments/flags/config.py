@@ -312,7 +312,7 @@ class TrainConfig:
             )
         for name in ("initialization", "activation"):
             if getattr(self, name) != defaults[name] and self.model == "conv":
-                raise ValueError(f"--{name}={getattr(self, name)} goes with --model=mlp.")
+                raise ValueError(f"--{name}={getattr(self, name)} goes with --model=mlp, not conv.")
         if self.capacity_steps and self.capacity is None:
             raise ValueError("--capacity-steps goes with --capacity.")
         if self.beta_schedule != "linear" and not self.beta_warmup_steps:

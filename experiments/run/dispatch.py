@@ -89,7 +89,7 @@ class Dispatcher:
         batch_bytes = examples[:1].nbytes * config.batch_size
         self.capacity = max(1, min(CHUNK_STEPS, CHUNK_BYTES // batch_bytes))
         self._seconds_per_step = CHUNK_SECONDS
-        # Accelerators gather rows faster than the host does, at the cost of their memory.
+        # Pays off where devices compute faster than the host gathers rows; it costs their memory.
         self._examples = replicate(examples, self._mesh) if fits(examples, self._mesh) else None
         self._gather = make_gather(self._mesh)
         # With two dispatches in flight, simulated devices may deadlock. On a GPU a second one gains

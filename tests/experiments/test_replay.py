@@ -26,7 +26,7 @@ def _files(folder):
 
 @pytest.mark.parametrize("step", [5, 30, 55])
 def test_a_replayed_step_equals_the_run_bit_for_bit(whole_run, step, capsys):
-    """The replay starts at step 0, at a checkpoint or at the best one, and leaves the run as it is."""
+    """Replays start at step 0, at a checkpoint or at the best one, and do not change the run."""
     before = _files(whole_run.run)
     replay(ReplayConfig(whole_run.run, step))
     text = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Helpful errors, in one line, for the user's own code and for arguments that are no distributions."""
+"""One-line errors for the user's own code and for arguments that are no distributions."""
 
 import dataclasses
 import importlib
