@@ -1,4 +1,4 @@
-"""Everything with side effects: commands, files, data, clocks and pictures.
+"""Commands, and everything else with side effects: files, data, clocks and pictures.
 
 python -m experiments.train | evaluate | sample | encode | replay | torture | benchmark
 

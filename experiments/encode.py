@@ -1,4 +1,4 @@
-"""The latent codes of a data set under a trained run.
+"""Encode a data set with a trained run: write the latent codes to an npz file.
 
 python -m experiments.encode runs/mnist_small-mlp --split=test
 """
@@ -22,46 +22,53 @@ if TYPE_CHECKING:
 class EncodeConfig:
     """Encode every example: mean, log scale and a sample of q(z|x), as one npz file.
 
-    `mean` (estimated where q has none in closed form), `log_scale` (of Gaussian posteriors) and
-    `sample` are [N, Z], in the order of the rows. `index` [N] is each row's position in the array
-    or list of files that it is from; `labels`, `files` (of folders) and `parts` (train, test of
-    --dataset) are there where the data have them.
+    `mean` (estimated from draws if q has no closed form), `log_scale` (Gaussian posteriors only)
+    and `sample` are [N, Z], in the order of the rows. `index` [N] is each row's position in the
+    array or list of files that it comes from. `labels`, `files` (for folders) and `parts` (train
+    or test, with --dataset) are included if the data have them.
     """
 
     run: Annotated[Path, command.Positional]
-    """Folder of the run."""
+    """Folder of the trained run, such as runs/mnist_small-mlp."""
     dataset: str | None = None
-    """Another data set than the run's own, of the same shape: npz:PATH, folder:PATH, ..."""
+    """Data set to encode instead of the run's own, of the same shape:
+    npz:PATH, folder:PATH, ..."""
     split: Literal["test", "validation", "train"] | None = None
-    """Which examples. Default: test; of --dataset all rows in their order."""
+    """Split to encode. Default: test; with --dataset, all rows in their
+    order."""
     model: str | None = None
-    """package.module:function, for a run that was trained with this --model: it is imported only
-    if you name it here."""
+    """package.module:function. Required for a run trained with this --model:
+    your code is imported only if you name it here."""
     output: Path | None = None
-    """The file to write. Default: RUN/codes/SPLIT.npz; --checkpoint=latest, another --seed, and
-    rows that are not the run's data, are part of the name."""
+    """File to write. Default: RUN/codes/SPLIT.npz; the name also shows
+    --checkpoint=latest, a --seed other than 0, and data that are not the
+    run's."""
     checkpoint: Literal["best", "latest"] = "best"
-    """Which weights: best by the validation bound, or latest."""
+    """Weights to use: best (by the validation bound) or latest."""
     batch_size: int = 1000
-    """Examples in flight over all devices."""
+    """Examples computed at once, over all devices. Lower it if memory runs
+    out."""
     seed: int = 0
-    """Of the samples."""
+    """Seed of the samples."""
     accelerator: Accelerator = "auto"
-    """Where to run. auto: what jax finds. Anything else is verified."""
+    """Device type. auto: the one jax picks; any other value fails if jax
+    does not find it."""
     compilation_cache: str = "auto"
-    """Folder of compiled programs, as for training; none: compile each time."""
+    """Folder for compiled programs, as in training; none: compile at every
+    start."""
     num_devices: int | None = None
-    """Devices to use. Default: all; on the CPU 1, more are simulated."""
+    """Number of devices. Default: all; on a CPU 1, and larger numbers
+    simulate devices."""
 
     def name_of_codes(self, data: "RunRows") -> str:
-        """Name of the file without its suffix, which differs wherever the codes may."""
+        """File name without suffix; different flags or data give different names."""
         latest = ["latest"] if self.checkpoint == "latest" else []
         seed = [f"seed{self.seed}"] if self.seed else []
         return "-".join([data.split, *latest, *seed, *data.label])
 
 
 def encode(config: EncodeConfig) -> None:
-    """Encode a split and write the file."""
+    """Encode the examples and write the npz file."""
     with command.refusing():
         require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
         require(config.seed >= 0, "seed", config.seed, "0 or more")
@@ -96,13 +103,13 @@ def encode(config: EncodeConfig) -> None:
     codes |= {name: array for name, array in origin.items() if array is not None}
     with command.refusing():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:  # given a path, numpy adds a suffix of its own
+        with path.open("wb") as file:  # given a path, numpy would append .npz
             np.savez_compressed(file, **codes)
     print(f"written: {path} ({', '.join(f'{k} {v.shape}' for k, v in codes.items())})")
 
 
 def _codes(config: EncodeConfig, run: "OpenRun", devices: "list[jax.Device]") -> dict[str, Any]:
-    """Encode the rows: arrays [N, ...], the i-th entry from the i-th row."""
+    """Encode the rows into named arrays [N, ...]; entry i belongs to row i."""
     import jax
 
     from experiments.machine.keys import root_key

@@ -1,4 +1,4 @@
-"""A trained run's numbers on a whole split, with standard errors.
+"""Evaluate a trained run on a whole split, with standard errors.
 
 python -m experiments.evaluate runs/mnist_small-mlp --num-samples=5000
 """
@@ -22,43 +22,50 @@ if TYPE_CHECKING:
 class EvaluateConfig:
     """Measure a run: ELBO, K-sample log-likelihood, bits per dimension, active units.
 
-    Prints a table, and writes SPLIT-CHECKPOINT-K.json and, with every example's own numbers, the
-    same name as .npz. Another --seed, and rows that are not the run's data, are part of the name.
+    Prints a table and writes SPLIT-CHECKPOINT-K.json, and SPLIT-CHECKPOINT-K.npz with the numbers
+    of every example. The name also shows a --seed other than 0 and data that are not the run's.
     """
 
     run: Annotated[Path, command.Positional]
-    """Folder of the run."""
+    """Folder of the trained run, such as runs/mnist_small-mlp."""
     split: Literal["test", "validation", "train"] | None = None
-    """Which examples. Default: test; of --dataset all rows in their order."""
+    """Split to evaluate. Default: test; with --dataset, all rows in their
+    order."""
     num_samples: int = 1000
-    """Samples K of the log-likelihood estimate; more are tighter."""
+    """Samples K per example of the log-likelihood estimate; more samples
+    give a tighter bound."""
     checkpoint: Literal["best", "latest"] = "best"
-    """Which weights: best by the validation bound, or latest."""
+    """Weights to use: best (by the validation bound) or latest."""
     dataset: str | None = None
-    """Another data set than the run's own, of the same shape."""
+    """Data set to evaluate instead of the run's own, of the same shape:
+    npz:PATH, ..."""
     model: str | None = None
-    """package.module:function, for a run that was trained with this --model: it is imported only
-    if you name it here."""
+    """package.module:function. Required for a run trained with this --model:
+    your code is imported only if you name it here."""
     output: Path | None = None
     """Folder for the results. Default: RUN/evaluations."""
     batch_size: int = 100
-    """Examples in flight over all devices."""
+    """Examples computed at once, over all devices. Lower it if memory runs
+    out."""
     seed: int = 0
-    """Of the samples."""
+    """Seed of the samples."""
     accelerator: Accelerator = "auto"
-    """Where to run. auto: what jax finds. Anything else is verified."""
+    """Device type. auto: the one jax picks; any other value fails if jax
+    does not find it."""
     compilation_cache: str = "auto"
-    """Folder of compiled programs, as for training; none: compile each time."""
+    """Folder for compiled programs, as in training; none: compile at every
+    start."""
     num_devices: int | None = None
-    """Devices to use, of each process. Default: all; on the CPU 1, more are simulated."""
+    """Number of devices per process. Default: all; on a CPU 1, and larger
+    numbers simulate devices."""
     processes: Processes = ALONE
-    """The others, where there are any."""
+    """Flags for running as one of several processes."""
 
     def check(self) -> None:
-        """Refuse sizes that mean nothing.
+        """Check the values of the flags.
 
         Raises:
-            ValueError: one line, naming the flag.
+            ValueError: a value is invalid; one line that names the flag.
         """
         self.processes.check()
         for name in ("num_samples", "batch_size"):
@@ -67,13 +74,13 @@ class EvaluateConfig:
         require_representable(self)
 
     def name_of_results(self, data: "RunRows") -> str:
-        """Name of the files, which differs wherever the numbers may."""
+        """File name without suffix; different flags or data give different names."""
         seed = [f"seed{self.seed}"] if self.seed else []
         return "-".join([data.split, self.checkpoint, str(self.num_samples), *seed, *data.label])
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Measure a run on a split, print the table and write the numbers."""
+    """Measure a run on a split, print a table and write the numbers."""
     with as_peer(config.processes):
         _evaluate(config)
 

@@ -1,4 +1,4 @@
-"""A training step computed again, bit for bit, and what went wrong in it.
+"""Recompute a training step, bit for bit, and report what went wrong in it.
 
 python -m experiments.replay runs/mnist_small-mlp 1234
 """
@@ -13,30 +13,32 @@ from experiments.flags import command
 from experiments.flags.config import require, require_representable
 
 NO_END = 10**9
+"""More steps than any run has: turns evaluations and the limit on skipped steps off."""
 
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Compute a step of a run again, from the checkpoint before it, and say what went wrong.
+    """Recompute a step of a run, from the checkpoint before it, and report what went wrong.
 
-    Nothing in the run's folder changes. On the same devices and packages the numbers are those of
-    the run, bit for bit; where the run wrote the step down they are compared. Then: which example,
-    which term, which operation and which layer's gradient first were not finite.
+    Nothing in the run's folder changes. On the same devices and packages, the numbers equal the
+    run's bit for bit; they are compared if the run logged the step. The report names the first
+    example, term, operation and layer gradient that is not finite.
     """
 
     run: Annotated[Path, command.Positional]
-    """Folder of the run."""
+    """Folder of the trained run, such as runs/mnist_small-mlp."""
     step: Annotated[int, command.Positional]
-    """Which step, from 1; metrics.jsonl has the skipped ones."""
+    """Number of the step, from 1; metrics.jsonl lists the skipped steps."""
     model: str | None = None
-    """package.module:function, for a run that was trained with this --model: it is imported only
-    if you name it here."""
+    """package.module:function. Required for a run trained with this --model:
+    your code is imported only if you name it here."""
     compilation_cache: str = "auto"
-    """Folder of compiled programs, as for training; none: compile each time."""
+    """Folder for compiled programs, as in training; none: compile at every
+    start."""
 
 
 def replay(config: ReplayConfig) -> None:
-    """Compute the step again and print what it gave."""
+    """Recompute the step and print its numbers and the diagnosis."""
     with command.refusing(), tempfile.TemporaryDirectory(prefix="jaxvae-replay-") as folder:
         require(config.step >= 1, "step", config.step, "at least 1")
         require_representable(config)
@@ -53,8 +55,8 @@ def replay(config: ReplayConfig) -> None:
             )
         if not (config.run / METRICS).exists():
             raise FileNotFoundError(
-                f"{config.run} must have {METRICS}, which says how far it has come; there is none. "
-                "Restore it, or train again with another --run."
+                f"{config.run} has no {METRICS}, which records how far the run has come. Restore "
+                "it, or train again with another --run."
             )
         rows = read_metrics(config.run / METRICS)
         last = max((row["step"] for row in rows), default=0)
@@ -83,7 +85,7 @@ def replay(config: ReplayConfig) -> None:
             loop.train(config.step)
         again = _row(read_metrics(quiet.folder / METRICS), config.step)
     written = _row(rows, config.step)
-    print(f"step {config.step:,}, computed again from step {started:,}:")
+    print(f"step {config.step:,}, recomputed from step {started:,}:")
     for name, value in again.items():
         print(f"  {name} {'not finite' if value is None else value}")
     print(f"  {_compared(again, written)}")
@@ -92,7 +94,7 @@ def replay(config: ReplayConfig) -> None:
 
 
 def _row(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
-    """The numbers of a training step, but for times; empty where it is not written down."""
+    """Numbers of a training step, without its times; empty if the step was not logged."""
     for row in rows:
         if (row["step"], row["split"]) == (step, "train"):
             return {k: v for k, v in row.items() if k not in ("step", "split", "timing")}
@@ -102,12 +104,12 @@ def _row(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
 def _compared(again: dict[str, Any], written: dict[str, Any]) -> str:
     assert again, "the step was not computed"
     if not written:
-        return "the run did not write this step's numbers down (--log-every)"
+        return "the run did not log this step (--log-every), so there is nothing to compare"
     different = [name for name in again if again[name] != written.get(name)]
     if not different:
-        return "bit for bit what the run wrote down"
+        return "bit for bit what the run logged"
     pairs = "; ".join(f"{name} was {written.get(name)}" for name in different)
-    return f"not what the run wrote down, on other devices or packages perhaps: {pairs}"
+    return f"not what the run logged, perhaps because devices or packages differ: {pairs}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Samples, reconstructions, interpolations and traversals of a run: PNG grids and npz arrays.
+"""Draw samples, reconstructions, interpolations and traversals of a run: PNG grids, npz arrays.
 
 python -m experiments.sample runs/mnist_small-mlp
 """
@@ -19,33 +19,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Draw what a trained model makes: pictures (*.png) and the same as arrays (*.npz)."""
+    """Draw samples, reconstructions, interpolations and latent traversals of a trained model.
+
+    Each is written as a picture (*.png) and as an array (*.npz).
+    """
 
     run: Annotated[Path, command.Positional]
-    """Folder of the run."""
+    """Folder of the trained run, such as runs/mnist_small-mlp."""
     num_samples: int = 100
-    """Samples from the prior."""
+    """Number of samples decoded from draws of the prior."""
     num_examples: int = 20
-    """Test examples to reconstruct, and to interpolate between in pairs."""
+    """Number of test examples to reconstruct, and to interpolate between in
+    pairs."""
     num_steps: int = 11
-    """Pictures along each interpolation and traversal."""
+    """Number of pictures along each interpolation and traversal."""
     seed: int = 0
-    """Of the samples."""
+    """Seed of the samples."""
     checkpoint: Literal["best", "latest"] = "best"
-    """Which weights: best by the validation bound, or latest."""
+    """Weights to use: best (by the validation bound) or latest."""
     model: str | None = None
-    """package.module:function, for a run that was trained with this --model: it is imported only
-    if you name it here."""
+    """package.module:function. Required for a run trained with this --model:
+    your code is imported only if you name it here."""
     output: Path | None = None
-    """Folder for the results. Default: RUN/samples; where other flags differ from their defaults,
-    or the run's data have changed, it has a name of its own, RUN/samples-seed1 for example."""
+    """Folder for the results. Default: RUN/samples; the name also shows
+    other flags that differ from their defaults, and changed data:
+    RUN/samples-seed1, for example."""
     accelerator: Accelerator = "auto"
-    """Where to run. auto: what jax finds. Anything else is verified."""
+    """Device type. auto: the one jax picks; any other value fails if jax
+    does not find it."""
     compilation_cache: str = "auto"
-    """Folder of compiled programs, as for training; none: compile each time."""
+    """Folder for compiled programs, as in training; none: compile at every
+    start."""
 
     def name_of_folder(self, data: "RunRows") -> str:
-        """Name of the default folder, which differs wherever the results may."""
+        """Name of the default folder; different flags or data give different names."""
         flags = ("checkpoint", "num_samples", "num_examples", "num_steps", "seed")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         changed = [flag for flag in flags if getattr(self, flag) != defaults[flag]]
@@ -53,10 +60,10 @@ class SampleConfig:
         return "-".join(["samples", *values, *data.label])
 
     def check(self) -> None:
-        """Refuse sizes that mean nothing.
+        """Check the values of the flags.
 
         Raises:
-            ValueError: one line, naming the flag.
+            ValueError: a value is invalid; one line that names the flag.
         """
         require(self.num_samples >= 1, "num_samples", self.num_samples, "at least 1")
         require(self.num_examples >= 2, "num_examples", self.num_examples, "at least 2")
@@ -66,7 +73,7 @@ class SampleConfig:
 
 
 def sample(config: SampleConfig) -> None:
-    """Draw from a run's model and write pictures and arrays."""
+    """Draw from the model of a run and write pictures and arrays."""
     with command.refusing():
         config.check()
         require_packages("PIL")

@@ -16,7 +16,7 @@ from experiments.machine.processes import agree_on_flags, as_peer
 
 
 def train(config: TrainConfig) -> int:
-    """Run, or continue, the training that the flags describe; returns the exit code."""
+    """Start or continue the training run that the flags describe; return the exit code."""
     with as_peer(config.processes):
         return _train(config)
 
@@ -57,7 +57,7 @@ def _train(config: TrainConfig) -> int:
             except OSError as error:
                 print(
                     f"error: the trained model is saved, its results are not: {error}. "
-                    + advice(error, "the same command writes them."),
+                    + advice(error, "rerun the same command to write them."),
                     file=sys.stderr,
                 )
                 code = 1

@@ -1,7 +1,7 @@
-"""Data sets as three arrays, in memory or on disk: train, validation and test, always disjoint.
+"""Data sets as three disjoint arrays, in memory or on disk: train, validation and test.
 
-`load` reads them from a source by name; what is done to the examples before a model sees them
-(binarization, dequantization) is in `preprocessing`, and is never done here.
+`load` reads them from a source by name, in their stored type. Everything that is done to examples
+before a model sees them (binarization, dequantization) is in `preprocessing`.
 """
 
 from collections.abc import Mapping
@@ -31,15 +31,15 @@ NAMES = (
 
 
 class Rows(NamedTuple):
-    """Some rows of a data set, each with what belongs to it.
+    """Some rows of a data set, with their labels and origin.
 
     Attributes:
         examples: [N, *data_shape] in their stored type.
         labels: [N] int32, or None.
-        indices: [N] int64: each row's position in the array or list of files that it is from.
-        files: [N] str: its file, relative to the folder; None where the data are arrays.
-        parts: [N] str: the part of the source that `indices` refer to; None if it is one part.
-        about: One line: what they are, how many, from where, and what was left out.
+        indices: [N] int64: each row's position in its array or list of files.
+        files: [N] str: each row's file, relative to the folder; None if the data are arrays.
+        parts: [N] str: part of the source that each index refers to; None if there is only one.
+        about: One line: kind and number of the examples, source, and what was left out.
     """
 
     examples: np.ndarray
@@ -62,11 +62,11 @@ class Dataset(NamedTuple):
             int32 for counts, float32 otherwise.
         validation: The same for the validation split; its length may be 0.
         test: The same for the test split.
-        about: One line: what it is, how many examples, the source and its licence where known.
-        labels: Split name -> [N] int32; empty where there are none.
+        about: One line: kind and number of the examples, the source and its licence if known.
+        labels: Split name -> [N] int32; empty if there are no labels.
         indices: Split name -> [N] int64: positions in the part of the source that a split is cut
-            from; empty is 0 to N - 1.
-        files: Split name -> [N] str: files of the examples; empty where the data are arrays.
+            from; empty means 0 to N - 1.
+        files: Split name -> [N] str: files of the examples; empty if the data are arrays.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Dataset(NamedTuple):
     files: Mapping[str, np.ndarray] = _NONE
 
     def rows(self, split: str) -> Rows:
-        """The rows of a split."""
+        """Return the rows of a split."""
         examples = getattr(self, split)
         return Rows(
             examples,
@@ -98,17 +98,16 @@ def load(
     data_dir: str | None = None,
     num_validation: int | None = None,
 ) -> Dataset:
-    """A data set by name.
+    """Load a data set by name.
 
     Args:
         name, manual_dir, data_dir: As for `read`.
-        num_validation: How many examples, the last of the training split, are taken out of it to
-            form the validation split; 0 is none. None is the source's default: its own
-            validation split if it has one, else 1,000 for mnist_small, 5,000 for mnist,
-            fashion_mnist and kmnist, and a tenth elsewhere.
+        num_validation: Number of examples at the end of the training split that become the
+            validation split. None: the source's own validation split if it has one, else 1,000
+            for mnist_small, 5,000 for mnist, fashion_mnist and kmnist, and a tenth for others.
 
     Raises:
-        ValueError, FileNotFoundError: As `read`; or it cannot be split.
+        ValueError, FileNotFoundError: As for `read`; or the data cannot be split.
     """
     from experiments.data.splits import assemble
 
@@ -122,14 +121,14 @@ def load_rows(
     manual_dir: str | None = None,
     data_dir: str | None = None,
 ) -> Rows:
-    """All rows of a data set in the order of its source; a single one is enough.
+    """Load all rows of a data set, at least one, in the order of its source.
 
     Args:
         name, manual_dir, data_dir: As for `read`.
-        split: Take this part of the source only: train, validation or test.
+        split: The only part of the source to load: train, validation or test; None: all parts.
 
     Raises:
-        ValueError, FileNotFoundError: As `read`; or the source has no such part.
+        ValueError, FileNotFoundError: As for `read`; or the source has no such part.
     """
     from experiments.data.splits import select_rows
 
@@ -137,19 +136,19 @@ def load_rows(
 
 
 def read(name: str, *, manual_dir: str | None = None, data_dir: str | None = None) -> "Source":
-    """A data set as its source has it, before it is split.
+    """Read a data set from its source, before it is split.
 
     Args:
         name: One of `NAMES`, with NAME, CONFIG and PATH filled in.
-        manual_dir: The folder with the four official .gz files, for mnist, fashion_mnist and
-            kmnist where there is no network.
-        data_dir: Where tensorflow-datasets keeps prepared data; None is its own default,
+        manual_dir: Folder with the four official .gz files of mnist, fashion_mnist or kmnist, if
+            there is no network.
+        data_dir: Folder of data prepared by tensorflow-datasets; None: its own default,
             ~/tensorflow_datasets.
 
     Raises:
-        ValueError: If there is no such name, a package is not installed, or the data are not
-            what a model can take.
-        FileNotFoundError: If the data are neither here nor to be had.
+        ValueError: The name is unknown, a package is not installed, or the data are not suitable
+            for a model.
+        FileNotFoundError: The data are missing and cannot be downloaded.
     """
     form, colon, where = name.partition(":")
     takes_more = {known.partition(":")[0]: ":" in known for known in NAMES}

@@ -1,14 +1,14 @@
-"""npz:PATH and npy:PATH: one's own arrays, in memory or on disk.
+"""npz:PATH and npy:PATH: the user's own arrays, in memory or on disk.
 
-Images [N, H, W] or [N, H, W, C], or vectors [N, D]; uint8, bool (kept as uint8), integer counts
-(kept as int32) or floats (kept as float32). The arrays train, validation and test of an .npz, or
-x_train, x_val and x_test, are the splits. Otherwise its only array, or the one named images, x or
-data, is split 80/10/10 by a fixed permutation; so is the array of an .npy. Labels are integers
+Images [N, H, W] or [N, H, W, C], or vectors [N, D]; uint8, bool (stored as uint8), integer counts
+(stored as int32) or floats (stored as float32). The arrays train, validation and test of an .npz,
+or x_train, x_val and x_test, are the splits. Otherwise its only array, or the one named images, x
+or data, is split 80/10/10 by a fixed permutation; so is the array of an .npy. Labels are integers
 [N] named labels or y, or after their split: y_train, train_labels.
 
-npy:FOLDER takes the same from files, train.npy and test.npy and so on, and leaves uint8, bool and
-float32 on disk (memory-mapped): for data that are larger than memory. What is to be split or to be
-binarized once (--binarize=static), and all other types, are copied into memory.
+npy:FOLDER reads the same names from files (train.npy, test.npy, ...) and memory-maps uint8, bool
+and float32, for data that are larger than memory. Arrays of other types, and arrays that are split
+or binarized once (--binarize=static), are copied into memory.
 """
 
 import contextlib
@@ -31,12 +31,13 @@ NAMES_OF_DATA = ("images", "x", "data")
 NAMES_OF_LABELS = ("labels", "y")
 EXAMPLES_AT_ONCE = 4096
 LARGEST_IN_ANY_CASE = 2**29
+"""Decompressed bytes that every .npz file may have."""
 LARGEST_RATIO = 200
-"""Bytes that an .npz may have decompressed, and so many times its own size: data have fewer."""
+"""Ratio of decompressed to compressed bytes that larger files may have; real data stay below."""
 
 
 class Arrays(NamedTuple):
-    """Content of a file or folder of arrays.
+    """Contents of a file or folder of arrays.
 
     Attributes:
         parts: Name of a part -> its examples.
@@ -48,7 +49,7 @@ class Arrays(NamedTuple):
 
 
 def read_source(form: str, where: str) -> Source:
-    """The arrays of a file of a form, npz or npy."""
+    """Read the arrays of npz:PATH or npy:PATH, given the form "npz" or "npy"."""
     path = path_of(where)
     if not path.exists():
         raise FileNotFoundError(
@@ -68,19 +69,19 @@ def read_source(form: str, where: str) -> Source:
 
 
 def read_npy(path: Path) -> Arrays:
-    """The array of an .npy file, as one part."""
+    """Read the array of an .npy file, as one part."""
     return Arrays({"all": Examples(stored(_mapped(path), str(path)), None)}, [])
 
 
 def read_folder(path: Path) -> Arrays:
-    """The parts of a folder of .npy files, memory-mapped."""
+    """Memory-map the parts of a folder of .npy files."""
     files = {file.stem: file for file in sorted(path.glob("*.npy"))}
     names = _data_of_parts(f"npy:{path}", list(files), ".npy")
     return _arrays(path, names, list(files), lambda name: _mapped(files[name]))
 
 
 def read_npz(path: Path) -> Arrays:
-    """The parts of an .npz file, each under the name of its split."""
+    """Read the parts of an .npz file, each under the name of its split."""
     with contextlib.ExitStack() as stack:
         with _reading(path, "npz"):
             archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
@@ -92,10 +93,10 @@ def read_npz(path: Path) -> Arrays:
 
 
 def _require_plausible(path: Path, archive: NpzFile) -> None:
-    """Refuse a small file that would fill the memory once it is decompressed.
+    """Reject a small file that would fill the memory once it is decompressed.
 
     Raises:
-        ValueError: with both sizes.
+        ValueError: the file expands too much; the text has both sizes.
     """
     members = archive.zip.infolist() if archive.zip is not None else []
     size, packed = (sum(getattr(member, name) for member in members)
@@ -108,18 +109,21 @@ def _require_plausible(path: Path, archive: NpzFile) -> None:
 
 
 def stored(array: np.ndarray, where: str) -> np.ndarray:
-    """The array [N, ...] in the type and rank in which a `Dataset` keeps it.
+    """Convert an array [N, ...] to the type and rank of a `Dataset`.
 
     Args:
         array: [N, D], [N, H, W] or [N, H, W, C] of bool, integers or floats.
-        where: What to call the array in messages.
+        where: Name of the array in messages.
 
     Returns:
         [N, D] or [N, H, W, C] of uint8, int32 or float32.
+
+    Raises:
+        ValueError: Another shape or type, or values that do not fit the type or are not finite.
     """
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise ValueError(
-            f"{where} must be [N, D], [N, H, W] or [N, H, W, C] with nothing empty; its shape is "
+            f"{where} must be [N, D], [N, H, W] or [N, H, W, C] with no empty axis; its shape is "
             f"{list(array.shape)}. Reshape it."
         )
     match array.dtype.kind:
@@ -166,7 +170,7 @@ def _arrays(
     names: Sequence[str],
     get: Callable[[str], np.ndarray],
 ) -> Arrays:
-    """The parts, and which of the named arrays belong to none."""
+    """Load the parts, and list the named arrays that belong to none of them."""
     parts, used = {}, set()
     for split, data in data_of_parts.items():
         labels = next((name for name in _names_of_labels(data) if name in names), None)
@@ -181,7 +185,7 @@ def _member(path: Path, archive: NpzFile, name: str) -> np.ndarray:
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """The array of an .npy file, read from disk where it is used."""
+    """Memory-map the array of an .npy file: it is read from disk as it is used."""
     with _reading(path, "npy"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
@@ -232,7 +236,7 @@ def _names_of_labels(data: str) -> tuple[str, ...]:
 def _reading(path: Path, form: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # numpy and zipfile have one for each way in which bytes are wrong
+    except Exception as error:  # numpy and zipfile raise many types for damaged files
         reason = " ".join(str(error).split()).rstrip(".") or "the file ends too early"
         raise ValueError(
             f"{path} must be a whole .{form} file of plain arrays, without Python objects; "

@@ -1,4 +1,4 @@
-"""The order of the training data: a function of seed and step alone."""
+"""Order of the training data, which depends only on seed and step."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,17 +7,17 @@ import numpy as np
 
 
 class Batches:
-    """Batches of a training split, each epoch in a new order, without an end and without state.
+    """Endless, stateless batches of a training split, each epoch in a new order.
 
-    Batch t is rows [t B, (t + 1) B) of the epochs' permutations laid end to end, so that a step
-    number is the whole data position and every example comes once per epoch.
+    Batch t is rows [t B, (t + 1) B) of the concatenated permutations of the epochs. So the step
+    number alone is the position in the data, and every epoch has every example once.
 
     Args:
         examples: [N, ...] as stored.
-        batch_size: B, of the global batch.
-        seed: of the order.
-        num_devices: that share each batch evenly.
-        positions: of the devices among them that this process has; None: all.
+        batch_size: B, size of the global batch.
+        seed: seed of the order.
+        num_devices: number of devices that share each batch evenly.
+        positions: indices of this process's devices among them; None: all.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Batches:
         )
 
     def position(self, step: int) -> dict[str, int]:
-        """Where batch `step` starts: the epoch and the offset in it."""
+        """Return the epoch and the offset in it at which batch `step` starts."""
         epoch, offset = divmod(step * self.batch_size, len(self.examples))
         return {"epoch": epoch, "offset": offset}
 
     def indices(self, step: int, count: int) -> np.ndarray:
-        """Rows of `count` batches from `step` on: [count * B]."""
+        """Row indices [count * B] of `count` batches from `step` on."""
         first, last = step * self.batch_size, (step + count) * self.batch_size
         num = len(self.examples)
         epochs = range(first // num, -(-last // num))
@@ -50,16 +50,17 @@ class Batches:
         return order[first - epochs[0] * num : last - epochs[0] * num]
 
     def rows(self, step: int, count: int, capacity: int) -> np.ndarray:
-        """Rows of `count` batches, for this process's devices: [devices, capacity, B / D] int32.
+        """Row indices of `count` batches for this process's devices: [devices, capacity, B / D].
 
-        D is the number of devices of all processes. After `count` batches: row 0.
+        They are int32; D is the number of devices of all processes. Batches after `count` are
+        filled with row 0.
         """
         rows = self.indices(step, count).reshape(count, self._num_devices, -1).swapaxes(0, 1)
         padded = ((0, 0), (0, capacity - count), (0, 0))
         return np.pad(rows[self._positions].astype(np.int32), padded)
 
     def chunk(self, step: int, count: int, capacity: int) -> np.ndarray:
-        """The examples of these rows: [devices, capacity, B / D, ...], zeros after `count`."""
+        """Examples of these rows: [devices, capacity, B / D, ...], zeros after `count`."""
         rows = self.rows(step, count, capacity)
         if count == capacity:
             return self.examples[rows]

@@ -1,11 +1,11 @@
-"""folder:PATH: one's own pictures, in every format that Pillow decodes, all of one size.
+"""folder:PATH: the user's own pictures, in every format that Pillow decodes, all of one size.
 
-They are found in all folders below PATH and sorted by path. If PATH has folders named train and
+Pictures are found in all folders below PATH and sorted by path. If PATH has folders named train and
 test, and perhaps validation, these are the splits; otherwise the pictures are split 80/10/10 by a
-fixed permutation. Grey pictures have one channel; with one in colour among them, all have three.
+fixed permutation. Grey pictures have one channel; if any picture is in colour, all have three.
 
-The pixels are those that a viewer shows: turned as EXIF says, transparent parts on white, the first
-frame of several. `about` counts such pictures, and the files that were left out.
+Pixels are as a viewer shows them: EXIF orientation applied, transparency on white, the first frame
+of several. `about` counts such pictures, and the files that were left out.
 """
 
 import functools
@@ -36,25 +36,25 @@ NAMES_SHOWN = 5
 
 
 class Picture(NamedTuple):
-    """A decoded picture [H, W, C] uint8, and what was done to it in words."""
+    """A decoded picture [H, W, C] uint8, and notes on the conversions that were applied."""
 
     pixels: np.ndarray
     notes: list[str]
 
 
 class Found(NamedTuple):
-    """Pictures below a folder, and how many other files there are, by kind."""
+    """Pictures below a folder, and the number of other files by kind."""
 
     paths: list[Path]
     others: Counter[str]
 
 
 def read_source(where: str) -> Source:
-    """The pictures below a folder, uint8 [H, W, 1] or [H, W, 3]."""
+    """Read the pictures below a folder, uint8 [H, W, 1] or [H, W, 3]."""
     folder = path_of(where)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"folder:PATH must name a folder of images; {folder} is none. Correct the path."
+            f"folder:PATH must name a folder of images; {folder} is not a folder. Correct the path."
         )
     parts = _find_parts(folder)
     pixels, notes = _pixels([path for found in parts.values() for path in found.paths])
@@ -74,7 +74,7 @@ def read_source(where: str) -> Source:
 
 
 def decode(file: IO[bytes], mode: str) -> np.ndarray:
-    """The pixels of an image file as they are stored, converted to a mode of Pillow's.
+    """Decode the pixels of an image file as they are stored, converted to a mode of Pillow.
 
     Returns:
         [H, W, C] uint8.
@@ -84,7 +84,7 @@ def decode(file: IO[bytes], mode: str) -> np.ndarray:
 
 
 def decode_as_shown(file: Path) -> Picture:
-    """The picture that a viewer shows; one channel for a grey one, three for others."""
+    """Decode a picture as a viewer shows it: one channel if it is grey, else three."""
     with _open(file) as image:
         mode = "L" if image.mode in GREY_MODES else "RGB"
         notes = [DEEP] if ";16" in str(getattr(image, "tile", "")) else []
@@ -103,7 +103,7 @@ def decode_as_shown(file: Path) -> Picture:
 
 def _open(file: Path | IO[bytes]) -> Image.Image:
     with warnings.catch_warnings():
-        # A picture large enough for pillow's warning, not for its error, is one all the same.
+        # Accept pictures that are large enough for Pillow's warning, but not for its error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(file, formats=_formats())
     if image.mode not in GREY_MODES + COLOUR_MODES:
@@ -127,14 +127,14 @@ def _has_orientation(image: Image.Image) -> bool:
 
 @functools.cache
 def _formats() -> list[str]:
-    """The formats that Pillow decodes by itself, by the contents of a file."""
+    """Names of the formats that Pillow decodes by itself."""
     Image.init()
     return [name for name in Image.OPEN if name not in NOT_DECODED]
 
 
 @functools.cache
 def _suffixes() -> frozenset[str]:
-    """The suffixes of these formats; MPO files are opened as JPEG."""
+    """Suffixes of these formats; Pillow opens MPO files as JPEG."""
     formats = {*_formats(), "MPO"}
     return frozenset(
         suffix for suffix, name in Image.registered_extensions().items() if name in formats
@@ -146,7 +146,7 @@ def _names(folder: Path, paths: list[Path]) -> np.ndarray:
 
 
 def _left_out(folder: Path, parts: dict[str, Found]) -> list[str]:
-    """Say how many files are no pictures, and what lies beside the folders of the splits."""
+    """Describe files that are not pictures, and entries beside the folders of the splits."""
     others = sum((found.others for found in parts.values()), Counter[str]())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common())
     plural = "s" * (others.total() != 1)
@@ -183,7 +183,7 @@ def _find_parts(folder: Path) -> dict[str, Found]:
 
 
 def _find(folder: Path, seen: set[str]) -> Found:
-    """The images below folder, sorted; folders in seen, by any link to them, are left out."""
+    """Find images below a folder, sorted; skip folders in `seen`, links to them included."""
     found = []
     others: Counter[str] = Counter()
     for here, folders, files in os.walk(folder, onerror=_unreadable_folder, followlinks=True):
@@ -203,7 +203,7 @@ def _find(folder: Path, seen: set[str]) -> Found:
 
 
 def _kind(path: Path) -> str | None:
-    """The kind of a file that is no picture, for a count; None for a picture."""
+    """Kind of a file that is not a picture, for counting; None for a picture."""
     suffix = path.suffix.lower()
     if path.name.startswith("."):
         return "hidden"
@@ -215,7 +215,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _pixels(paths: list[Path]) -> tuple[np.ndarray, list[str]]:
-    """The images [N, H, W, C], with three channels if any has them, and what was done to them."""
+    """Decode the images [N, H, W, C], with three channels if any has them, and describe changes."""
     images: dict[Path, np.ndarray] = {}
     notes: Counter[str] = Counter()
     unreadable = []
@@ -224,7 +224,7 @@ def _pixels(paths: list[Path]) -> tuple[np.ndarray, list[str]]:
             require_file(path)
             images[path], done = decode_as_shown(path)
             notes.update(done)
-        except Exception as error:  # pillow has one for each way in which bytes are wrong
+        except Exception as error:  # Pillow raises many types for damaged files
             unreadable.append(f"{path} ({error})")
             continue
         _require_one_size(images, next(iter(images)), path)

@@ -1,7 +1,7 @@
 """Identity of a data set: each split's shape, stored type, contents and range.
 
-Every checkpoint holds the identity of the data that it was trained on. A run is continued on the
-same rows only, and an evaluation on other rows is labelled.
+Every checkpoint stores the identity of its training data. A run continues only on the same rows,
+and an evaluation on other rows is labelled as such.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ from experiments.data.splits import SPLITS
 from experiments.record.progress import counted
 
 ABOUT = "data_digest"
-"""Key of the identity in what a checkpoint says of itself."""
+"""Key of the identity in the description that a checkpoint stores."""
 PIECE_BYTES = 2**24
 """Bytes that are hashed at once. The digest depends on this number: never change it."""
 MOST_THREADS = 8
 SHOWN_BYTES = 2**30
-"""From here on hashing can take seconds, and shows its progress."""
+"""Size of data from which hashing can take seconds, so that progress is shown."""
 FAR = 10
-"""Values further from the training range than this multiple of its width are unusual."""
+"""Values further outside the training range than this multiple of its width are unusual."""
 SMALL = 100
-"""So are rows whose largest magnitude is smaller than the training data's by this factor."""
+"""Rows are unusual if their largest magnitude is smaller than in training by this factor."""
 
 
 class RowsIdentity(NamedTuple):
@@ -57,7 +57,7 @@ def identify(rows: np.ndarray, *, quiet: bool = False) -> RowsIdentity:
 
     Args:
         rows: As loaded.
-        quiet: Show no progress; rows below `SHOWN_BYTES` never do.
+        quiet: Show no progress; it is never shown for less than `SHOWN_BYTES`.
     """
     count = max(1, PIECE_BYTES * len(rows) // max(1, rows.nbytes))
 
@@ -90,10 +90,10 @@ def to_json(identity: DataIdentity) -> dict[str, Any]:
 
 
 def from_json(about: dict[str, Any]) -> DataIdentity | None:
-    """Read the identity out of what a checkpoint says of itself; None from older releases.
+    """Read the identity from a checkpoint's description; None if an older release wrote it.
 
     Raises:
-        ValueError: The entry is not what `to_json` writes.
+        ValueError: The entry does not have the form that `to_json` writes.
     """
     if ABOUT not in about:
         return None
@@ -123,7 +123,7 @@ def _is_valid(rows: RowsIdentity) -> bool:
 
 
 def describe_differences(trained: DataIdentity, now: DataIdentity) -> str:
-    """Say in which splits two data sets differ; empty if they are the same.
+    """Describe the splits in which two data sets differ; empty if they are the same.
 
     >>> one = {"test": RowsIdentity([2, 3], "uint8", "ab", [0.0, 1.0])}
     >>> describe_differences(one, {"test": one["test"]._replace(digest="cd")})
@@ -149,15 +149,15 @@ def require_data_of_run(
     """Check that a run is continued on the data of its newest checkpoint.
 
     Args:
-        trained: From that checkpoint; None allows all data.
-        now: Of the data that were loaded.
+        trained: Identity in that checkpoint; None allows all data.
+        now: Identity of the loaded data.
         allow_other: Accept other rows of the same shape and type.
 
     Returns:
-        The differences that were allowed, in words; empty if there are none.
+        The accepted differences, in words; empty if there are none.
 
     Raises:
-        ValueError: It names every split that differs.
+        ValueError: The data differ; the text names every split that does.
     """
     differences = "" if trained is None else describe_differences(trained, now)
     if trained is None or not differences:
@@ -177,9 +177,9 @@ def _kind(rows: RowsIdentity) -> tuple[list[int], str]:
 
 
 def unusual_range(name: str, rows: RowsIdentity, trained: RowsIdentity) -> str | None:
-    """Describe rows whose values may have another scale than the training data; None if usual.
+    """Warn of rows whose values may have another scale than the training data; None if usual.
 
-    The range may be far outside (`FAR`), or so small (`SMALL`) that another unit is likely.
+    Their range is far outside that of the training data (`FAR`), or much smaller (`SMALL`).
     """
     if rows.range is None or trained.range is None:
         return None
@@ -191,5 +191,5 @@ def unusual_range(name: str, rows: RowsIdentity, trained: RowsIdentity) -> str |
         return None
     return (
         f"{name} has values from {low:.6g} to {high:.6g}, the training data from {least:.6g} to "
-        f"{most:.6g}: the scale may be another, and the numbers would mean nothing."
+        f"{most:.6g}: the scale may be different, and the results would then mean nothing."
     )

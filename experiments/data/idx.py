@@ -1,4 +1,4 @@
-"""Files in the idx format of MNIST, and which of them are the official ones."""
+"""Files in the idx format of MNIST, and checksums of the official ones."""
 
 import gzip
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class File(NamedTuple):
-    """An official file, as tensorflow-datasets knows it."""
+    """An official file: name, size and checksum, as tensorflow-datasets lists them."""
 
     name: str
     size_bytes: int
@@ -18,7 +18,7 @@ class File(NamedTuple):
 
 
 class Official(NamedTuple):
-    """Where a data set of four idx files comes from."""
+    """Source of a data set of four idx files: kind of examples, address, licence, files."""
 
     what: str
     url: str
@@ -77,11 +77,11 @@ OFFICIAL = {
         """),
     ),
 }
-"""Checksums and sizes, in the order of FILE_NAMES, as tensorflow-datasets has them."""
+"""Checksums and sizes, in the order of FILE_NAMES, from tensorflow-datasets."""
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of a gzipped idx file of unsigned bytes: images [N, H, W] or labels [N], uint8."""
+    """Read a gzipped idx file of unsigned bytes: images [N, H, W] or labels [N], uint8."""
     try:
         contents = gzip.decompress(path.read_bytes())
         if contents[:3] != b"\x00\x00\x08":
@@ -97,7 +97,12 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def require_official(name: str, official: Official, folder: Path) -> None:
-    """Raises unless folder has the four official files of a data set, unchanged."""
+    """Check that a folder has the four official files of a data set, unchanged.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file has another checksum.
+    """
     for file in official.files:
         path = folder / file.name
         if not path.is_file():

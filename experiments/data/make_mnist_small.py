@@ -1,4 +1,4 @@
-"""Makes mnist_small.npz: python -m experiments.data.make_mnist_small FOLDER [OUTPUT]."""
+"""Make mnist_small.npz: python -m experiments.data.make_mnist_small FOLDER [OUTPUT]."""
 
 import io
 import sys
@@ -15,7 +15,7 @@ TEST_STRIDE = 5
 
 
 def make(folder: Path, output: Path) -> None:
-    """Writes the selection from the four official files in folder, the same bytes each time."""
+    """Write the selection from the four official files in a folder, the same bytes every time."""
     require_official("mnist", OFFICIAL["mnist"], folder)
     selected = {
         "x_train": read_idx(folder / "train-images-idx3-ubyte.gz")[::TRAIN_STRIDE],
@@ -23,7 +23,7 @@ def make(folder: Path, output: Path) -> None:
         "x_test": read_idx(folder / "t10k-images-idx3-ubyte.gz")[::TEST_STRIDE],
         "y_test": read_idx(folder / "t10k-labels-idx1-ubyte.gz")[::TEST_STRIDE],
     }
-    # np.savez_compressed would deflate (a fifth larger) and stamp the time of day.
+    # np.savez_compressed would use deflate (a fifth larger) and store the time of day.
     with zipfile.ZipFile(output, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in selected.items():
             contents = io.BytesIO()

@@ -1,4 +1,4 @@
-"""mnist_small: 12,000 images of MNIST that come with the source code (see mnist_small.txt)."""
+"""mnist_small: 12,000 images of MNIST that ship with the source code (see mnist_small.txt)."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ FILE = Path(__file__).with_name("mnist_small.npz")
 
 
 def read_source() -> Source:
-    """Every sixth training and every fifth test image of MNIST, uint8 [28, 28, 1]."""
+    """Read every sixth training and every fifth test image of MNIST, uint8 [28, 28, 1]."""
     return Source(
         "mnist_small",
         arrays.read_npz(FILE).parts,

@@ -1,7 +1,7 @@
-"""mnist, fashion_mnist and kmnist: downloaded, prepared and kept by tensorflow-datasets.
+"""mnist, fashion_mnist and kmnist: downloaded, then prepared and stored by tensorflow-datasets.
 
-The builders that come with tensorflow-datasets need TensorFlow for these; this one does not, and
-keeps the order of the official files.
+The builders that tensorflow-datasets ships for these need TensorFlow; this one does not, and it
+preserves the order of the official files.
 """
 
 import contextlib
@@ -34,12 +34,13 @@ from experiments.record.progress import counted
 
 DEFAULT_VALIDATION = 5_000
 REACH_SECONDS = 4.0
+"""Longest wait for the first answer of a server."""
 SILENCE_SECONDS = 8.0
-"""Longest wait for a server that has answered, and then says nothing more."""
+"""Longest wait for more data from a server that has answered."""
 
 
 class IdxImages(tfds.core.GeneratorBasedBuilder):
-    """The images and labels of four idx files, one example a record, in file order."""
+    """Images and labels of four idx files, one example per record, in file order."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -50,7 +51,7 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
 
     @property
     def url_infos(self) -> dict[str, UrlInfo]:
-        """The checksums that every file, downloaded or not, is held to."""
+        """Sizes and checksums, which are checked for every file, downloaded or not."""
         return {
             self.official.url + file.name: UrlInfo(file.size_bytes, file.sha256, file.name)
             for file in self.official.files
@@ -83,9 +84,9 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
 
 
 def read_source(name: str, manual_dir: str | None, data_dir: str | None) -> Source:
-    """A data set of `OFFICIAL`, downloaded or taken from manual_dir if it is not prepared yet."""
+    """Read a data set of `OFFICIAL`; if needed, prepare it from a download or `manual_dir`."""
     builder = IdxImages(name, data_dir)
-    # The folder appears under this name only when all of it is written.
+    # tensorflow-datasets renames the folder to this name only when it is complete.
     if not builder.data_path.exists():
         _prepare(name, builder, manual_dir)
         builder = IdxImages(name, data_dir)
@@ -113,18 +114,18 @@ def _prepare(name: str, builder: IdxImages, manual_dir: str | None) -> None:
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
             )
         except OSError as error:
-            if builder.data_path.exists():  # prepared meanwhile by another process
+            if builder.data_path.exists():  # another process has prepared it in the meantime
                 return
             raise ValueError(
                 f"{name} must be prepared in {builder.data_dir}; that gave: {one_line(error)}. "
-                "Give a folder that can be written and has room as --data-dir."
+                "Give a folder that can be written and has free space as --data-dir."
             ) from error
 
 
 def _fetch(name: str, builder: IdxImages, folder: Path) -> None:
-    """Downloads the official files into a folder.
+    """Download the official files into a folder.
 
-    tensorflow-datasets would wait for a silent server for ever, and try a lost one for minutes.
+    tensorflow-datasets would wait forever for a silent server, and minutes for one that is down.
     """
     official = builder.official
     by_hand = (
@@ -132,8 +133,8 @@ def _fetch(name: str, builder: IdxImages, folder: Path) -> None:
     )
     if not _reachable(official.url + FILE_NAMES[-1]):
         raise FileNotFoundError(
-            f"{name} must be prepared in {builder.data_dir}, or its server be reachable; neither "
-            f"is so. Connect to the network, or {by_hand}."
+            f"{name} is not prepared in {builder.data_dir}, and its server cannot be reached. "
+            f"Connect to the network, or {by_hand}."
         )
     total = sum(file.size_bytes for file in official.files)
     try:
@@ -144,13 +145,13 @@ def _fetch(name: str, builder: IdxImages, folder: Path) -> None:
                 done += file.size_bytes
     except (OSError, HTTPException, ValueError) as error:
         raise ValueError(
-            f"{name} must be downloaded whole; that gave: {one_line(error)}. Try again, or "
+            f"{name} could not be downloaded; that gave: {one_line(error)}. Try again, or "
             f"{by_hand}."
         ) from error
 
 
 def _download(url: str, file: File, done: int, progress: Callable[[int], None]) -> bytes:
-    """The contents of an official file, refused where they are others."""
+    """Download an official file and check its checksum."""
     contents = bytearray()
     with urllib.request.urlopen(url + file.name, timeout=SILENCE_SECONDS) as response:
         while len(contents) <= file.size_bytes and (block := response.read(2**16)):
@@ -158,14 +159,16 @@ def _download(url: str, file: File, done: int, progress: Callable[[int], None]) 
             progress(done + len(contents))
     found = hashlib.sha256(contents).hexdigest()
     if found != file.sha256:
-        raise ValueError(f"{url}{file.name} must have sha256 {file.sha256}, what came has {found}")
+        raise ValueError(
+            f"{url}{file.name} must have sha256 {file.sha256}, the download has {found}"
+        )
     return bytes(contents)
 
 
 def _reachable(url: str) -> bool:
-    """Whether a server answers, known within REACH_SECONDS.
+    """Return True if a server answers within REACH_SECONDS.
 
-    The thread is for the look-up of the server's name, which knows no time limit.
+    The request runs in a thread because the look-up of the server's name has no time limit.
     """
     answers: list[bool] = []
     asking = threading.Thread(target=lambda: answers.append(_answers(url)), daemon=True)

@@ -1,8 +1,8 @@
-"""What is done to stored examples before a model sees them, always said in words.
+"""Preprocessing of stored examples before a model sees them, and its description in words.
 
 A likelihood needs data of its kind: binary pixels for a Bernoulli, real numbers for a Gaussian.
-`preprocess` chooses the way from the stored type and refuses what has no meaning. A probability
-mass over integers must see the integers themselves: no rule for one may dequantize.
+`preprocess` chooses the conversion from the stored type and rejects meaningless combinations. A
+probability mass over integers must see the integers themselves, so its rule never dequantizes.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,20 +19,20 @@ from jaxvae.cpu import threefry
 STATIC_SEED = 0
 EXAMPLES_AT_ONCE = 4096
 MOST_COUNTS = 2**24
-"""The largest count: above it float32 has no longer every integer."""
+"""Largest count: above it float32 cannot represent every integer."""
 
 
 class Preprocessing(NamedTuple):
-    """From one stored example to x.
+    """Conversion of one stored example to x.
 
     Attributes:
         prepare: (key, stored example [*data_shape]) -> x float32 [*data_shape]; pure.
-        name: What it does, in words.
-        offset_bits: To add to -bound / (D log 2) for bits per dimension of `unit`.
-        unit: What bits per dimension refers to, in words.
-        mean: [*data_shape] float32, the mean of x over the training split.
-        standardizes: Whether the model is to see x in units of the training split (`units_of`);
-            x itself is as `prepare` returns it.
+        name: Description of the conversion, in words.
+        offset_bits: Bits to add to -bound / (D log 2) for bits per dimension of `unit`.
+        unit: Data that bits per dimension refer to, in words.
+        mean: [*data_shape] float32, mean of x over the training split.
+        standardizes: Whether the model sees x in units of the training split (`units_of`);
+            `prepare` does not apply them.
     """
 
     prepare: Callable[[jax.Array, jax.Array], jax.Array]
@@ -51,19 +51,20 @@ def preprocess(
     grey_probabilities: bool = False,
     standardize: str = "none",
 ) -> tuple[Dataset, Preprocessing]:
-    """The data set and what prepares its examples for a likelihood.
+    """Return the data set and the preprocessing of its examples for a likelihood.
 
     Args:
-        dataset: As loaded. It comes back changed only by static binarization.
+        dataset: The data as loaded; only static binarization changes them.
         likelihood: A key of `RULES`.
         binarize: dynamic (each pixel drawn anew at each call), static (drawn once, the same in
             all runs), none, or auto: dynamic for 8-bit data under a Bernoulli, else none.
-        grey_probabilities: Let grey levels in [0, 1] stand for binary pixels under a Bernoulli.
+        grey_probabilities: Accept grey levels in [0, 1] in place of binary pixels under a
+            Bernoulli.
         standardize: columns, none, or auto: columns for real numbers under a Gaussian or a
             Laplace, but none for 8-bit data, which are scaled to [0, 1].
 
     Raises:
-        ValueError: If the data are outside the likelihood's support, or the flags disagree.
+        ValueError: The data are outside the likelihood's support, or the flags conflict.
     """
     if likelihood not in RULES:
         raise ValueError(
@@ -165,7 +166,7 @@ def _for_counts(
             )
         if any((chunk != np.round(chunk)).any() for chunk in _chunked(values)):
             raise ValueError(
-                f"counts must be whole numbers; the {split} split of {dataset.name} has others. "
+                f"counts must be whole numbers; the {split} split of {dataset.name} has fractions. "
                 "Use --likelihood=gaussian."
             )
     return dataset, _scaled(dataset, 1, "none (counts)", "counts")
@@ -175,8 +176,8 @@ def _refuse_binary_flags(binarize: str, grey_probabilities: bool) -> None:
     if binarize in ("dynamic", "static") or grey_probabilities:
         flag = "--grey-probabilities" if grey_probabilities else f"--binarize={binarize}"
         raise ValueError(
-            f"{flag} is for binary pixels, and the likelihood is for others. Leave it out, or use "
-            "--likelihood=bernoulli."
+            f"{flag} is for binary pixels, and the likelihood is for other data. Leave it out, or "
+            "use --likelihood=bernoulli."
         )
 
 
@@ -192,7 +193,7 @@ RULES = {
     "negative_binomial": _for_counts,
     "zero_inflated_negative_binomial": _for_counts,
 }
-"""Likelihood -> what makes stored examples fit for it."""
+"""Likelihood -> rule that prepares stored examples for it."""
 
 
 def _scaled(dataset: Dataset, top: int, name: str, unit: str) -> Preprocessing:
@@ -205,7 +206,7 @@ def _scaled(dataset: Dataset, top: int, name: str, unit: str) -> Preprocessing:
 
 def _dynamic_binarization(dataset: Dataset, top: int) -> Preprocessing:
     def prepare(key: jax.Array, example: jax.Array) -> jax.Array:
-        p = example.ravel().astype(jnp.float32) / top  # flat: several entries at once
+        p = example.ravel().astype(jnp.float32) / top  # flat: draws several entries at once
         return threefry.bernoulli(key, p).astype(jnp.float32).reshape(example.shape)
 
     mean = _mean(dataset.train) / np.float32(top)
@@ -213,7 +214,7 @@ def _dynamic_binarization(dataset: Dataset, top: int) -> Preprocessing:
 
 
 def _uniform_dequantization(dataset: Dataset) -> Preprocessing:
-    """x = (v + u) / 256 with u ~ U[0, 1), whose density bounds the mass of v from below.
+    """Dequantize: x = (v + u) / 256 with u ~ U[0, 1), whose density bounds the mass of v below.
 
     Ref: Theis, van den Oord and Bethge, A note on the evaluation of generative models, 2016, ICLR.
     """
@@ -227,10 +228,10 @@ def _uniform_dequantization(dataset: Dataset) -> Preprocessing:
 
 
 def _drawn_once(dataset: Dataset, top: int) -> Dataset:
-    """Every pixel drawn from Bernoulli(value / top), in the order of the examples.
+    """Draw every pixel once from Bernoulli(value / top), in the order of the examples.
 
-    Training and validation split share one stream of numbers and the test split has its own, so
-    that an example keeps its pixels whatever num_validation is.
+    Training and validation split share one random stream and the test split has its own, so that
+    the pixels of an example do not depend on num_validation.
     """
     learn = np.random.default_rng((STATIC_SEED, 0))
     test = np.random.default_rng((STATIC_SEED, 1))
@@ -250,7 +251,7 @@ def _draw(rng: np.random.Generator, values: np.ndarray, top: int) -> np.ndarray:
 
 
 def _top_of_range(dataset: Dataset) -> int:
-    """The stored value that stands for probability 1: 255 for 8-bit data, unless all are 0 or 1."""
+    """Stored value that stands for probability 1: 255 for 8-bit data, unless all are 0 or 1."""
     if dataset.train.dtype != np.uint8:
         return 1
     highest = {split: int(values.max()) for split, values in _filled(dataset).items()}
@@ -285,7 +286,7 @@ def _require_finite(dataset: Dataset) -> None:
 
 
 def _split_with_grey(dataset: Dataset, top: int) -> str | None:
-    """The first split with a value other than 0 and top, if any has one."""
+    """Name of the first split with a value other than 0 and top, or None."""
     for split, values in _filled(dataset).items():
         if any(((chunk != 0) & (chunk != top)).any() for chunk in _chunked(values)):
             return split

@@ -1,4 +1,4 @@
-"""Rows that a trained run is used on: of its own data, or another data set prepared alike."""
+"""Rows to use a trained run on: of its own data, or of another data set prepared the same way."""
 
 import re
 import sys
@@ -30,13 +30,13 @@ class RunRows(NamedTuple):
     """Rows, and how they relate to the data that the run was trained on.
 
     Attributes:
-        name: Name of their data set.
+        name: Name of the rows' data set.
         rows: The rows, ready for the run's `Preprocessing.prepare`.
-        split: Which rows: test, validation or train, or all.
-        identity: Of the rows as they were loaded.
-        trained: Of the run's data; None for runs of older releases, which did not record it.
-        is_of_run: Whether they are the rows of this split of the run's data. Without a record,
-            the run's own data set is taken to be unchanged.
+        split: Name of the rows: test, validation, train or all.
+        identity: Identity of the rows as they were loaded.
+        trained: Identity of the run's data; None for older releases, which did not record it.
+        is_of_run: Whether these are the rows of this split of the run's data. Without a record,
+            the run's own data set is assumed to be unchanged.
         warnings: One line for each reason to doubt the results.
     """
 
@@ -50,12 +50,12 @@ class RunRows(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The rows in words."""
+        """Name of the rows for titles."""
         return f"{self.name} {self.split}" + ("" if self.is_of_run else " (not the run's data)")
 
     @property
     def label(self) -> list[str]:
-        """What file names add for them: nothing for the run's data, else data set and digest."""
+        """Parts to add to file names: none for the run's data, else data set and digest."""
         if self.is_of_run:
             return []
         form, _, where = self.name.partition(":")
@@ -64,14 +64,14 @@ class RunRows(NamedTuple):
         return [*filter(None, [short]), self.identity.digest[:LABEL_DIGITS]]
 
     def print_doubts(self) -> None:
-        """Print the warnings and, for rows that are not the run's, what they are."""
+        """Print the warnings and, for rows that are not the run's, their description."""
         if not self.is_of_run:
             print(f"not the run's data: {self.rows.about}")
         for line in self.warnings:
             print(f"warning: {line}", file=sys.stderr)
 
     def to_json(self) -> dict[str, Any]:
-        """What a file of results says of the data."""
+        """Describe the data for a file of results."""
         trained = self.trained
         return {
             "is_of_run": None if trained is None else self.is_of_run,
@@ -82,7 +82,7 @@ class RunRows(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Rows, the data set that they are in, and how their examples are prepared."""
+    """Rows, their data set, and the preprocessing of their examples."""
 
     rows: RunRows
     dataset: Dataset
@@ -96,14 +96,14 @@ def load_run_rows(
     dataset: str | None,
     split: str | None,
 ) -> Loaded:
-    """Load the rows that a run is to be used on.
+    """Load the rows to use a run on.
 
     Args:
-        config: Of the run.
-        data_shape: Of the model's examples.
-        trained: Identity of the run's data, where it is known.
-        dataset: Another data set than the run's own, of which all rows are taken in their order.
-        split: Take this split of the run's data (None: test), or this part of the other data.
+        config: Flags of the run.
+        data_shape: Shape of the model's examples.
+        trained: Identity of the run's data, if it is known.
+        dataset: Data set to use instead of the run's own, all rows in their order.
+        split: Split of the run's data to take (None: test), or part of `dataset` (None: all).
 
     Raises:
         ValueError: The rows have another shape or scale than the run's, or do not exist.
@@ -120,7 +120,7 @@ def load_run_rows(
     shape = list(rows.examples.shape[1:])
     if shape != data_shape:
         raise ValueError(
-            f"the run's model takes examples of shape {data_shape}, {name} has {shape}. "
+            f"the run's model takes examples of shape {data_shape}, but {name} has {shape}. "
             "Give data of the run's shape."
         )
     identity = identify(rows.examples, quiet=not is_first())
@@ -134,7 +134,7 @@ def load_run_rows(
 
 
 def own_data(config: TrainConfig) -> Dataset:
-    """Load the data that the flags of a run name."""
+    """Load the data set that the flags of a run name."""
     return datasets.load(
         config.dataset,
         manual_dir=config.manual_dir,
@@ -144,7 +144,7 @@ def own_data(config: TrainConfig) -> Dataset:
 
 
 def prepare(config: TrainConfig, data: Dataset) -> tuple[Dataset, Preprocessing]:
-    """Prepare data for the likelihood of a run, as its flags say."""
+    """Prepare data for the likelihood of a run, according to its flags."""
     return preprocess(
         data,
         likelihood=config.likelihood,
@@ -161,7 +161,7 @@ def _relation(
     identity: RowsIdentity,
     trained: DataIdentity | None,
 ) -> tuple[str, bool]:
-    """Name the rows, and find out if they are a split of the run's data or all of these."""
+    """Name the rows, and find out if they are a split of the run's data or all of its data."""
     if trained is None:
         return split or "all", source is None
     same = [name for name in SPLITS if trained[name].digest == identity.digest]
@@ -178,13 +178,13 @@ def _relation(
 def _is_all_of_run(
     config: TrainConfig, source: Source, identity: RowsIdentity, trained: DataIdentity
 ) -> bool:
-    """Check if a source gives the run's data, when it is split as the run has split them."""
+    """Check if a source gives the run's data when it is split as the run splits them."""
     count = sum(trained[split].shape[0] for split in SPLITS)
     if identity.shape != [count, *trained["train"].shape[1:]]:
         return False
     try:
         data = assemble(source, config.num_validation)
-    except ValueError:  # it cannot be split so
+    except ValueError:  # it cannot be split this way
         return False
     return not describe_differences(trained, identify_splits(data, quiet=True))
 
@@ -194,7 +194,7 @@ def _check_scale(
 ) -> list[str]:
     """Check that equal stored values mean equal x; warn of values that are far from the run's."""
     usual = trained["train"]
-    counts = RULES[config.likelihood] is RULES["poisson"]  # taken as they are, in every type
+    counts = RULES[config.likelihood] is RULES["poisson"]  # counts of every type are not rescaled
     low, high = usual.range or [0.0, 0.0]
     if rows.dtype != usual.dtype and "uint8" in (rows.dtype, usual.dtype) and not counts:
         raise ValueError(

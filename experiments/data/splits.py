@@ -1,4 +1,4 @@
-"""Which examples train, validate and test: the one place that cuts a data set."""
+"""Splitting of data sets into train, validation and test; no other module does it."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -17,8 +17,8 @@ class Examples(NamedTuple):
     Attributes:
         values: [N, *data_shape].
         labels: [N] int32, or None.
-        files: [N] str, relative paths of the files they are from, or None.
-        indices: [N] int64, their positions in the part of the source; None is 0 to N - 1.
+        files: [N] str, relative paths of their files, or None.
+        indices: [N] int64, positions in the part of the source; None means 0 to N - 1.
     """
 
     values: np.ndarray
@@ -38,15 +38,15 @@ class Examples(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set as its source has it, before it is cut.
+    """A data set as read from its source, before it is split.
 
     Attributes:
-        name: As given to `experiments.data.load`.
-        parts: Named train, test and perhaps validation; or one part of any name.
-        what: What the examples are, in words, for `about`.
-        origin: Where they are from and their licence, for `about`.
-        default_validation: Size of the validation split where the source has none and none is
-            asked for; None is a tenth.
+        name: Name as given to `experiments.data.load`.
+        parts: Parts named train, test and perhaps validation; or one part of any name.
+        what: Kind of the examples, in words, for `about`.
+        origin: Source of the examples and their licence, for `about`.
+        default_validation: Size of the validation split if the source has none and no size is
+            requested; None means a tenth.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Source(NamedTuple):
 
 
 def select_rows(source: Source, split: str | None) -> Rows:
-    """All rows of a source in their order, or those of one of its parts.
+    """Return all rows of a source in their order, or those of one of its parts.
 
     Args:
-        source: Its parts follow one another: train, validation, test.
-        split: Name of a part; None is all of them.
+        source: The source, whose parts are in the order train, validation, test.
+        split: Name of a part; None: all parts.
 
     Raises:
         ValueError: There is no such part, or the parts differ in shape or type.
@@ -94,7 +94,7 @@ def select_rows(source: Source, split: str | None) -> Rows:
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    """The arrays in one; a single one is not copied, so that it may be larger than memory."""
+    """Concatenate the arrays; a single one is not copied, so it may be larger than memory."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
@@ -104,15 +104,18 @@ def _joined_if_all(arrays: list[np.ndarray | None]) -> np.ndarray | None:
 
 
 def assemble(source: Source, num_validation: int | None) -> Dataset:
-    """A data set out of the parts that its source has.
+    """Assemble a data set from the parts of its source.
 
-    A single part is permuted, always in the same way, and its last tenth is the test split. The
-    validation split is the source's own if num_validation is None, else the last num_validation
-    training examples.
+    A single part is permuted, always in the same way, and its last tenth becomes the test split.
+    The validation split is the source's own if num_validation is None, else the last
+    num_validation training examples.
 
     Args:
-        source: The parts.
+        source: The source.
         num_validation: As for `experiments.data.load`.
+
+    Raises:
+        ValueError: The parts cannot be split, or differ in shape or type.
     """
     name, default_validation = source.name, source.default_validation
     _require_alike(name, source.parts)
@@ -173,6 +176,6 @@ def _require_alike(name: str, parts: Mapping[str, Examples]) -> None:
     if len(set(kinds.values())) > 1:
         seen = ", ".join(f"{key} {list(shape)} {dtype}" for key, (shape, dtype) in kinds.items())
         raise ValueError(
-            f"The splits of {name} must have one shape and type an example; they have {seen}. "
-            "Convert them to one."
+            f"The splits of {name} must have examples of the same shape and type; they have {seen}."
+            " Convert them."
         )

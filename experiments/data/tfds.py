@@ -1,7 +1,7 @@
 """tfds:NAME: any image data set that tensorflow-datasets has prepared as array_record.
 
-TensorFlow is needed to prepare most of its data sets, but not to read them here. Parquet, its
-other format with random access, is refused: tensorflow-datasets 4.9.10 loses examples with it.
+TensorFlow is needed to prepare most of these data sets, but not to read them here. Parquet, the
+other format with random access, is rejected: tensorflow-datasets 4.9.10 loses examples with it.
 """
 
 import io
@@ -20,15 +20,15 @@ from experiments.data.folder import decode
 from experiments.data.splits import SPLITS, Examples, Source
 
 CLASS_NAMES = ("type", "pythonClassName", "python_class_name")
-"""What features.json calls the class of a feature."""
+"""Keys under which features.json stores the class of a feature."""
 MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def read_source(name: str, data_dir: str | None) -> Source:
-    """The data set NAME or NAME/CONFIG, as prepared in data_dir.
+    """Read the data set NAME or NAME/CONFIG that is prepared in data_dir.
 
-    A validation split stands in for a missing test split. A data set with one split is split
-    80/10/10 by a fixed permutation.
+    If there is no test split, the validation split becomes the test split. A data set with a single
+    split is split 80/10/10 by a fixed permutation.
     """
     builder = _prepared(name, data_dir)
     present = list(builder.info.splits)
@@ -45,7 +45,7 @@ def read_source(name: str, data_dir: str | None) -> Source:
 
 
 def read(builder: Any, split: str) -> Examples:
-    """All examples of a prepared split, in the order in which tensorflow-datasets keeps them."""
+    """Read all examples of a prepared split, in the order in which they are stored."""
     features = builder.info.features
     image = _name_of_image(builder)
     labelled = "label" in features and _is_integer(features["label"])
@@ -68,7 +68,7 @@ def read(builder: Any, split: str) -> Examples:
 
 
 def one_line(error: Exception) -> str:
-    """The text of an error of tensorflow-datasets, which may have many lines."""
+    """Join the lines of an error text of tensorflow-datasets."""
     return " ".join(str(error).split())
 
 
@@ -103,12 +103,12 @@ def _prepared(name: str, data_dir: str | None) -> Any:
 
 
 def _require_known_features(name: str, data_dir: str | None) -> None:
-    """Refuse prepared data whose features are of classes outside tensorflow-datasets.
+    """Reject prepared data with feature classes from outside tensorflow-datasets.
 
-    It would import the module of whatever class the data name, and importing a module runs it.
+    tensorflow-datasets imports the module of any class that the data name, which runs the module.
 
     Raises:
-        ValueError: naming the file and the class, or the name leads out of data_dir.
+        ValueError: A class is from outside, a file is invalid, or the name leads out of data_dir.
     """
     own, _, rest = name.replace(":", "/").partition("/")
     if not re.fullmatch(r"[\w-]+", own) or ".." in rest:
@@ -126,13 +126,13 @@ def _require_known_features(name: str, data_dir: str | None) -> None:
             raise ValueError(f"{path} must be JSON; reading it gave: {error}.") from error
         for other in (one for one in found if not one.startswith("tensorflow_datasets.")):
             raise ValueError(
-                f"{path} must have features of tensorflow-datasets, got {other[:80]!r}, which "
-                "is not imported because data name it. Convert the data, and use npz:PATH."
+                f"{path} must have features of tensorflow-datasets, got {other[:80]!r}, which is "
+                "not imported merely because data name it. Convert the data, and use npz:PATH."
             )
 
 
 def _class_names(content: Any) -> Iterator[str]:
-    """Find the names of classes in what features.json holds."""
+    """Find the names of classes in the contents of features.json."""
     remaining = [content]
     while remaining:
         value = remaining.pop()
@@ -151,7 +151,7 @@ def _records(builder: Any, split: str) -> Sequence[bytes]:
             file_format="array_record",
         )
         records = source.__getitems__(range(len(source)))
-        if not all(records):  # empty ones are what array_record makes of some truncated files
+        if not all(records):  # array_record returns empty records for some truncated files
             raise RuntimeError("some records are empty")
     except (RuntimeError, KeyError) as error:
         raise ValueError(

@@ -1,18 +1,18 @@
-"""Location and unit of each column of a training split."""
+"""Location and unit of each column of a training split, for standardized models."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 ENTRIES_AT_ONCE = 2**21
-"""Numbers that are held in float64 at once: 16 MB."""
+"""Numbers converted to float64 at once: 16 MB."""
 SMALLEST, LARGEST = 1e-15, 1e15
-"""Units between which float32 holds squares of data and of a sigma of a thousandth of them."""
+"""Range of units in which float32 can represent squares of data and of a sigma of a thousandth."""
 RESOLVED = 2.0**-21
-"""Least unit of a column over its location: two to four steps of float32."""
+"""Smallest ratio of a column's unit to its location: two to four steps of float32."""
 RARE = 50.0
-"""Kurtosis above which a column's values are mostly one value and rarely another, as those of a
-pixel at the border are (a Gaussian has 3, an exponential 9): a few rows make its deviation."""
+"""Kurtosis above which a column is mostly constant, like a pixel at the border (a Gaussian has 3,
+an exponential 9): a few rows then determine its standard deviation."""
 
 
 class ColumnUnits(NamedTuple):
@@ -20,7 +20,7 @@ class ColumnUnits(NamedTuple):
 
     Attributes:
         loc, unit: [C].
-        about: What is unusual of some columns, in words, or "".
+        about: Note on unusual columns, in words, or "".
     """
 
     loc: list[float]
@@ -29,19 +29,19 @@ class ColumnUnits(NamedTuple):
 
 
 def units_of(train: np.ndarray, name: str) -> ColumnUnits:
-    """The units of a training split [N, ..., C], read in pieces, as it may lie on disk.
+    """Compute the units of a training split [N, ..., C], in pieces, as it may be on disk.
 
-    A column that is constant has no unit of its own, and one that rarely varies has one that new
-    rows may exceed a thousandfold: they get the median of the others', if that is larger. So all
-    units scale with the data. A column that varies by less than float32 resolves at its location
-    gets the least unit that it does resolve there.
+    A constant column has no spread, and the spread of one that rarely varies may be exceeded a
+    thousandfold by new rows: both get the median unit of the other columns, if that is larger. So
+    all units scale with the data. A column whose spread is too small for float32 to resolve at its
+    location gets the smallest unit that float32 resolves there.
 
     Args:
-        train: of any real type.
-        name: of the data set, for messages.
+        train: training split, of any real type.
+        name: name of the data set, for messages.
 
     Raises:
-        ValueError: A column whose unit is beyond what float32 computes with.
+        ValueError: The unit of a column is outside the range that float32 can compute with.
     """
     mean, deviation, kurtosis = _moments(train)
     constant = deviation == 0
@@ -56,6 +56,7 @@ def units_of(train: np.ndarray, name: str) -> ColumnUnits:
             f"column {column} of {name} has a standard deviation of {unit[column]:.3g}; float32 "
             f"needs one between {SMALLEST:g} and {LARGEST:g}. Give the data in another unit."
         )
+    # Phrases that follow a number of columns.
     said = [
         (constant, "constant"),
         (rare, "that rarely vary"),
@@ -66,13 +67,13 @@ def units_of(train: np.ndarray, name: str) -> ColumnUnits:
 
 
 def _moments(train: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, standard deviation and kurtosis [C] in float64, in one pass; kurtosis 0 of constants.
+    """Mean, standard deviation and kurtosis (0 if constant) [C], in float64 and in one pass.
 
         E (x - m)^4 = s_4 - 4 d s_3 + 6 d^2 s_2 - 3 d^4,    s_k = E (x - a)^k,    d = m - a
 
-    a is the first example: its distance to the mean is at most sqrt(N - 1) standard deviations,
-    as it is one of them, so that the differences lose at most a factor N (N^2 for the kurtosis) of
-    float64's precision; and a constant column gives exactly 0.
+    a is the first example. As it is one of the N, it is at most sqrt(N - 1) standard deviations
+    from the mean, so the differences lose at most a factor N (N^2 for the kurtosis) of float64's
+    precision. A constant column gives exactly 0.
     """
     size = train.shape[-1]
     first = train[0].reshape(-1, size)[0].astype(np.float64)

@@ -1,1 +1,1 @@
-"""Flags of the commands, and everything that is checked before any work."""
+"""Flags of the commands, and every check that runs before any work starts."""

@@ -1,4 +1,4 @@
-"""Flags that mean something with some values of another flag only."""
+"""Check for flags that have an effect only with certain values of another flag."""
 
 import dataclasses
 from typing import Any
@@ -17,20 +17,20 @@ GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "standardize": ("likelihood", ("gaussian", "laplace")),
     "weight_decay": ("optimizer", ("adamw",)),
 }
-"""Flag -> the other flag, and those of its values that it goes with."""
+"""Flag -> the other flag, and its values with which the first flag has an effect."""
 
 NO_EFFECT = {"standardize": "none"}
-"""Flag -> a value that goes with everything: a run's config.json may have it in place of auto."""
+"""Flag -> a value that is always valid: a run's config.json may hold it in place of auto."""
 
 
 def check_combinations(config: Any) -> None:
-    """Reject a flag that has no effect beside another one.
+    """Reject a flag that has no effect because of the value of another flag.
 
     Args:
-        config: `experiments.flags.config.TrainConfig`.
+        config: an `experiments.flags.config.TrainConfig`.
 
     Raises:
-        ValueError: one line that names both flags.
+        ValueError: a flag has no effect; one line that names both flags.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, (other, values) in GOES_WITH.items():
@@ -38,10 +38,10 @@ def check_combinations(config: Any) -> None:
         if given not in (defaults[name], NO_EFFECT.get(name)) and setting not in values:
             raise ValueError(
                 f"--{name.replace('_', '-')} goes with --{other.replace('_', '-')}="
-                f"{' or '.join(values)}, not {setting}."
+                f"{' or '.join(values)}, not {setting}. Change or leave out one of them."
             )
     if config.sigma_rate is not None and not config.learns_sigma:
         raise ValueError(
             "--sigma-rate goes with --sigma=learned or per_channel of --likelihood=gaussian or "
-            "laplace, and with every optimizer but sgd. Leave it out."
+            "laplace, and with every optimizer except sgd. Leave it out."
         )

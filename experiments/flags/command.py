@@ -1,4 +1,4 @@
-"""What every command does: read flags, run, and end with one line instead of a traceback."""
+"""Frame of every command: parse the flags, run, and print one line instead of a traceback."""
 
 import contextlib
 import inspect
@@ -16,14 +16,14 @@ from experiments.flags.terminal import one_line
 
 USER_ERROR = 2
 WITH_STATEMENT = 2
-"""Frames around an error that leaves a `with`: of the context manager and of the statement."""
+"""Frames around an error that leaves a `with`: one of the context manager, one of the `with`."""
 SHOW_TRACEBACK = "--traceback"
-TRACEBACK_HELP = "show where an error comes from, beside the line that says what to do."
+TRACEBACK_HELP = "show where an error comes from, above the line that says what to do."
 
 try:
     import tyro
     from tyro.conf import Positional, subcommand
-except ModuleNotFoundError as error:  # no command can say this later
+except ModuleNotFoundError as error:  # before `main` could report it: it needs tyro itself
     print(f"error: {install_line(error)}", file=sys.stderr)
     sys.exit(USER_ERROR)
 
@@ -33,17 +33,17 @@ Flags = TypeVar("Flags")
 
 
 class Refused(Exception):
-    """Something the user can mend; its text is all that is shown."""
+    """An error that the user can fix; only its text is shown."""
 
 
 @contextlib.contextmanager
 def refusing(model: str = "") -> Iterator[None]:
-    """Around what depends on flags, files and data: their errors are the user's to mend.
+    """Turn errors in flags, files and data, which the user can fix, into `Refused`.
 
-    So is any error that the user's own code raises; its line names file and line there.
+    Any error that the user's own code raises becomes `Refused` too, with its file and line.
 
     Args:
-        model: --model, whose package is the user's own.
+        model: value of --model, whose package is the user's own code.
     """
     try:
         yield
@@ -59,16 +59,14 @@ def refusing(model: str = "") -> Iterator[None]:
 
 
 def _in_words(error: Exception) -> str:
-    """The text of an error; of one that the system has with a file, in a user's words."""
+    """Text of an error; errors of the system about a file are put into plain words."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return (
-            f"{error.filename} must be a file or folder that can be used so; the system gave: "
-            f"{error.strerror}. Mend that, or give another."
-        )
+        return f"cannot use {error.filename}: {error.strerror}. Fix it, or choose another path."
     return str(error)
 
 
 def _unless_of_a_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Hide errors of asyncio tasks that orbax leaves behind when a save fails."""
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 
@@ -80,24 +78,25 @@ def main(
 ) -> None:
     """Parse the command line into `flags`, run `command` on it, and exit.
 
-    Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 130 and 143 for a run
-    stopped by Ctrl-C or SIGTERM.
+    Exit codes: 0 success, 1 the run failed, 2 an error that the user can fix, 130 and 143 stopped
+    by Ctrl-C or SIGTERM, 141 the reader of standard output is gone.
 
     Args:
         flags: a dataclass of flags.
-        command: of the flags.
-        default: what the flags are that the command line does not give, from its arguments.
+        command: function of the flags; returns the exit code, or None for 0.
+        default: function of the arguments that returns the flags to use where the command line
+            gives none; None: those of the dataclass.
     """
-    # What orbax logs comes as an error, too, and so do the tasks and the loop that it leaves behind
-    # of a failed save.
+    # orbax raises what it logs here as an error too; a failed save also leaves asyncio tasks and an
+    # event loop behind, which would log again.
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no text of its encoding
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may not fit the output's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.unraisablehook = _unless_of_a_closed_loop
-    # Of every command, and of no run: config.json has the fields of `flags`.
+    # Removed by hand and no field of `flags`, as config.json would then save it with the run.
     arguments = [argument for argument in sys.argv[1:] if argument != SHOW_TRACEBACK]
-    about = inspect.getdoc(flags) if isinstance(flags, type) else ""  # not of a union's own type
+    about = inspect.getdoc(flags) if isinstance(flags, type) else ""  # a union has none of its own
     try:
         with refusing():
             before = default(arguments)
@@ -116,16 +115,17 @@ def main(
             traceback.print_exc()
         print(f"error: {refusal}", file=sys.stderr)
         code = USER_ERROR
-    except FloatingPointError as error:  # jax looks for NaN where JAX_DEBUG_NANS is set
+    except FloatingPointError as error:  # raised by jax at a NaN if JAX_DEBUG_NANS is set
         print(
             f"error: {str(error).rstrip('.')}. A result is NaN and JAX_DEBUG_NANS is set. Unset it "
-            "to skip such steps, or lower --learning-rate; checkpoints are kept.",
+            "to skip such steps, or lower --learning-rate; all checkpoints are still there.",
             file=sys.stderr,
         )
         code = 1
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
+        # Python flushes standard output once more at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     sys.exit(code)
@@ -133,10 +133,10 @@ def main(
 
 @contextlib.contextmanager
 def _describing(model: str) -> Iterator[None]:
-    """Around a whole command: an error of the user's own code is the user's to mend anywhere."""
+    """Turn an error that the user's own code raises anywhere in a command into `Refused`."""
     try:
         yield
-    except (Refused, BrokenPipeError, FloatingPointError):  # the last one is of a run, not of code
+    except (Refused, BrokenPipeError, FloatingPointError):  # a NaN is no error in the user's code
         raise
     except Exception as error:
         line = own_code.described(error, model, around=WITH_STATEMENT)

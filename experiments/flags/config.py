@@ -1,4 +1,4 @@
-"""The flags of `experiments.train`: one frozen dataclass, checked before anything starts."""
+"""Flags of `experiments.train`: one frozen dataclass, checked before anything starts."""
 
 import dataclasses
 import math
@@ -24,211 +24,255 @@ LikelihoodName = Literal[
 RegularizerName = Literal["none", "total_correlation", "dip_i", "dip_ii", "mmd", "density_ratio"]
 
 LARGEST = 3.4e38
-"""No float32 is larger."""
+"""Largest number that a flag may have: about that of float32."""
 MAY_CHANGE = frozenset(
     {"run", "accelerator", "num_devices", "num_steps", "num_epochs", "eval_samples"}
     | {"manual_dir", "data_dir", "tensorboard", "quiet", "processes", "compilation_cache"}
     | {"decay_steps", "schedule_start", "allow_other_data"}
 )
-"""Flags that may differ when a run is continued: they do not change what is learned per step, or
-they are given to change it from there on."""
+"""Flags that may change when a run is continued: they do not affect a step's result, or they are
+meant to change it from there on."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a variational auto-encoder, evaluate it, and write a report.
 
-    The same command again continues the run; with more steps it goes on to them. Ctrl-C saves
-    and stops. With no flags it trains on real digits in a minute or two, without a network.
+    Rerun the same command to continue a run, or raise --num-steps to train longer. Ctrl-C saves and
+    stops. Without flags it trains on 28 x 28 digits in a minute or two, and needs no network.
     """
 
     run: Path | None = None
-    """Folder of the run. Default: runs/DATASET-MODEL. Of a run that is there, flags that are not
-    given are the run's own, but for those of the machine: --run=RUN alone continues it."""
+    """Folder of the run. Default: runs/DATASET-MODEL. If the folder holds a
+    run, the command continues it and takes the flags that you leave out
+    from it (but not those of the machine, such as --num-devices), so
+    --run=RUN alone is enough."""
     dataset: str = "mnist_small"
-    """mnist_small (ships with the code), mnist, fashion_mnist, kmnist, tfds:NAME, npz:PATH,
-    npy:PATH or folder:PATH (your own data; a folder of .npy files stays on disk)."""
+    """mnist_small (ships with the code), mnist, fashion_mnist, kmnist,
+    tfds:NAME, or your own data as npz:PATH, npy:PATH or folder:PATH
+    (pictures). A folder of .npy files is read from disk as needed."""
     manual_dir: str | None = None
-    """Folder with a data set's original files, where they cannot be downloaded."""
+    """Folder with the original files of mnist, fashion_mnist or kmnist, if
+    they cannot be downloaded."""
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps what it has prepared. Default: its own."""
+    """Folder of data prepared by tensorflow-datasets. Default: its own,
+    ~/tensorflow_datasets."""
     num_validation: int | None = None
-    """Training examples kept apart as the validation split. Default: the data set's own."""
+    """Number of training examples to set aside as the validation split.
+    Default: the data set's own validation split, else 1,000
+    (mnist_small), 5,000 (mnist, fashion_mnist, kmnist) or a tenth."""
     allow_other_data: bool = False
-    """Continue the run although its data have changed; from then on it is a run of the new data."""
+    """Continue the run although its data have changed. From then on it
+    trains on the new data."""
 
     model: str = "mlp"
-    """mlp, conv, or package.module:function, a function of yours that returns a jaxvae.VAE. Its
-    parameters may be any pytree, such as an Equinox module: floating point arrays are trained."""
+    """mlp, conv, or package.module:function: your own function that returns
+    a jaxvae.VAE. Its parameters may be any pytree, such as an Equinox
+    module; floating point arrays are trained."""
     latent_dim: int = 32
-    """Number of latents."""
+    """Number of latents: the dimension of z."""
     hidden: tuple[int, ...] | None = None
-    """mlp: widths of the encoder's layers (default 512 256); conv: channels of its levels
-    (default: as many levels as the image needs). The decoder mirrors it."""
+    """mlp: widths of the encoder's layers (default 512 256). conv: channels
+    of its levels (default: as many levels as the image size needs). The
+    decoder mirrors the encoder."""
     posterior: PosteriorName = "gaussian"
-    """q(z|x): gaussian (diagonal), full_covariance, low_rank; iaf, coupling, spline (flows);
-    von_mises_fisher (sphere); relaxed_categorical; categorical (with --estimator=vimco)."""
+    """q(z|x), the encoder's distribution: gaussian (diagonal covariance),
+    full_covariance, low_rank; iaf, coupling, spline (flows: more
+    flexible, slower); von_mises_fisher (on the sphere);
+    relaxed_categorical; categorical (discrete, with --estimator=vimco)."""
     prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
-    """p(z): standard has no parameters; mixture (of Gaussians), vamp (of posteriors) and flow are
-    learned."""
+    """p(z): standard (fixed: N(0, I), or uniform on the sphere or over the
+    categories), or learned: mixture (of Gaussians), vamp (VampPrior:
+    posteriors at learned inputs) or flow."""
     num_components: int = 50
-    """Components of a mixture or vamp prior."""
+    """Number of components of a mixture or vamp prior."""
     num_categories: int = 10
-    """Categories of each latent of a categorical or relaxed_categorical posterior."""
+    """Number of categories of each latent of a categorical or
+    relaxed_categorical posterior."""
     likelihood: LikelihoodName = "bernoulli"
-    """p(x|z): bernoulli for binary pixels; gaussian, laplace for grey or real values;
-    continuous_bernoulli for values in [0, 1]; discretized_logistic, logistic_mixture, categorical
-    for 8-bit integers; poisson, negative_binomial, zero_inflated_negative_binomial for counts."""
+    """p(x|z), which must suit the data. Binary pixels: bernoulli. Real
+    values: gaussian, laplace. Values in [0, 1]: continuous_bernoulli.
+    8-bit integers: discretized_logistic, logistic_mixture, categorical.
+    Counts: poisson, negative_binomial, zero_inflated_negative_binomial."""
     sigma: float | Literal["learned", "per_channel", "per_pixel", "optimal"] = "learned"
-    """Scale of the gaussian or laplace likelihood: a number, learned (one, one per channel, or by
-    the decoder for each pixel), or the batch's optimum."""
+    """Scale of the gaussian or laplace likelihood: a number; learned (a
+    single scale), per_channel (a learned scale per channel), per_pixel
+    (output by the decoder); or optimal (gaussian only: the batch's best
+    value)."""
     standardize: Literal["auto", "columns", "none"] = "auto"
-    """columns: the networks and a learned sigma see each column of vectors, or channel of images,
-    less its mean over its standard deviation in the training split (gaussian, laplace). All
-    results are in the data's unit. auto: columns, but none for 8-bit images."""
+    """columns: the networks and a learned sigma see each column of vectors,
+    or channel of images, with mean 0 and standard deviation 1 over the
+    training split (gaussian, laplace). All results stay in the data's
+    unit. none: as stored. auto: columns, except for 8-bit images."""
     binarize: Literal["auto", "dynamic", "static", "none"] = "auto"
-    """Grey levels as probabilities of binary pixels: drawn anew each time (dynamic), drawn once
-    (static), or not at all. auto: dynamic for bernoulli, none otherwise."""
+    """Treat grey levels as probabilities of binary pixels: drawn anew at
+    every use (dynamic), drawn once (static), or not at all (none). auto:
+    dynamic for bernoulli, none otherwise."""
     grey_probabilities: bool = False
-    """Feed grey levels to the bernoulli likelihood as if they were binary, with
-    --binarize=none: usual in examples, and no log-likelihood of anything."""
+    """Feed grey levels to the bernoulli likelihood as if they were binary,
+    with --binarize=none. Common in tutorials, but the result is not a
+    log-likelihood of the data."""
     initialization: Literal["lecun", "torch"] = "lecun"
-    """Start of the mlp's weights: flax's default, or PyTorch's."""
+    """Initial weights of the mlp: those of flax (lecun) or of PyTorch
+    (torch)."""
     activation: Literal["relu", "tanh"] = "relu"
-    """After each hidden layer of the mlp."""
+    """Activation after each hidden layer of the mlp."""
     data_mean_init: bool = True
     """Start the decoder's output at the mean of the training data."""
 
     objective: ObjectiveName = "elbo"
-    """The bound to maximise: elbo; iwae, miwae, piwae, ciwae (importance weighted); renyi; tvo
+    """Bound on log p(x) to maximise: elbo; iwae, miwae, piwae, ciwae
+    (importance weighted, tighter with more --num-samples); renyi; tvo
     (thermodynamic)."""
     estimator: EstimatorName = "reparameterized"
-    """Of the gradient: reparameterized; stl (elbo) and dreg (the others) have less noise; vimco
-    (with --num-samples of 2 or more) and score serve --posterior=categorical."""
+    """Gradient estimator: reparameterized; stl (for elbo) and dreg (for the
+    others) are less noisy; vimco (needs --num-samples of 2 or more) and
+    score are for --posterior=categorical."""
     num_samples: int = 1
-    """Posterior samples per example and step."""
+    """Posterior samples per example and step: K of the importance weighted
+    bounds."""
     num_groups: int = 1
-    """Groups of samples, each with a bound of its own (miwae, piwae)."""
+    """Number of groups that the samples are split into, each with its own
+    bound (miwae, piwae)."""
     elbo_weight: float = 0.5
-    """Weight of the ELBO against the IWAE (ciwae)."""
+    """Weight of the ELBO in the mix of ELBO and IWAE (ciwae)."""
     alpha: float = 0.5
-    """Order of the Renyi objective: 0 is iwae, 1 is elbo (renyi)."""
+    """Order of the Renyi objective: 0 gives iwae, 1 gives elbo (renyi)."""
     num_intervals: int = 5
-    """Intervals of the thermodynamic integral (tvo)."""
+    """Number of intervals of the thermodynamic integral; more are tighter
+    (tvo)."""
     beta: float = 1.0
-    """Weight of the KL in the objective (elbo)."""
+    """Weight of the KL term: above 1 gives a beta-VAE (elbo)."""
     beta_warmup_steps: int = 0
-    """Steps over which beta rises from 0 (elbo)."""
+    """Steps over which beta rises from 0 to --beta (elbo)."""
     beta_schedule: Literal["linear", "cosine", "cyclical"] = "linear"
-    """How it rises; cyclical: linearly, then constant as long, and so on from 0, four times."""
+    """Shape of that rise: linear, cosine, or cyclical (four times: a linear
+    rise from 0, then as many constant steps)."""
     free_bits: float | None = None
-    """Nats below which a latent's KL is not reduced (elbo)."""
+    """Nats of KL per latent that are not penalised: a latent's KL is not
+    reduced below them (elbo)."""
     capacity: float | None = None
-    """Nats that the KL is drawn towards, with weight beta (elbo)."""
+    """Nats towards which the KL is drawn, with weight beta (elbo)."""
     capacity_steps: int = 0
     """Steps over which the capacity rises from 0."""
     regularizer: RegularizerName = "none"
-    """Penalty on the whole batch: total_correlation (beta-TCVAE), dip_i, dip_ii (DIP-VAE), mmd
-    (InfoVAE, WAE), density_ratio (FactorVAE, with a discriminator)."""
+    """Penalty on the whole batch: total_correlation (beta-TCVAE), dip_i,
+    dip_ii (DIP-VAE), mmd (InfoVAE, WAE), density_ratio (FactorVAE, with a
+    discriminator)."""
     regularizer_weight: float = 1.0
-    """Its weight: beta - 1 of beta-TCVAE, lambda of DIP-VAE, lambda - beta of InfoVAE (lambda of
-    WAE, with --beta=0), gamma of FactorVAE."""
+    """Weight of the regularizer: beta - 1 of beta-TCVAE, lambda of DIP-VAE,
+    lambda - beta of InfoVAE (lambda of WAE, with --beta=0), gamma of
+    FactorVAE."""
 
     batch_size: int = 128
-    """Examples per step over all devices."""
+    """Examples per step, over all devices."""
     num_steps: int = 5000
-    """Training steps."""
+    """Number of training steps. A larger number continues a finished run."""
     num_epochs: float | None = None
-    """Passes over the training data, instead of --num-steps."""
+    """Number of passes over the training data, instead of --num-steps."""
     optimizer: Literal["adam", "adamw", "adamax", "sgd"] = "adam"
-    """The optax optimizer."""
+    """Optimizer, from optax."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     sigma_rate: float | None = None
-    """Learning rate of --sigma=learned and per_channel over that of the networks, with every
-    optimizer but sgd. Default: 10."""
+    """Learning rate of --sigma=learned and per_channel, as a multiple of
+    that of the networks, with every optimizer except sgd. Default: 10."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning rate after the warm-up: constant, or falling to 0 over --decay-steps."""
+    """Learning rate after the warm-up: constant, or a fall to 0 at step
+    --decay-steps."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     decay_steps: int | None = None
-    """Step at which cosine and linear end. Default: the steps that the run was started with. Give
-    it to continue a run past that step: the learning rate then falls to 0 there instead."""
+    """Step at which cosine and linear schedules end. Default: the number of
+    steps that the run was started with. To continue past that step, give
+    a later one: the learning rate then falls to 0 there instead."""
     schedule_start: int | None = None
-    """Step at which warm-up and schedule start anew, one that the run has come to; with
-    --decay-steps, where they then end. Default: 0, or what the run was continued with."""
+    """Step, not after the current one, at which warm-up and schedule
+    restart; combine it with --decay-steps, the step at which they then
+    end. Default: 0, or the run's own value."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of matrices and kernels (adamw only)."""
+    """Decoupled weight decay of matrices and kernels (adamw)."""
     gradient_clip: float | None = None
-    """Largest global norm of a gradient."""
+    """Largest global norm of a gradient; longer ones are scaled down. None:
+    no limit."""
     accumulate_steps: int = 1
-    """Steps whose gradients are averaged into one update (micro-batches)."""
+    """Number of steps whose gradients are averaged into one update."""
     average_decay: float | None = 0.998
-    """Decay of the running average of the weights that evaluation uses; None: no average."""
+    """Decay of the running average of the weights, which evaluation uses;
+    None: no average."""
     max_skipped: int = 20
-    """Steps in a row with a NaN or infinity, each skipped, after which the run stops."""
+    """Number of steps in a row with a NaN or infinite loss or gradient after
+    which the run stops. Each such step is skipped."""
     rows_at_once: int | None = None
-    """Rows (examples times samples) of which a device computes the gradient at once; more go one
-    block after another. Default: on a CPU, for its cache, 1,000 (conv: 64); elsewhere all."""
+    """Rows (examples times samples) whose gradient a device computes at
+    once; larger batches are computed in blocks. Default: on a CPU 1,000
+    (conv: 64), to fit its cache; elsewhere all rows."""
     deterministic_reduction: bool = False
-    """Add up gradients in a fixed order, so that a run is the same bit for bit on every number of
-    devices that divides --virtual-shards, on one kind of hardware and one release of jax. On a
-    GPU, convolutions are the same bits each time with it alone."""
+    """Add up gradients in a fixed order: the run is then bit-for-bit the
+    same on every number of devices that divides --virtual-shards, for one
+    kind of hardware and one release of jax. On a GPU, convolutions are
+    reproducible only with this flag."""
     virtual_shards: int = 8
-    """Parts of the batch whose gradients are added up so; each device holds that many gradients."""
+    """Number of parts of the batch whose gradients are added in that fixed
+    order. Every device holds this many gradients in memory."""
     seed: int = 0
-    """Of initialisation, data order and sampling."""
+    """Seed of initialisation, data order and sampling."""
 
     eval_every: int = 500
-    """Steps between evaluations on the validation split, each followed by a checkpoint."""
+    """Steps between evaluations on the validation split; each is followed by
+    a checkpoint."""
     log_every: int = 20
     """Steps between rows of metrics.jsonl."""
     eval_samples: int = 100
-    """Samples K of the final log-likelihood estimate."""
+    """Samples K per example of the final log-likelihood estimate."""
     eval_batch_size: int = 500
-    """Examples per evaluation call over all devices."""
+    """Examples evaluated at once, over all devices."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the networks compute in. Parameters, bounds and gradients are float32 in both, and
-    float32 is all of float32 on every device."""
+    """Number type of the networks' computations. Parameters, bounds and
+    gradients are always float32, and float32 products keep full precision
+    on every device."""
     accelerator: Accelerator = "auto"
-    """Where to run. auto: what jax finds. Anything else is verified."""
+    """Device type. auto: the one jax picks; any other value fails if jax
+    does not find it."""
     compilation_cache: str = "auto"
-    """Folder of compiled programs, which make the next start quicker; none: compile each time.
-    auto: jaxvae in the user's cache folder, or what JAX_COMPILATION_CACHE_DIR says."""
+    """Folder for compiled programs, which make the next start quicker; none:
+    compile at every start. auto: JAX_COMPILATION_CACHE_DIR if it is set,
+    else jaxvae in your cache folder (~/.cache)."""
     num_devices: int | None = None
-    """Devices to use, of each process. Default: all; on the CPU 1, more are simulated."""
+    """Number of devices per process. Default: all; on a CPU 1, and larger
+    numbers simulate devices."""
     processes: Processes = ALONE
-    """The others, where there are any."""
+    """Flags for running as one of several processes."""
     tensorboard: bool = False
-    """Write TensorBoard event files too."""
+    """Also write TensorBoard event files."""
     quiet: bool = False
-    """No progress on the screen."""
+    """Show no progress on the screen."""
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """Folder of the run."""
         model = self.model.translate(str.maketrans("/\\:.", "----"))
         name = self.dataset.translate(str.maketrans("/\\:", "---")).strip("-.")
         return self.run or Path("runs") / f"{name}-{model}"
 
     def steps(self, num_train: int) -> int:
-        """Steps that the flags ask for, given the size of the training split."""
+        """Number of training steps, given the size of the training split."""
         if self.num_epochs is None:
             return self.num_steps
         return math.ceil(self.num_epochs * num_train / self.batch_size)
 
     @property
     def learns_sigma(self) -> bool:
-        """True where sigma is a parameter that --sigma-rate applies to."""
+        """True if sigma is a parameter that --sigma-rate applies to."""
         family = self.likelihood in ("gaussian", "laplace")
         return family and self.sigma in ("learned", "per_channel") and self.optimizer != "sgd"
 
     def check(self) -> None:
-        """Refuse values and combinations that mean nothing.
+        """Check the values of the flags and their combinations.
 
         Raises:
-            ValueError: one line, naming the flag.
+            ValueError: a value or combination is invalid; one line that names the flag.
         """
         self.processes.check()
         at_least_one = (
@@ -263,12 +307,12 @@ class TrainConfig:
         check_combinations(self)
         if self.estimator == "score" and self.posterior != "categorical":
             raise ValueError(
-                "--estimator=score goes with --posterior=categorical: where draws carry a gradient "
-                "its noise drowns it. Use reparameterized, stl, dreg or vimco."
+                "--estimator=score goes with --posterior=categorical: for other posteriors its "
+                "noise drowns the gradient. Use reparameterized, stl, dreg or vimco."
             )
         for name in ("initialization", "activation"):
             if getattr(self, name) != defaults[name] and self.model == "conv":
-                raise ValueError(f"--{name}={getattr(self, name)} goes with --model=mlp.")
+                raise ValueError(f"--{name}={getattr(self, name)} goes with --model=mlp, not conv.")
         if self.capacity_steps and self.capacity is None:
             raise ValueError("--capacity-steps goes with --capacity.")
         if self.beta_schedule != "linear" and not self.beta_warmup_steps:
@@ -286,11 +330,14 @@ class TrainConfig:
     def _check_deterministic_reduction(self) -> None:
         if self.regularizer != "none":
             raise ValueError(
-                "--deterministic-reduction takes the batch in parts, and "
-                f"--regularizer={self.regularizer} needs it whole. Leave out one of them."
+                "--deterministic-reduction splits the batch into parts, but "
+                f"--regularizer={self.regularizer} needs the whole batch. Leave out one of them."
             )
         if self.rows_at_once is not None:
-            raise ValueError("--rows-at-once goes without --deterministic-reduction.")
+            raise ValueError(
+                "--rows-at-once has no effect with --deterministic-reduction. Leave out one of "
+                "them."
+            )
         require(
             self.batch_size % self.virtual_shards == 0,
             "batch_size",
@@ -300,23 +347,29 @@ class TrainConfig:
 
 
 def require(holds: bool, name: str, value: object, what: str) -> None:
-    """Refuse a flag's value unless it holds.
+    """Raise unless the value of a flag is valid.
+
+    Args:
+        holds: True if the value is valid.
+        name: field of the flag.
+        value: the value that was given.
+        what: description of valid values, to follow "must be".
 
     Raises:
-        ValueError: in one line that names the flag.
+        ValueError: `holds` is False; one line that names the flag.
     """
     if not holds:
         raise ValueError(f"--{_flag(name)} must be {what}, got {value}.")
 
 
 def require_representable(flags: Any) -> None:
-    """Refuse numbers that 32 bits, which is what devices compute in, do not hold.
+    """Check that all numbers fit in 32 bits, with which devices compute.
 
     Args:
         flags: a dataclass of flags.
 
     Raises:
-        ValueError: in one line that names the flag.
+        ValueError: a number does not fit; one line that names the flag.
     """
     for field in dataclasses.fields(flags):
         value = getattr(flags, field.name)

@@ -1,4 +1,4 @@
-"""The flags with which a run continues: those of its folder, and those that may change."""
+"""Flags of a continued run: those saved in its folder, and those that may change."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,20 +14,21 @@ CONFIG = "config.json"
 OF_THE_MACHINE = (
     *("accelerator", "num_devices", "processes", "compilation_cache", "tensorboard", "quiet"),
 )
-"""Flags that a run does not keep. Compiled programs are code, which no run's folder may name."""
+"""Flags that a continued run does not take from its folder. Compiled programs are code: a run's
+folder, which may come from anybody, must not choose their location."""
 
 
 def flags_of_run(arguments: Sequence[str]) -> TrainConfig | None:
-    """The flags that --run was trained with, for those that the command line leaves out.
+    """Read the flags of the run in --run, as defaults for flags that the command line leaves out.
 
     Args:
-        arguments: of the command line.
+        arguments: arguments of the command line.
 
     Returns:
-        None without --run, or where there is no run yet.
+        The flags, or None if --run is not given or has no run yet.
 
     Raises:
-        ValueError: config.json cannot be read, or names code that the command line does not.
+        ValueError: config.json cannot be read, or names code that the command line does not name.
     """
     run = _value(arguments, "run")
     if run is None or "--help" in arguments or "-h" in arguments:
@@ -48,7 +49,7 @@ def flags_of_run(arguments: Sequence[str]) -> TrainConfig | None:
             )
         replaced["model"] = _default("model")
     if _value(arguments, "num-steps") is not None:
-        replaced["num_epochs"] = None  # or it would take the place of --num-steps
+        replaced["num_epochs"] = None  # a saved --num-epochs would override --num-steps
     return dataclasses.replace(saved, **replaced)
 
 
@@ -57,7 +58,7 @@ def _default(name: str) -> Any:
 
 
 def _value(arguments: Sequence[str], flag: str) -> str | None:
-    """The value of --flag, the last one given; None where it is not given."""
+    """Value of --flag, the last one if repeated; None if the flag is not given."""
     spellings = {f"--{flag}", f"--{flag.replace('-', '_')}"}
     found = None
     for i, argument in enumerate(arguments):
@@ -68,7 +69,7 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
 
 
 def continued(config: TrainConfig, saved: TrainConfig) -> TrainConfig:
-    """The flags with which a run continues: its schedule stays, unless a flag says otherwise."""
+    """Return the flags with the saved schedule, except where the new flags change it."""
     stays = {
         name: getattr(saved, name)
         for name in ("decay_steps", "schedule_start")
@@ -78,10 +79,10 @@ def continued(config: TrainConfig, saved: TrainConfig) -> TrainConfig:
 
 
 def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
-    """Refuse to continue a run with flags that would make it another one.
+    """Check that no flag differs from the run's, except those that may change.
 
     Raises:
-        ValueError: it names every flag that differs.
+        ValueError: flags differ; the text names each of them.
     """
     differences = [
         f"--{field.name.replace('_', '-')} is {getattr(config, field.name)} now and "
@@ -98,32 +99,32 @@ def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
 
 
 def check_schedule(config: TrainConfig, step: int) -> None:
-    """Reject a schedule that starts anew after the step that the run has come to.
+    """Check that --schedule-start is not after the current step of the run.
 
     Raises:
-        ValueError: in one line that names the flag.
+        ValueError: it is; one line that names the flag.
     """
     start = config.schedule_start or 0
     require(start <= step, "schedule_start", start, f"at most {step}, where the run is")
 
 
 def ended_schedule(config: TrainConfig, step: int, num_steps: int) -> str | None:
-    """A warning where steps that are still to be trained have learning rate 0; else None.
+    """Return a warning if remaining steps would have learning rate 0, else None.
 
-    No other schedule ends at 0: beta and capacity stay at the values that their flags name.
+    No other schedule ends at 0: beta and capacity stay at the values of their flags.
 
     Args:
         config: the flags.
-        step: steps done.
-        num_steps: where the run ends.
+        step: number of steps done.
+        num_steps: number of steps at which the run ends.
     """
     end = config.decay_steps
     if config.schedule == "constant" or end is None or max(step, end) >= num_steps:
         return None
-    anew = f"; --schedule-start={step} --decay-steps={num_steps} starts it anew at step {step:,}"
+    anew = f"; --schedule-start={step} --decay-steps={num_steps} restarts it at step {step:,}"
     return (
         f"warning: the learning rate is 0 from step {end:,} on, where --schedule={config.schedule} "
         f"ends: steps {max(step, end) + 1:,} to {num_steps:,} change no parameter. "
-        f"--decay-steps={num_steps} plans its fall to end at step {num_steps:,} instead"
+        f"--decay-steps={num_steps} moves its end to step {num_steps:,}"
         f"{anew if step else ''}."
     )

@@ -1,4 +1,4 @@
-"""Whether what the flags ask for has room in this machine, before anything of it is made."""
+"""Check that the sizes in the flags fit this machine's memory, before anything is allocated."""
 
 import math
 import os
@@ -9,11 +9,11 @@ import jax
 from experiments.flags.config import TrainConfig
 
 BYTES = 4
-"""Of a float32."""
+"""Size of a float32."""
 
 
 def memory_bytes() -> int | None:
-    """Of this machine; None where the system does not tell."""
+    """Size of this machine's memory; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -21,14 +21,14 @@ def memory_bytes() -> int | None:
 
 
 def require_room(config: TrainConfig, values: int) -> None:
-    """Refuse sizes of which a single array is larger than the memory.
+    """Check that no single array that the flags size is larger than the memory.
 
     Args:
         config: the flags.
-        values: of one example.
+        values: number of values in one example.
 
     Raises:
-        ValueError: in one line that names the flag.
+        ValueError: an array is too large; one line that names the flag.
     """
     learned = config.num_components if config.prior in ("mixture", "vamp") else 0
     sizes = {
@@ -47,24 +47,22 @@ def require_room(config: TrainConfig, values: int) -> None:
 
 
 def require_room_for(state: Any) -> None:
-    """Refuse a state of training that is larger than the memory.
+    """Check that the training state is not larger than the memory.
 
     Args:
         state: a pytree of `jax.ShapeDtypeStruct`s.
 
     Raises:
-        ValueError: in one line that names flags.
+        ValueError: it is; one line that names the flags to lower.
     """
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    _require(
-        size, "what is learned and its optimizer", "--latent-dim, --hidden or --num-categories"
-    )
+    _require(size, "parameters and optimizer state", "--latent-dim, --hidden or --num-categories")
 
 
 def _require(size: int, what: str, flags: str) -> None:
     most = memory_bytes()
     if most is not None and size > most:
         raise ValueError(
-            f"{what} must have room in memory; {size / 2**30:,.0f} GiB are more than the "
+            f"{what} must fit in memory; {size / 2**30:,.0f} GiB are more than the "
             f"{most / 2**30:,.0f} GiB of this machine. Lower {flags}."
         )

@@ -1,4 +1,4 @@
-"""The line of a user's own code at which an error was raised."""
+"""Find the line of the user's own code at which an error was raised."""
 
 import sysconfig
 import traceback
@@ -9,17 +9,18 @@ OURS = (Path(__file__).parents[1], Path(__file__).parents[2] / "jaxvae")
 INSTALLED = {"site-packages", "dist-packages"}
 """Folders of installed packages."""
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])
+"""Folder of Python's standard library."""
 LONGEST = 400
-"""Characters of an error's text that are shown: those of jax fill pages."""
+"""Characters of an error's text that are shown: some texts of jax fill pages."""
 
 
 def described(error: Exception, model: str = "", *, around: int = 0) -> str | None:
-    """One line about an error that a user's own code raised, or led to; None of any other error.
+    """One line about an error that the user's own code raised or caused; None for other errors.
 
     Args:
-        error: as it was caught.
-        model: --model: its package is the user's own, also where it is installed.
-        around: outermost frames of the error that do not count, as those that catch it.
+        error: the error as it was caught.
+        model: value of --model; its package is the user's own code even if it is installed.
+        around: number of outermost frames to ignore, such as those that catch the error.
     """
     package = model.partition(":")[0].partition(".")[0]
     text = " ".join(str(error).split())
@@ -37,7 +38,7 @@ def described(error: Exception, model: str = "", *, around: int = 0) -> str | No
 
 
 def _place(error: BaseException, package: str, around: int = 0) -> str:
-    """File, line and function of the innermost frame of the user's own code; "" if none is."""
+    """File, line and function of the innermost frame in the user's own code, or ""."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)[around:]):
         if _is_own(frame.filename, package):
             return f"{frame.filename}, line {frame.lineno}, in {frame.name},"
@@ -45,6 +46,7 @@ def _place(error: BaseException, package: str, around: int = 0) -> str:
 
 
 def _is_own(file: str, package: str) -> bool:
+    """Return True for code outside this project, Python and packages, or in the given package."""
     path = Path(file)
     if file.startswith("<") or any(folder in path.parents for folder in OURS):
         return False

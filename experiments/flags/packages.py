@@ -1,21 +1,21 @@
-"""Packages that the commands need beside the library's own, and the extra that brings each."""
+"""Packages that the commands need besides those of the library, and the extra that has each."""
 
 from importlib.util import find_spec
 
 EXTRA_OF = {"tensorboardX": "tensorboard", "torch": "peers"}
-"""Where it is another than `experiments`."""
+"""Package -> its extra, if that is not `experiments`."""
 OURS = (
     *("tensorflow_datasets", "importlib_resources", "array_record", "tyro", "matplotlib", "PIL"),
     *("jax", "flax", "optax", "orbax", "numpy", "rich", *EXTRA_OF),
 )
-"""As they are imported."""
+"""Packages of the library and of the extras, by their import names."""
 
 
 def require_packages(*names: str) -> None:
-    """Refuse to start without packages that are imported later.
+    """Check that packages that are imported later are installed.
 
     Raises:
-        ValueError: what to do about the first that is not installed.
+        ValueError: one is missing; the text says how to install the first of them.
     """
     for name in names:
         if find_spec(name) is None:
@@ -23,7 +23,7 @@ def require_packages(*names: str) -> None:
 
 
 def install_line(error: ModuleNotFoundError) -> str:
-    """What to do about a package that could not be imported, in one line.
+    """One line that says how to install a package that could not be imported.
 
     >>> install_line(ModuleNotFoundError("No module named 'torch'", name="torch"))
     "the package torch is not installed. Run python -m pip install -e '.[peers]'."

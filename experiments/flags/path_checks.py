@@ -1,4 +1,4 @@
-"""Files and folders that a user names: refused by name before anything is made or written."""
+"""Checks of files and folders that a user names, before anything is created or written."""
 
 import os
 import re
@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 ROOM_BELOW = 200
-"""Bytes of a path that the files in a run's folder may need beyond the folder's own."""
+"""Bytes that files inside a run's folder may add to the folder's path."""
 
 
 def path_of(text: str) -> Path:
-    """The path that a text names, with a ~ at its start expanded where it is a user's.
+    """Convert a text to a path, with a leading ~ expanded to the home folder.
 
-    A run's config.json may hold characters that the locale's encoding has not: their bytes in
-    UTF-8 are then the file's name.
+    A run's config.json may hold characters that the locale's encoding lacks: their bytes in UTF-8
+    are then the file's name.
     """
     try:
         os.fsencode(text)
@@ -23,7 +23,7 @@ def path_of(text: str) -> Path:
 
 
 def same_text(one: object, other: object) -> bool:
-    """Whether two values are equal, as texts that may have been read in different locales."""
+    """Return True if two values are equal, even if they were read in different locales."""
     return _in_utf8(one) == _in_utf8(other)
 
 
@@ -37,17 +37,18 @@ def _in_utf8(value: object) -> object:
 
 
 def require_folder(folder: Path, what: str) -> None:
-    """Refuse a folder that is none and cannot be made; nothing is made here.
+    """Check that this is, or can become, a writable folder; create nothing.
 
     Args:
-        folder: where results are to go.
-        what: calls it so, a flag for example.
+        folder: folder for results.
+        what: name of the folder in messages, such as a flag.
 
     Raises:
-        ValueError: in one line that says what is in the way.
+        ValueError: the folder cannot be used; one line that says why.
     """
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", folder.parts[0] if folder.parts else ""):
-        raise _no_folder(what, folder, "it is an address; results go to local folders alone")
+        raise _no_folder(what, folder, "it is an address; results must go to a local folder")
+    # Walk up to the first folder that exists: it decides whether the missing ones can be created.
     place = folder.absolute()
     missing: list[str] = []
     while True:
@@ -59,20 +60,20 @@ def require_folder(folder: Path, what: str) -> None:
                 raise _no_folder(what, folder, f"{place} is a link to nothing") from None
             missing.append(place.name)
         except NotADirectoryError:
-            pass  # the file is further up
+            pass  # some parent is a file: the walk ends there
         except UnicodeEncodeError as error:
             encoding = sys.getfilesystemencoding()
-            reason = f"{encoding}, the system's encoding, has not all of its characters"
-            remedy = "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8, or give another."
+            reason = f"{encoding}, the system's encoding, lacks some of its characters"
+            remedy = "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8, or choose another path."
             raise _no_folder(what, folder, reason, remedy) from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise _no_folder(what, folder, reason) from error
         place = place.parent
     if not place.is_dir():
-        raise _no_folder(what, folder, f"{place} is no folder")
+        raise _no_folder(what, folder, f"{place} is not a folder")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise _no_folder(what, folder, f"{place} may not be written")
+        raise _no_folder(what, folder, f"{place} is not writable")
     longest = os.pathconf(place, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     if any(len(os.fsencode(name)) > longest for name in missing):
         raise _no_folder(what, folder, f"names there have at most {longest} bytes")
@@ -82,19 +83,19 @@ def require_folder(folder: Path, what: str) -> None:
 
 
 def _no_folder(
-    what: str, folder: Path, reason: str, remedy: str = "Give another, or move away what is there."
+    what: str, folder: Path, reason: str, remedy: str = "Fix it, or choose another path."
 ) -> ValueError:
     return ValueError(
-        f"{what} must be a folder, or a place where one can be made; {_short(folder)} is not: "
+        f"{what} must be a folder, or a path where one can be created; {_short(folder)} is not: "
         f"{reason}. {remedy}"
     )
 
 
 def require_new_file(path: Path, what: str) -> None:
-    """Refuse a file that cannot be written; nothing is made here.
+    """Check that a file can be written; create nothing.
 
     Raises:
-        ValueError: in one line that says what is in the way.
+        ValueError: it cannot; one line that says why.
     """
     require_folder(path.parent, what)
     try:
@@ -102,15 +103,15 @@ def require_new_file(path: Path, what: str) -> None:
             return
         reason = "is something else"
     except OSError as error:
-        reason = f"cannot be: {error.strerror}"
-    raise ValueError(f"{what} must be a file; {_short(path)} {reason}. Give another name.")
+        reason = f"cannot be one: {error.strerror}"
+    raise ValueError(f"{what} must be a file; {_short(path)} {reason}. Choose another name.")
 
 
 def require_file(path: Path) -> None:
-    """Refuse what is there and is no file: reading a pipe, say, would wait for ever.
+    """Check that a path is a regular file: reading a pipe, for example, would block forever.
 
     Raises:
-        ValueError: in one line.
+        ValueError: it is something else.
     """
     if not path.is_file():
         raise ValueError(f"{path} must be a file; it is something else. Move it away.")

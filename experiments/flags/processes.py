@@ -1,36 +1,41 @@
-"""Flags that say which of several processes this one is."""
+"""Flags for running as one of several processes."""
 
 import os
 import re
 from dataclasses import dataclass
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-"""Which of its own lines jax's C++ writes: 0 all, 4 not even what it aborts with."""
+"""Environment variable for the log lines of jax's C++: 0 shows all, 4 hides even abort messages."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of several processes this one is."""
+    """Flags for running as one of several processes."""
 
     distributed: bool = False
-    """Run as one of several processes, each started with the same command on its own devices. On
-    Slurm, Open MPI, Kubernetes and TPU pods they find each other; elsewhere add the next three."""
+    """Run as one of several processes: start the same command once per
+    process, each with its own devices. On Slurm, Open MPI, Kubernetes and
+    TPU pods the processes find each other; elsewhere also give
+    --coordinator, --num-processes and --process-id."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, a free port there that all can reach."""
+    """HOST:PORT of process 0: a free port on its host that all processes can
+    reach."""
     num_processes: int | None = None
-    """How many processes."""
+    """Number of processes."""
     process_id: int | None = None
-    """Which one this is, from 0. Process 0 alone writes the run's folder."""
+    """Number of this process, from 0. Only process 0 writes the run's
+    folder."""
     start_timeout_seconds: int = 300
-    """How long to wait for the others at the start."""
+    """Longest wait for the other processes at the start."""
     lost_timeout_seconds: int = 15
-    """How long another process may be silent before all end, at most a second later."""
+    """Longest silence of another process; then all processes exit within a
+    second."""
 
     def check(self) -> None:
-        """Refuse flags that are incomplete or contradict each other.
+        """Check that the flags are complete and consistent.
 
         Raises:
-            ValueError: one line, naming the flag.
+            ValueError: they are not; one line that names the flag.
         """
         address = {
             "--coordinator": self.coordinator,
@@ -43,8 +48,8 @@ class Processes:
             raise ValueError(f"{given} goes with --distributed. Add it.")
         if given and absent:
             raise ValueError(
-                f"--distributed has {given} but no {absent}. Give all three, or none on a cluster "
-                "that tells them."
+                f"--distributed has {given} but no {absent}. Give all three, or none of them on a "
+                "cluster that jax recognizes."
             )
         for name in ("num_processes", "start_timeout_seconds", "lost_timeout_seconds"):
             value = getattr(self, name)
@@ -66,7 +71,7 @@ class Processes:
 
     @property
     def name(self) -> str:
-        """What an error calls this process."""
+        """Name of this process in error messages."""
         known = "" if self.process_id is None else f" {self.process_id} of {self.num_processes}"
         return f"process{known}"
 
@@ -75,9 +80,10 @@ ALONE = Processes()
 
 
 def silence_aborts() -> None:
-    """Keep jax's C++ from writing a page in front of our line where it aborts.
+    """Keep jax's C++ from writing a page in front of our line when it aborts.
 
-    Only of use before jax is imported, and left out where the user has asked for all lines.
+    Call it before jax is imported. It has no effect if the user has asked for all lines.
     """
-    if os.environ.get(LOG_LEVEL) != "0":  # jax itself sets "1" in a program that starts this one
+    # An inherited "1" may come from jax itself, in the program that started this one.
+    if os.environ.get(LOG_LEVEL) != "0":
         os.environ[LOG_LEVEL] = "4"

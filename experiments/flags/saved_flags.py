@@ -1,4 +1,4 @@
-"""The flags of a run as config.json keeps them, checked as if they came from the command line."""
+"""Flags of a run as saved in config.json, checked as if they came from the command line."""
 
 import dataclasses
 import json
@@ -11,16 +11,16 @@ from experiments.flags.config import TrainConfig
 from experiments.flags.path_checks import require_file
 
 NOT_SAVED = frozenset({"processes", "allow_other_data"})
-"""Flags of one command, not of the run: which process this is, and a permission given once."""
+"""Flags that belong to one command and not to the run."""
 MOST_BYTES = 2**20
 """Largest config.json that is read; training writes two kilobytes."""
 WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "text",
          NoneType: "null"}  # fmt: skip
-"""What a value of JSON is called."""
+"""Python type -> its name in messages about JSON."""
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """The flags as JSON values, except those of one command alone."""
+    """Return the flags as JSON values, without those in `NOT_SAVED`."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
@@ -29,15 +29,16 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> TrainConfig:
-    """The flags from JSON values.
+    """Convert JSON values to flags.
 
     Args:
-        values: name -> value; what is absent has its default, or what releases before it did.
-        path: of the file that they are from.
+        values: name -> value; an absent flag gets its default, or the behaviour of the releases
+            that did not have it yet.
+        path: the file that holds the values, for messages.
 
     Raises:
-        ValueError: a name that is no flag of this release, or a value that its flag cannot have;
-            it names the file.
+        ValueError: a name is no flag of this release, or a value is invalid for its flag; the
+            text names the file.
     """
     hints = {name: hint for name, hint in typing.get_type_hints(TrainConfig).items()
              if name not in NOT_SAVED}  # fmt: skip
@@ -59,14 +60,14 @@ def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> Train
         values["run"] = Path(values["run"])
     config = _as_then(TrainConfig(**values), values)
     try:
-        dataclasses.replace(config, run=None).check()  # wherever it lies now
+        dataclasses.replace(config, run=None).check()  # the folder may have been moved since
     except ValueError as error:
         raise ValueError(f"{path}: {error} Restore it, or use another --run.") from error
     return config
 
 
 def _as_then(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
-    """The flags of a run with what releases before these flags did in place of today's default."""
+    """Replace today's defaults by the behaviour of releases that did not have these flags yet."""
     if "standardize" not in values:
         config = dataclasses.replace(config, standardize="none")
     if "sigma_rate" not in values and config.learns_sigma:
@@ -75,15 +76,15 @@ def _as_then(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The values of a run's config.json, checked, or None where there is no such file.
+    """Read and check the values of a run's config.json; None if there is no such file.
 
     Raises:
-        ValueError: it cannot be read, or as `from_json`.
+        ValueError: the file cannot be read, or `from_json` rejects its values.
     """
     if not path.exists() and not path.is_symlink():
         return None
     require_file(path)
-    from jaxvae.checkpoints.contained import read_json  # jax, which flags do not wait for
+    from jaxvae.checkpoints.contained import read_json  # here, since it loads jax (--help is fast)
 
     try:
         values = read_json(path, MOST_BYTES)
@@ -97,7 +98,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON can be of the type of a flag."""
+    """Return True if a JSON value has the type of a flag."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return isinstance(value, str) and value in parts
@@ -111,7 +112,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    """The type of a flag, as a user would say it."""
+    """Name the type of a flag in plain words."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " or ".join(parts)

@@ -1,8 +1,8 @@
-"""Text from files and errors, made fit for one line of a terminal."""
+"""Conversion of text from files and errors to one safe line of a terminal."""
 
 
 def one_line(text: str) -> str:
-    """Join lines, and escape what a terminal would obey or could not show.
+    """Join lines, and escape control characters and others that a terminal cannot show.
 
     >>> one_line("a \\x1b[2J name\\n")
     'a \\\\x1b[2J name'

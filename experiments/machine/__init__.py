@@ -1,1 +1,1 @@
-"""Devices, processes, signals and versions of the machine that a command runs on."""
+"""Machine that a command runs on: devices, processes, signals and package versions."""

@@ -1,4 +1,4 @@
-"""Choosing devices, before jax is used for the first time, and verifying the choice."""
+"""Choose devices before jax is first used, and verify the choice."""
 
 import contextlib
 import os
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     import jax
 
 MOST_DEVICES = 256
-"""Of one process; each simulated one costs milliseconds and megabytes to start."""
+"""Most devices of one process; starting a simulated one costs milliseconds and megabytes."""
 
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-"""Or a GPU's convolutions add in any order, and each start looks for the fastest anew."""
+"""XLA flag without which a GPU's convolutions add in any order, and each start may choose other
+algorithms."""
 
 
 def start(
@@ -27,40 +28,40 @@ def start(
     *,
     deterministic: bool = False,
 ) -> list["jax.Device"]:
-    """The devices to run on; starts jax's backend.
+    """Start jax's backend and return the devices to run on.
 
     Args:
         accelerator: auto, cpu, gpu or tpu.
-        num_devices: how many of each process; None: all there are. CPU devices are simulated.
-        processes: the others to run with; None: none.
-        deterministic: whether a GPU is to compute the same bits each time.
+        num_devices: number of devices per process; None: all. CPU devices are simulated.
+        processes: flags of several processes; None: this process runs alone.
+        deterministic: whether a GPU must compute the same bits each time.
 
     Returns:
-        Those of all processes, process 0's first.
+        Devices of all processes, those of process 0 first.
 
     Raises:
-        ValueError: what was asked for is not there; the message says what is.
+        ValueError: the requested devices are missing; the text says which ones exist.
     """
     if num_devices is not None and not 1 <= num_devices <= MOST_DEVICES:
         raise ValueError(f"--num-devices must be from 1 to {MOST_DEVICES}, got {num_devices}.")
     several = processes is not None and processes.distributed
     if accelerator in ("auto", "cpu") and (several or (num_devices or 1) > 1):
-        # Simulated devices that wait for each other need threads to wait in (BUILD.md). One
-        # device alone is slower with more threads than cores.
+        # Simulated devices wait for each other in threads: with too few threads they deadlock (see
+        # experiments/README.md). A single device is slower with more threads than cores.
         os.environ.setdefault("PJRT_NPROC", "32")
     flags = os.environ.get("XLA_FLAGS", "")
     if deterministic and accelerator in ("auto", "gpu") and DETERMINISTIC not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
     import jax
 
-    # Or a TPU and a recent GPU would multiply float32 matrices in bfloat16 and in tf32.
+    # By default TPUs and recent GPUs multiply float32 matrices in bfloat16 and tf32.
     jax.config.update("jax_default_matmul_precision", "highest")
-    # The older lowering of threefry splits a key into other ones for another number of them.
+    # With the older threefry, the i-th key of a split depends on how many keys are split off.
     jax.config.update("jax_threefry_partitionable", True)
     if accelerator == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if num_devices is not None:
-        # Refused once jax has started, in a notebook or a test: then what is there must do.
+        # jax raises if it has already started, as in a notebook or a test: use what it has.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", num_devices)
     if processes is not None and processes.distributed:
@@ -78,15 +79,15 @@ def start(
 def _chosen(
     devices: list["jax.Device"], accelerator: Accelerator, num_devices: int | None
 ) -> list["jax.Device"]:
-    """`num_devices` of each process, verified."""
+    """Take `num_devices` devices of each process, after checking that they exist."""
     from jaxvae.checkpoints.hosts import Stopped, raise_on_all_processes
 
     counts = Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
         each = ", ".join(f"process {index} has {counts[index]}" for index in sorted(counts))
         raise Stopped(
-            f"every process must have as many devices, {each}. Start all with the same "
-            "--num-devices."
+            f"every process must have the same number of devices; {each}. Start all of them with "
+            "the same --num-devices."
         ) from None
     with raise_on_all_processes():
         if accelerator not in ("auto", devices[0].platform):
@@ -106,7 +107,7 @@ def _chosen(
 
 
 def describe(devices: list["jax.Device"]) -> str:
-    """What the devices are, in words: "cpu x 8"."""
+    """Describe devices in words, such as "cpu x 8"."""
     kinds = Counter(device.device_kind for device in devices)
     processes = len({device.process_index for device in devices})
     text = ", ".join(f"{kind} x {count}" for kind, count in kinds.items())

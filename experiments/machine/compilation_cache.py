@@ -1,4 +1,4 @@
-"""What compiling costs: programs are kept on disk, and the memory it took is given back."""
+"""Reduce the cost of compiling: store programs on disk, and free the memory that it took."""
 
 import contextlib
 import ctypes
@@ -16,13 +16,16 @@ OFF = "none"
 
 
 def use(where: str) -> None:
-    """Let jax keep compiled programs in a folder; before jax compiles the first one.
+    """Let jax store compiled programs in a folder. Call this before jax compiles the first one.
 
-    A program is compiled for the very instructions of a CPU: each kind has a folder of its own.
+    Compiled programs use instructions that other CPUs may lack: each kind of CPU has a subfolder.
 
     Args:
-        where: a folder; "auto": jax's own setting where there is one, else `jaxvae` in the
-            user's cache folder (XDG_CACHE_HOME, or ~/.cache); "none": none.
+        where: a folder; "auto": jax's own setting if there is one, else `jaxvae` in the user's
+            cache folder (XDG_CACHE_HOME, or ~/.cache); "none": store nothing.
+
+    Raises:
+        ValueError: the folder cannot be used.
     """
     import jax
 
@@ -37,12 +40,12 @@ def use(where: str) -> None:
     folder = Path(caches) / "jaxvae" if where == AUTO else Path(where)
     folder /= f"{jax.__version__}-{_cpu()}"
     try:
-        require_folder(folder, "--compilation-cache")  # jax makes it for the first program
+        require_folder(folder, "--compilation-cache")  # jax creates it with the first program
     except ValueError as error:
         if where == AUTO:
             return  # a home that cannot be written: compile each time
-        raise ValueError(f"--compilation-cache={where}: {error} Give another, or {OFF}.") from error
-    # Where the folder is read-only or its disk is or was full: once for each program.
+        raise ValueError(f"--compilation-cache={where}: {error} Or give {OFF}.") from error
+    # jax warns for every program if the folder is read-only or its disk is or was full.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -50,9 +53,9 @@ def use(where: str) -> None:
 
 
 def give_back_memory() -> None:
-    """Collect garbage and, where C's library is glibc, return to the system what is free.
+    """Collect garbage and, with glibc, return free memory to the system.
 
-    What imports, tracing and a compiler leave is not small.
+    Imports, tracing and compiling leave much of it.
     """
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
@@ -60,7 +63,7 @@ def give_back_memory() -> None:
 
 
 def _cpu() -> str:
-    """A name for the kind of CPU, by the instructions it knows where the system tells them."""
+    """Name of this kind of CPU, from the instructions it supports if the system lists them."""
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else [platform.processor()]
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])

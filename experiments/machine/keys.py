@@ -1,4 +1,4 @@
-"""Random keys of the commands, which depend on a seed and on nothing else."""
+"""Random keys of the commands, which depend only on a seed."""
 
 import jax
 

@@ -1,8 +1,8 @@
-"""Several processes as one run: how they find each other, agree, decide, and end.
+"""Several processes as one run: they find each other, agree, decide together, and end together.
 
-On a cluster that jax knows (Slurm, Open MPI, Kubernetes, TPU pods) `--distributed` is enough; on
-other machines each process says who it is. jax ends a process from within when another is lost;
-what here comes after that is a line that says so.
+On a cluster that jax recognizes (Slurm, Open MPI, Kubernetes, TPU pods) `--distributed` is enough;
+elsewhere each process is given its number. When a process is lost, jax aborts the others; this
+module then prints one line that says so.
 """
 
 import contextlib
@@ -25,29 +25,29 @@ from experiments.flags.processes import LOG_LEVEL, Processes, silence_aborts
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 SHUTDOWN_SECONDS = 3600
-"""Longest that a process that is done waits for the others; a lost one is noticed before."""
+"""Longest wait of a finished process for the others; lost processes are noticed earlier."""
 LOCAL = frozenset(
     {"run", "output", "processes", "manual_dir", "data_dir", "compilation_cache", "quiet"}
     | {"tensorboard"}
 )
-"""Flags in which processes may differ: those of files and screen, which are process 0's."""
+"""Flags that may differ between processes: those of files and of the screen."""
 SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
-"""Of jax, from its environment variables: other ones are another program."""
+"""Settings of jax that change the compiled program; environment variables may set them."""
 LOST = re.compile(r"Gloo|NCCL|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination ?[Ss]ervice")
-"""In an error of jax: another process did not answer."""
+"""Words of jax errors that mean that another process did not answer."""
 LOST_LINE = "another process has died or cannot be reached."
-AGAIN = " Start all again: the run continues from its newest checkpoint."
+AGAIN = " Start all processes again: the run continues from its newest checkpoint."
 
 
 def join(processes: Processes) -> None:
-    """Make one program of all processes; before jax starts. It ends this one if any stays away.
+    """Connect all processes, before jax starts. If one does not join in time, this process exits.
 
     Raises:
-        ValueError: no cluster and no flags, or no coordinator at its address.
+        ValueError: there is neither a cluster nor flags, or no coordinator at its address.
     """
     import jax
 
-    # jax's own SIGTERM handler would take the place of ours.
+    # jax's own SIGTERM handler would replace ours (`stopping.StopRequest`).
     jax.config.update("jax_enable_preemption_service", False)
     joined = threading.Event()
     _explain_aborts(processes, joined)
@@ -60,7 +60,7 @@ def join(processes: Processes) -> None:
             processes.num_processes,
             processes.process_id,
             cluster_detection_method="deactivate" if explicit else None,
-            # Later than `_give_up`: at its own time-out jax aborts, with a stack trace.
+            # Longer than `_give_up` waits: at its own time-out jax aborts with a stack trace.
             initialization_timeout=2 * processes.start_timeout_seconds + 60,
             heartbeat_timeout_seconds=processes.lost_timeout_seconds,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
@@ -81,7 +81,7 @@ def join(processes: Processes) -> None:
 
 
 def _require_free_port(processes: Processes) -> None:
-    """Where process 0 cannot have its port, jax may end in a segmentation fault: so try before."""
+    """Try the port of process 0 first: if it is taken, jax may end in a segmentation fault."""
     if processes.coordinator is not None and processes.process_id == 0:
         with socket.create_server(("", int(processes.coordinator.rpartition(":")[2]))):
             pass
@@ -91,34 +91,35 @@ def _give_up(processes: Processes, joined: threading.Event) -> None:
     if not joined.wait(processes.start_timeout_seconds):
         where = f" at {processes.coordinator}" if processes.coordinator else ""
         _leave(
-            f"{processes.name} waited {processes.start_timeout_seconds} seconds for all others to "
-            f"come{where}. Start all of them with the same --coordinator and --num-processes, at "
+            f"{processes.name} waited {processes.start_timeout_seconds} seconds for the others to "
+            f"join{where}. Start all of them with the same --coordinator and --num-processes, at "
             "a port that all can reach, within --start-timeout-seconds.",
             USER_ERROR,
         )
 
 
 _on_abort: Any = None
-"""Kept, since C holds no reference to it."""
+"""Handler of `_explain_aborts`, stored here because C holds no reference to it."""
 
 
 def _explain_aborts(processes: Processes, joined: threading.Event) -> None:
-    """End with a line where jax aborts, as it does some seconds after another process died.
+    """Print one line when jax aborts, as it does some seconds after another process died.
 
-    A handler of Python's own would not run: C's `abort` ends the process when it returns.
+    The handler is set in C: `abort` ends the process before a handler of Python's would run.
     """
     global _on_abort
 
     def explain(_: int) -> None:
-        hint = f" ({LOG_LEVEL}=0 shows what jax says of it.)"
+        hint = f" ({LOG_LEVEL}=0 shows jax's own message.)"
         if not joined.is_set():
             _leave(
                 f"{processes.name} could not join the others. Start all of them with the same "
-                f"--num-processes, each with a --process-id of its own.{hint}",
+                f"--num-processes, each with its own --process-id.{hint}",
                 USER_ERROR,
             )
         _leave(
-            f"{processes.name} was ended by jax, most likely since {LOST_LINE}{AGAIN}{hint}", FAILED
+            f"{processes.name} was ended by jax, most likely because {LOST_LINE}{AGAIN}{hint}",
+            FAILED,
         )
 
     _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)
@@ -127,10 +128,10 @@ def _explain_aborts(processes: Processes, joined: threading.Event) -> None:
 
 @contextlib.contextmanager
 def as_peer(processes: Processes) -> Iterator[None]:
-    """Around a command that may have peers: one that fails alone leaves at once.
+    """Run a command that may have peers, and exit at once if this process fails alone.
 
-    Otherwise Python, on its way out, waits for the others, who wait for it. What all of them
-    have decided together ends as anywhere else.
+    Otherwise Python would wait at its exit for the other processes, which wait for this one. An
+    error that all processes raise together (`Stopped`) is passed on as usual.
     """
     if processes.distributed:
         silence_aborts()
@@ -144,7 +145,7 @@ def as_peer(processes: Processes) -> Iterator[None]:
         if isinstance(error.__cause__, Stopped):
             raise
         if isinstance(error, KeyboardInterrupt):
-            _leave(f"{processes.name} was interrupted; the others end for it.", INTERRUPTED)
+            _leave(f"{processes.name} was interrupted; the others end too.", INTERRUPTED)
         if _is_loss(error) or _is_loss(error.__cause__):
             _leave(f"{processes.name} has stopped: {LOST_LINE}{AGAIN}", FAILED)
         from experiments.flags.command import Refused
@@ -154,16 +155,16 @@ def as_peer(processes: Processes) -> Iterator[None]:
         ):
             _leave(str(error), USER_ERROR)
         traceback.print_exc()
-        _leave(f"{processes.name} has failed; the others end for it.", FAILED)
+        _leave(f"{processes.name} has failed; the others end too.", FAILED)
 
 
 def _is_loss(error: BaseException | None) -> bool:
-    """Whether it is jax's, of a process that did not answer."""
+    """Return True for an error that jax raises when another process does not answer."""
     return isinstance(error, (RuntimeError, ValueError)) and bool(LOST.search(str(error)))
 
 
 def _joined() -> bool:
-    """Whether there are others that Python would wait for at its exit."""
+    """Return True if this process is connected to others, which Python waits for at its exit."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
@@ -171,22 +172,22 @@ def _joined() -> bool:
 _last_words: Path | None = None
 _leaving = threading.Lock()
 SECONDS_TO_LEAVE = 5.0
-"""For what a process says at its end."""
+"""Longest wait for another thread that is already printing the last line of this process."""
 
 
 def leave_last_words_in(file: Path | None) -> None:
-    """Where the line with which this process ends goes too, where `as_peer` or jax ends it.
+    """Set a file that also gets the last line of this process, if `as_peer` or jax ends it.
 
     Args:
-        file: to append to; None: nowhere.
+        file: file to append the line to; None: no file.
     """
     global _last_words
     _last_words = file
 
 
 def _leave(line: str, code: int) -> None:
-    """End this process now, without Python's exit, which waits for the others."""
-    if not _leaving.acquire(timeout=SECONDS_TO_LEAVE):  # for good: of two threads, one speaks
+    """Exit at once with a line, without Python's exit, which waits for the other processes."""
+    if not _leaving.acquire(timeout=SECONDS_TO_LEAVE):  # never released: only one thread prints
         os._exit(code)
     try:
         if _last_words is not None:
@@ -202,10 +203,14 @@ def _leave(line: str, code: int) -> None:
 
 
 def agree(what: str, facts: dict[str, Any]) -> None:
-    """Refuse to go on unless all processes have the same facts.
+    """Check that all processes have the same facts.
+
+    Args:
+        what: plural noun for the facts, in the message.
+        facts: name -> value on this process.
 
     Raises:
-        ValueError: on every process, naming what differs and the first process where it does.
+        ValueError: on every process; it names each difference and the first process that has it.
     """
     import jax
 
@@ -229,7 +234,7 @@ def agree(what: str, facts: dict[str, Any]) -> None:
 
 
 def broadcast_decision(count: int, signal: int | None) -> tuple[int, int | None]:
-    """What process 0 counts, and the signal that any process has had: the same on all of them."""
+    """Return process 0's count, and the signal that any process received, on every process."""
     from jaxvae.checkpoints.hosts import gather_numbers
 
     numbers = gather_numbers([count, signal or 0])
@@ -237,12 +242,12 @@ def broadcast_decision(count: int, signal: int | None) -> tuple[int, int | None]
 
 
 def agree_on_flags(config: Any) -> None:
-    """Refuse to go on unless all processes have the same flags, jax settings, packages and code.
+    """Check that all processes have the same flags, jax settings, packages and code.
 
-    Files may lie elsewhere on each host: flags that only say where (`LOCAL`) may differ.
+    Flags in `LOCAL` may differ: the paths of files may be different on each host.
 
     Raises:
-        ValueError: on every process, naming what differs.
+        ValueError: on every process; it names what differs.
     """
     import jax
 
@@ -263,7 +268,7 @@ def agree_on_flags(config: Any) -> None:
 
 
 def _source_digest() -> str:
-    """A digest of this project's own code, as it lies on this host."""
+    """Digest of this project's code on this host."""
     root, total = Path(__file__).parents[2], hashlib.sha256()
     for path in sorted([*root.glob("jaxvae/**/*.py"), *root.glob("experiments/**/*.py")]):
         total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())

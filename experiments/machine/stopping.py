@@ -7,13 +7,12 @@ from typing import Self
 
 
 class StopRequest:
-    """Inside this context, a first SIGINT or SIGTERM is noted; a second one acts at once.
+    """Context manager that notes the first SIGINT or SIGTERM; a second one interrupts at once.
 
-    In a thread other than the main one no signal is noted: Python lets the main thread alone set
-    handlers, and runs them there.
+    Outside the main thread it notes no signal: in Python only the main thread can set handlers.
 
     Attributes:
-        signal: the signal that came, or None.
+        signal: the signal that was received, or None.
     """
 
     def __init__(self) -> None:
@@ -31,7 +30,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """The shell's code for a process that ended by this signal."""
+        """Exit code of a process that was ended by this signal, as shells report it."""
         return 128 + (self.signal or 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

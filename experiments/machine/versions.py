@@ -7,7 +7,7 @@ PACKAGES = ("jaxvae", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """The versions of what the numbers depend on; a clone that is not installed has none."""
+    """Return the versions of Python and of packages that numbers depend on."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 

@@ -1,1 +1,1 @@
-"""What a run writes down as it goes, and what it prints."""
+"""Records of a run: metrics, files, and what the screen shows."""

@@ -30,7 +30,7 @@ class _Output:
             self._discard()
 
     def flush(self) -> None:
-        """Nothing: `write` has flushed already, where a failure is caught."""
+        """Do nothing: `write` has already flushed, where failures are caught."""
 
     def _discard(self) -> None:
         # The descriptor, not only this object: Python flushes it once more at exit, and would fail.
@@ -52,13 +52,13 @@ class Display:
         quiet: bool = False,
         seconds_between_rows: float = 10.0,
     ) -> None:
-        """Shows nothing yet.
+        """Show nothing yet.
 
         Args:
             total_steps: the step at which the run ends.
-            first_step: the step from which it starts, above zero when it resumes.
+            first_step: the step at which it starts, above zero when it resumes.
             quiet: show nothing at all.
-            seconds_between_rows: the least time between two lines where there is no terminal.
+            seconds_between_rows: shortest time between two lines without a terminal.
         """
         self._total_steps, self._first_step = total_steps, first_step
         self.quiet, self._seconds_between_rows = quiet, seconds_between_rows
@@ -88,7 +88,7 @@ class Display:
         images_per_second: float,
         row: bool = False,
     ) -> None:
-        """Shows where training stands; `row` asks for a line even if the last one is fresh."""
+        """Show the progress of training; `row` forces a line even if the last one is recent."""
         rate = f"{images_per_second:,.0f}"
         if self._live:
             self._progress.update(self._task, completed=step)
@@ -107,7 +107,7 @@ class Display:
         self.message(_columns(f"{step:,}", *nats, rate, self._time_left(now, step)))
 
     def evaluation(self, step: int, *, elbo: float, standard_error: float, is_best: bool) -> None:
-        """Shows a validation elbo and its standard error, in nats, on a line that stays."""
+        """Show a validation ELBO and its standard error, in nats, on a line that stays."""
         value = " +- ".join(filter(None, rounded(elbo, standard_error)))
         best = ", best so far" if is_best else ""
         self.message(f"{_columns(f'{step:,}')}   validation elbo {value} nats{best}")
@@ -116,7 +116,7 @@ class Display:
             self._show_status()
 
     def message(self, text: str) -> None:
-        """Shows a line of text that stays, above the bar if there is one."""
+        """Show a line of text that stays, above the bar if there is one."""
         if self._live:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif not self.quiet:
@@ -154,7 +154,7 @@ def _columns(step: str, *cells: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in its two largest units: `42 s`, `12 min 30 s`, `2 h 05 min`."""
+    """Format a length of time in its two largest units: `42 s`, `12 min 30 s`, `2 h 05 min`."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60:,} h {minutes % 60:02} min"
@@ -162,7 +162,7 @@ def duration(seconds: float) -> str:
 
 
 def rounded(value: float | None, standard_error: float | None = None) -> tuple[str, str]:
-    """A value and its standard error as text, both cut at the error's second digit.
+    """Format a value and its standard error, both rounded at the error's second digit.
 
     >>> rounded(-95.12345, 0.4321)
     ('-95.12', '0.43')
@@ -183,10 +183,10 @@ def rounded(value: float | None, standard_error: float | None = None) -> tuple[s
 
 
 def table(title: str, rows: Iterable[tuple[str, float | None, float | None, str]]) -> None:
-    """Prints the final numbers, aligned.
+    """Print the final numbers, aligned.
 
     Args:
-        title: what was measured, on which data.
+        title: first line: the data and the step that were measured.
         rows: (name, value, standard error or None, unit) of each number.
     """
     cells = [(name, *rounded(value, error), unit) for name, value, error, unit in rows]

@@ -1,4 +1,4 @@
-"""Text and JSON files that are replaced whole."""
+"""Atomic replacement of text and JSON files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step: readers and crashes find the old text or the new, no part."""
+    """Replace a file atomically: readers, also after a crash, find the old text or the new."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.unlink(missing_ok=True)
-        # "x": never through a link that lies there. A file's name may hold bytes that are no text.
+        # "x" never writes through a link that exists. Texts with file names may not be valid UTF-8.
         with part.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
@@ -26,12 +26,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, all or nothing; NaN and infinity become null."""
+    """Write a value as indented JSON, atomically; NaN and infinity become null."""
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False, default=str) + "\n")
 
 
 def plain(value: Any) -> Any:
-    """The same value in JSON's own types: arrays as lists, numbers that are not finite as None."""
+    """Convert a value to JSON types: arrays become lists, NaN and infinity become None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):

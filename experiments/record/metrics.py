@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl: written as a run goes on, read back as anybody may have left them."""
+"""Rows of metrics.jsonl: written while a run trains, and checked when they are read back."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from experiments.flags.path_checks import require_file
 from experiments.record.files import plain, write_text
 
 ROW = "a JSON object with a step and a split, and an elbo that is a number or null"
-"""What a line must be, in words; every other value must be a number or null, too."""
+"""Form of a line, in words for messages; every other value must be a number or null too."""
 RENAMED = {"log_likelihood": "reconstruction"}
-"""Names that runs of earlier releases wrote, and what they are called now."""
+"""Name in files of earlier releases -> today's name."""
 LISTS = ("examples", "key")
-"""Values that are lists of integers: what a skipped step was computed from."""
+"""Values that are lists of integers: the inputs of a skipped step."""
 LONGEST_LINE = 2**24
-"""Bytes; a skipped step of 1,000,000 examples has half as many."""
+"""Most bytes of a line; a skipped step of 1,000,000 examples takes half as many."""
 LARGEST = 1e300
-"""No number that a run writes is larger; one that is may overflow where it is drawn."""
+"""Largest valid number: runs never write a larger one, and plots could overflow."""
 
 
 class MetricsFile:
     """One JSON object a line: `{"step": 100, "split": "train", "elbo": -120.5, "timing": {...}}`.
 
-    All that depends on clock or machine lies under `timing`: without it, equal runs have equal
-    rows. Write a step's rows before its checkpoint; then the file of a run that was killed and
-    resumed is that of one that never stopped.
+    All values that depend on clock or machine are under `timing`: without it, equal runs have equal
+    rows. Write the rows of a step before its checkpoint: then a run that was killed and resumed has
+    the same rows as an uninterrupted run.
     """
 
     def __init__(self, path: Path, keep_until_step: int) -> None:
-        """Opens the file to append, without the rows that were written after a checkpoint.
+        """Open the file for appending, and drop the rows that were written after a checkpoint.
 
         Args:
-            path: the file; made if it is not there.
-            keep_until_step: the step of the checkpoint to go on from; -1 for a new run.
+            path: the file; created if it is missing.
+            keep_until_step: the step of the checkpoint to resume from; -1 for a new run.
         """
         rows = read_metrics(path) if path.exists() else []
         kept = [row for row in rows if row["step"] <= keep_until_step]
@@ -49,21 +49,23 @@ class MetricsFile:
     def write(
         self, step: int, split: str, values: Mapping[str, Any], timing: Mapping[str, float]
     ) -> None:
-        """Appends one row and hands it to the operating system.
+        """Append one row and hand it to the operating system.
 
         Raises:
-            OSError: a full disk, say. The row is kept and goes before the next one.
+            OSError: writing failed, for example on a full disk. The row is written before the
+                next one.
+            ValueError: the step is not after the last one of its split, or a name is reserved.
         """
         last_step = self._last_steps.get(split, -1)
         if step <= last_step:
             raise ValueError(
-                f"MetricsFile.write: steps must rise within a split, {split!r} came with step "
-                f"{step} after {last_step}. Write one row a step; on resuming, give the "
+                f"MetricsFile.write: steps must rise within a split, got step {step} after "
+                f"{last_step} for {split!r}. Write one row per step; on resuming, give the "
                 "checkpoint's step as keep_until_step."
             )
         if taken := sorted({"step", "split", "timing"} & values.keys()):
             raise ValueError(
-                f"MetricsFile.write: values must not be named step, split or timing, {taken} came. "
+                f"MetricsFile.write: values must not be named step, split or timing, got {taken}. "
                 "Rename them, or pass them as the arguments of these names."
             )
         row = self._line({"step": step, "split": split, **values, "timing": timing})
@@ -72,16 +74,16 @@ class MetricsFile:
         self.flush()
 
     def flush(self) -> None:
-        """Hands all rows to the operating system; what it does not take is kept.
+        """Hand all rows to the operating system; rows that it does not accept wait in memory.
 
         Raises:
-            OSError: it does not take all.
+            OSError: it did not accept all rows.
         """
-        while self._unwritten:
+        while self._unwritten:  # an unbuffered write may accept only a part
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def close(self) -> None:
-        """Closes the file, after a last try to write what is left."""
+        """Close the file, after a last attempt to write the remaining rows."""
         with contextlib.suppress(OSError):
             self.flush()
         self._file.close()
@@ -95,7 +97,7 @@ class TensorBoard:
     """The rows of `MetricsFile` as scalars `<split>/<name>`, through tensorboardX."""
 
     def __init__(self, folder: Path, keep_until_step: int) -> None:
-        """Opens an event file; TensorBoard hides what older ones hold after `keep_until_step`."""
+        """Open an event file; TensorBoard hides rows of older files after `keep_until_step`."""
         require_packages("tensorboardX")
         from tensorboardX import SummaryWriter
 
@@ -104,13 +106,13 @@ class TensorBoard:
     def write(
         self, step: int, split: str, values: Mapping[str, float], timing: Mapping[str, float]
     ) -> None:
-        """Writes one row, as `MetricsFile.write` does."""
+        """Write one row, as `MetricsFile.write` does."""
         for name, value in {**values, **{f"timing/{key}": timing[key] for key in timing}}.items():
             self._writer.add_scalar(f"{split}/{name}", value, step)
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Close the event file."""
         self._writer.close()
 
 
@@ -118,7 +120,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a metrics file, in order, without a last line that a kill cut short.
 
     Raises:
-        ValueError: if any other line is no row, a line is too long, or what is there is no file.
+        ValueError: another line is invalid, a line is too long, or the path is not a file.
     """
     require_file(path)
     rows: list[dict[str, Any]] = []
@@ -129,7 +131,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if torn is None and len(line) <= LONGEST_LINE:
                 row = parsed_row(text)
                 if row is None:
-                    torn = text  # which the last line may be
+                    torn = text  # an error unless it is the last line
                 else:
                     rows.append(row)
                 continue
@@ -142,7 +144,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def parsed_row(line: str) -> dict[str, Any] | None:
-    """Parse a line; None where it is no `ROW`."""
+    """Parse a line; None if it does not have the form of `ROW`."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -157,7 +159,7 @@ def parsed_row(line: str) -> dict[str, Any] | None:
 
 
 def is_number_or_none(value: Any) -> bool:
-    """Tell whether a value of JSON is a finite number or null."""
+    """Return True for a JSON value that is a finite number or null."""
     return value is None or (type(value) in (int, float) and abs(value) < LARGEST)
 
 

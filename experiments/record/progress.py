@@ -1,4 +1,4 @@
-"""A counter for work of known length."""
+"""Progress bar for work of known length."""
 
 import contextlib
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def counted(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere; gives the function that takes how many are done."""
+    """Show a bar on a terminal, nothing elsewhere; yield the function that sets the count."""
     if quiet or not sys.stderr.isatty():
         yield lambda done: None
         return

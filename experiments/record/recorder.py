@@ -1,4 +1,4 @@
-"""What a run records as it goes: metrics.jsonl, TensorBoard and the screen, by process 0 alone."""
+"""Recorder of a training run: metrics.jsonl, TensorBoard and the screen, on process 0 only."""
 
 import contextlib
 import math
@@ -13,22 +13,22 @@ from jaxvae.checkpoints.hosts import is_first
 from jaxvae.checkpoints.manifest import reason_of
 
 METRICS = "metrics.jsonl"
-"""In a run's folder."""
+"""Name of the metrics file in a run's folder."""
 
 
 class Recorder:
     """The records of a run in its folder, continued from a checkpoint, and its display.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         keep_until_step: the step of the checkpoint; -1 for a new run.
-        tensorboard: write event files too.
+        tensorboard: also write event files.
         display: shows progress; None: nothing is shown.
 
     Attributes:
         display: as given.
-        best_elbo: of the validations so far; minus infinity before any.
-        problem: why the last write failed, such as a full disk; None if it did not.
+        best_elbo: best ELBO of the validations so far; minus infinity before the first.
+        problem: error of the last write, such as a full disk; None if it succeeded.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Recorder:
     def write(
         self, step: int, split: str, values: dict[str, float], timing: dict[str, float]
     ) -> None:
-        """Write a row to each log, and show it where it is one of validation.
+        """Write a row to each log, and show it on the screen if its split is validation.
 
         A row that cannot be written now is written with the next one, or by `flush`.
         """
@@ -72,30 +72,30 @@ class Recorder:
             self.display.evaluation(step, elbo=elbo, standard_error=error, is_best=is_best)
 
     def progress(self, step: int, values: Mapping[str, Any], images_per_second: float) -> None:
-        """Show where training stands."""
+        """Show the progress of training."""
         shown = {name: values[name] for name in ("elbo", "reconstruction", "kl")}
         self.display.update(step, **shown, images_per_second=images_per_second)
 
     def skipped(self, step: int, examples: list[int], key: list[int]) -> None:
-        """Write a step that changed nothing, its loss or gradient not finite, to metrics.jsonl.
+        """Write a skipped step, whose loss or gradient was not finite, to metrics.jsonl.
 
         Args:
-            step: its number.
-            examples: rows of the training split.
-            key: of the step; row i of the batch had key i of its split.
+            step: number of the step.
+            examples: rows of the training split in its batch.
+            key: random key of the step; row i of the batch used key i of its split.
         """
         with self._noting():
             if self._metrics is not None:
                 self._metrics.write(step, "skipped", {"examples": examples, "key": key}, {})
 
     def say(self, line: str) -> None:
-        """Show a line even where the run is to be quiet."""
+        """Show a line, even if the run is quiet."""
         if self.display.quiet and is_first():
             print(line, file=sys.stderr)
         self.display.message(line)
 
     def flush(self) -> bool:
-        """Write the rows that are left, and return whether metrics.jsonl has all of them."""
+        """Write the remaining rows, and return True if metrics.jsonl has all of them."""
         with self._noting():
             if self._metrics is not None:
                 self._metrics.flush()
@@ -103,7 +103,7 @@ class Recorder:
 
     @staticmethod
     def check(folder: Path) -> None:
-        """Check, before anything is written, that the records can be continued.
+        """Check that the records of a folder can be continued, without writing anything.
 
         Raises:
             ValueError: a row is invalid.
@@ -113,6 +113,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
+        """Turn a failed write into `problem`, so that training continues."""
         self.problem = None
         try:
             yield

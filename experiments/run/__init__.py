@@ -1,1 +1,1 @@
-"""One training run: built, trained, saved, resumed, finished, replayed."""
+"""Life of a training run: building, training, saving, resuming, finishing, replaying."""

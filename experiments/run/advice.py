@@ -6,18 +6,19 @@ from typing import NamedTuple
 from experiments.flags.config import TrainConfig
 
 LEAST_SIGMA = 1e-3
-"""Standard deviations of the data below which a fixed sigma makes terms of a million nats."""
+"""Smallest fixed sigma, in standard deviations of the data, that is not suspected: smaller ones
+give terms of a million nats."""
 LARGE = 1e3
-"""Weights of terms of the loss, and orders alpha, above which they are named."""
+"""Weight of a loss term, or order alpha, above which it is named as a likely cause."""
 
 
 class Steps(NamedTuple):
-    """Steps of a run so far.
+    """Counts of the steps of a run so far.
 
     Attributes:
-        done: all of them.
-        skipped: those without a finite loss and gradient.
-        skipped_in_row: the last ones of them; 0 where it is the parameters that are not finite.
+        done: all steps.
+        skipped: steps without a finite loss and gradient.
+        skipped_in_row: the latest of these in a row; 0 if the parameters are not finite instead.
     """
 
     done: int
@@ -26,11 +27,11 @@ class Steps(NamedTuple):
 
 
 def not_finite(config: TrainConfig, steps: Steps, last_saved: int, spread: float) -> str:
-    """The line with which a run stops at numbers that are not finite: what, where, what to do.
+    """Error line of a run that stops because numbers are not finite, with likely remedies.
 
     Args:
         config: the flags.
-        steps: of the run.
+        steps: counts of the run's steps.
         last_saved: step of the last checkpoint.
         spread: standard deviation of the data, in their own unit.
     """
@@ -38,11 +39,11 @@ def not_finite(config: TrainConfig, steps: Steps, last_saved: int, spread: float
     if not steps.skipped_in_row:
         what = "the parameters are not finite"
     causes = list(_in_the_loss(config, spread))
-    if steps.skipped < steps.done:  # a run none of whose steps was finite has never been updated
+    if steps.skipped < steps.done:  # updates can be the cause only if there was an update
         causes += _in_the_updates(config)
     if not causes:
         own = " or in the model" if ":" in config.model else ""
-        causes = [f"no step was finite, so that the cause is in the data{own}, not in the updates"]
+        causes = [f"no step was finite, so the cause is in the data{own}, not in the updates"]
     text = "; ".join(causes)
     return (
         f"error: up to step {steps.done:,} {what}. The last checkpoint is step {last_saved:,}. "

@@ -1,4 +1,4 @@
-"""Everything of a training run that its flags and data decide, built once, before any step."""
+"""Build the parts of a training run that depend only on its flags and data, before any step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from jaxvae.training.step import make_train_step
 
 
 class Keys(NamedTuple):
-    """The keys of a run, all from its seed: of the start, the steps, evaluations and pictures."""
+    """Random keys of a run, all from its seed: for the start, steps, evaluations and pictures."""
 
     init: jax.Array
     train: jax.Array
@@ -45,22 +45,22 @@ class Keys(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What the flags and the data of a training run decide.
+    """Parts of a training run that depend only on its flags and data.
 
     Attributes:
-        config: the flags, with what the data decide filled in.
-        dataset, preprocessing: the data, and how a model is to see them.
-        data_identity: of the data as they were loaded.
-        units: of the data's columns, in which the model sees them; None: as they are.
-        recipe: rebuilds the model from a checkpoint.
+        config: the flags, with open ones filled in from the data.
+        dataset, preprocessing: the data, and the conversion of its examples to the model's inputs.
+        data_identity: identity of the data as they were loaded.
+        units: location and unit of the data's columns, for the model; None: as they are.
+        recipe: function name and arguments that rebuild the model from a checkpoint.
         vae: the model.
-        mesh: of the devices.
-        keys: of the run.
-        num_steps: at which it ends.
-        options: of `make_train_step`, but for the axis of the devices.
-        train_step: the step.
+        mesh: mesh of the devices.
+        keys: random keys of the run.
+        num_steps: number of steps at which the run ends.
+        options: arguments of `make_train_step`, except the axis of the devices.
+        train_step: the training step.
         init_state: key -> the state before the first step.
-        state_shapes: of the state, `jax.ShapeDtypeStruct`s.
+        state_shapes: `jax.ShapeDtypeStruct`s of the state.
     """
 
     config: TrainConfig
@@ -80,14 +80,14 @@ class Built:
 
 
 def build(config: TrainConfig, devices: list[jax.Device]) -> Built:
-    """Build the run of a folder, new or continued, without a change to the folder.
+    """Build the run of a folder, new or continued, without changing the folder.
 
     Args:
         config: the flags.
-        devices: to run on.
+        devices: devices to run on.
 
     Raises:
-        ValueError: the folder holds a run of other flags, or the data do not suit the flags.
+        ValueError: the folder holds a run with other flags, or the data do not suit the flags.
     """
     saved = read_own_config(config)
     with raise_on_all_processes():
@@ -110,17 +110,17 @@ def build_from(
     units: ColumnUnits | None = None,
     axis_name: str | None = AXIS,
 ) -> Built:
-    """Build a run on data that are loaded.
+    """Build a run on loaded data.
 
     Args:
-        data: of the run.
+        data: data of the run.
         config: the flags.
-        devices: to run on.
-        units: of the data's columns; None: the model sees them as they are.
-        axis_name: of the devices; None: the step is for one of them, without `pmap`.
+        devices: devices to run on.
+        units: location and unit of the data's columns; None: the model sees them as they are.
+        axis_name: name of the device axis; None: the step is for one device, without `pmap`.
 
     Raises:
-        ValueError: a model that cannot be made, trained or saved.
+        ValueError: the model cannot be built, trained or saved.
     """
     dataset, preprocessing, identity = data
     num_train = len(dataset.train)
@@ -164,13 +164,13 @@ def build_from(
 
 
 def _checked_shapes(start: Callable[[jax.Array], TrainState], config: TrainConfig) -> TrainState:
-    """The shapes of the state, which must fit the memory and a checkpoint."""
+    """Return the shapes of the state, after checking that it fits in memory and in a checkpoint."""
     shapes: TrainState = jax.eval_shape(start, root_key(0))
     require_room_for(shapes)
     try:
         check_savable(to_items(shapes))
     except ValueError as error:
         raise ValueError(
-            f"--model={config.model} must have parameters that a checkpoint can hold: {error}"
+            f"--model={config.model} must have parameters that a checkpoint can store: {error}"
         ) from error
     return shapes

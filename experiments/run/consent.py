@@ -1,6 +1,7 @@
-"""Consent of the user: what config.json and checkpoints may name, and what only a flag may.
+"""Consent of the user to code and places that a run's folder names.
 
-Anybody may have made a run's folder. Importing a module runs it: --model alone imports one.
+A run's folder may come from anybody, and importing a module runs it: only --model, given by the
+user, imports one.
 """
 
 from collections.abc import Callable
@@ -17,42 +18,42 @@ def consented(model: str | None, saved: str, run: Path) -> dict[str, Callable[..
     """Import the function that builds a run's model, if the user names it.
 
     Args:
-        model: --model of the command.
-        saved: --model that the run's config.json names.
-        run: its folder.
+        model: --model as the user gave it; None if it was not given.
+        saved: --model in the run's config.json.
+        run: folder of the run.
 
     Returns:
-        The user's function under its name; nothing for a model that ships with jaxvae.
+        Name -> the user's function; empty for a model that ships with jaxvae.
 
     Raises:
-        ValueError: the user names none or another one, or it cannot be imported.
+        ValueError: --model is missing, differs from `saved`, or cannot be imported.
     """
     if model is not None and _builder(model) != _builder(saved):
         raise ValueError(
             f"--model must be the one that {run} was trained with, {_short(saved)}, got {model}. "
-            "Remove the flag, or give that one if you trust it."
+            "Remove the flag, or give that model if you trust it."
         )
     if _builder(saved) in MODELS:
         return {}
     if model is None:
         raise ValueError(
-            f"{run} was trained with the model {_short(saved)}, which jaxvae does not ship and "
-            "does not import because a folder names it. If you trust that function, add "
+            f"{run} was trained with the model {_short(saved)}, which is not part of jaxvae and is "
+            "not imported merely because a folder names it. If you trust that function, add "
             f"--model={_short(saved)}."
         )
     return {model: own_function(model)}
 
 
 def check_same_model(config: TrainConfig, about: dict[str, Any], run: Path) -> None:
-    """Check that a run's config.json and a checkpoint of it mean the same model.
+    """Check that a run's config.json and its checkpoint name the same model.
 
     Args:
-        config: from config.json.
-        about: of the checkpoint.
-        run: the run's folder.
+        config: flags from config.json.
+        about: description stored in the checkpoint.
+        run: folder of the run.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: the models differ; the text names both.
     """
     name, builder = name_of(about.get("vae")), _builder(config.model)
     if name != builder:
@@ -63,14 +64,13 @@ def check_same_model(config: TrainConfig, about: dict[str, Any], run: Path) -> N
 
 
 def check_same_sizes(config: TrainConfig, about: dict[str, Any], run: Path) -> None:
-    """Check that config.json describes no other, perhaps larger, model than a checkpoint.
+    """Check that config.json and a checkpoint describe a model of the same sizes.
 
     Args:
-        config, about, run: as `check_same_model` takes them, for a model that the user has
-            consented to.
+        config, about, run: as for `check_same_model`, for a model that the user consented to.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: an argument of the model differs; the text names it.
     """
     check_same_model(config, about, run)
     saved, data_shape = about["vae"]["arguments"], about.get("data_shape")
@@ -84,14 +84,14 @@ def check_same_sizes(config: TrainConfig, about: dict[str, Any], run: Path) -> N
 
 
 def check_prepared(config: TrainConfig, dataset: str | None = None) -> None:
-    """Check that nothing needs to be downloaded to a folder that only config.json names.
+    """Check that no data would be downloaded to a folder that only config.json names.
 
     Args:
-        config: from config.json.
-        dataset: the user's --dataset; None: the run's own.
+        config: flags from config.json.
+        dataset: --dataset as the user gave it; None: the run's own.
 
     Raises:
-        FileNotFoundError: naming the folder.
+        FileNotFoundError: the data are not prepared in that folder; the text names it.
     """
     name = dataset or config.dataset
     if name not in ("mnist", "fashion_mnist", "kmnist") or config.data_dir is None:
@@ -99,17 +99,17 @@ def check_prepared(config: TrainConfig, dataset: str | None = None) -> None:
     if not (Path(config.data_dir).expanduser() / f"{name}_idx").is_dir():
         raise FileNotFoundError(
             f"{name} is not prepared in {config.data_dir}, the --data-dir of the run, and is not "
-            "downloaded to a place because a run's folder names it. Bring the data back, or "
-            "prepare them there with a training of your own."
+            "downloaded there merely because a run's folder names that place. Restore the data, "
+            "or prepare them there with a training run that you start with --data-dir."
         )
 
 
 def _builder(model: str) -> str:
-    """Return the name of --model in recipes."""
+    """Return the name that recipes use for a value of --model."""
     name = SHIPPED.get(model, model)
     return ALIASES.get(name, name)
 
 
 def _short(name: str) -> str:
-    """Show a name from a file, which may hold anything."""
+    """Quote and shorten a name from a file, which may hold anything."""
     return repr(name[:100])

@@ -1,4 +1,4 @@
-"""Which example, which term and which operation of a step first gave what is not finite."""
+"""Find the first example, term, operation and gradient of a step that is not finite."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,16 +16,16 @@ MOST_OPERATIONS = 3
 
 
 def diagnose(step: Step) -> list[str]:
-    """Lines that name what first went wrong, in the order of computation; empty if nothing did."""
+    """Describe the first number that is not finite, in lines; empty if all are finite."""
     parameters = list(_leaves_not_finite(step.params))
     if parameters:
-        return [f"the parameters were not finite before it: {', '.join(parameters)}"]
+        return [f"the parameters were not finite before this step: {', '.join(parameters)}"]
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(step.keys)
     xs = jax.vmap(step.options["prepare"])(keys[:, 0], jnp.asarray(step.stored))
     for i in np.flatnonzero(~_finite_rows(xs)):
         where = np.argwhere(~np.isfinite(np.asarray(xs[i])))[0].tolist()
         value = float(xs[i][tuple(where)])
-        return [f"{_name(step, i)} holds {value} at {where} once it is prepared"]
+        return [f"{_name(step, i)} has {value} at {where} after preprocessing"]
     scheduled = {name: of(step.number) for name, of in step.options["schedules"].items()}
 
     def bound(params: Any, key: jax.Array, x: jax.Array) -> Any:

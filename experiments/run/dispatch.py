@@ -1,4 +1,4 @@
-"""The training data in dispatches: how many steps each one is, and its rows on the devices."""
+"""Dispatches of training steps: the number of steps in each, and its rows on the devices."""
 
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -24,26 +24,26 @@ from jaxvae.training.state import TrainState
 CHUNK_STEPS = 100
 """Most steps in one dispatch."""
 CHUNK_BYTES = 64 * 2**20
-"""Most data in one dispatch."""
+"""Most bytes of data in one dispatch."""
 CHUNK_SECONDS = 2.0
-"""Time that a dispatch aims at, so that progress shows and Ctrl-C is heard."""
+"""Target duration of a dispatch: short enough to show progress and to react to Ctrl-C."""
 RESIDENT_BYTES = 2 * 2**30
-"""Most data that lie as a whole on every accelerator, which then gathers its own examples."""
+"""Largest training split that is copied to every accelerator, which then gathers its rows."""
 
 
 def fits(examples: np.ndarray, mesh: Mesh) -> bool:
-    """Whether the devices are accelerators, and the data no more than `RESIDENT_BYTES`."""
+    """Return True if the devices are accelerators and the data at most `RESIDENT_BYTES`."""
     return mesh.devices.flat[0].platform != "cpu" and examples.nbytes <= RESIDENT_BYTES
 
 
 class Chunk(NamedTuple):
-    """The data of one dispatch.
+    """Data of one dispatch.
 
     Attributes:
         rows: [devices, capacity, B / devices, ...], on the devices.
-        num_steps: among them.
-        num_steps_on_devices: the same, as the dispatch takes it.
-        signal: that any process was asked to stop with, when this was decided; or None.
+        num_steps: number of steps that use these rows, at most the capacity.
+        num_steps_on_devices: `num_steps` as an array on the devices.
+        signal: signal that any process had received when this chunk was decided, or None.
     """
 
     rows: jax.Array
@@ -53,7 +53,13 @@ class Chunk(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """A dispatch whose metrics are still on the devices: the steps before it, its own, theirs."""
+    """A dispatch whose metrics are still on the devices.
+
+    Attributes:
+        first: number of steps before it.
+        num_steps: number of its steps.
+        metrics: metrics of its steps.
+    """
 
     first: int
     num_steps: int
@@ -61,9 +67,10 @@ class Unread(NamedTuple):
 
 
 class Dispatcher:
-    """Dispatches of a length in time, all of one program: the number of steps is an argument of it.
+    """Runs training steps in dispatches of about `CHUNK_SECONDS`.
 
-    The step is traced, and compiled in the background, when this is made.
+    All dispatches share one compiled program, which takes the number of steps as an argument. The
+    constructor traces it and starts to compile it in the background.
 
     Args:
         built: the run.
@@ -71,7 +78,7 @@ class Dispatcher:
     Attributes:
         batches: the order of the data.
         capacity: most steps of a dispatch.
-        most_in_flight: dispatches whose metrics may be unread while the next one runs.
+        most_in_flight: number of dispatches that may be unread while the next one runs.
     """
 
     def __init__(self, built: Built) -> None:
@@ -82,11 +89,11 @@ class Dispatcher:
         batch_bytes = examples[:1].nbytes * config.batch_size
         self.capacity = max(1, min(CHUNK_STEPS, CHUNK_BYTES // batch_bytes))
         self._seconds_per_step = CHUNK_SECONDS
-        # Worth it where the devices are faster than the host gathers; they hold memory for it.
+        # Pays off where devices compute faster than the host gathers rows; it costs their memory.
         self._examples = replicate(examples, self._mesh) if fits(examples, self._mesh) else None
         self._gather = make_gather(self._mesh)
-        # Simulated devices may wait for each other for ever with two dispatches in flight; a GPU
-        # returns from a loop whose length is an argument only when it is done.
+        # With two dispatches in flight, simulated devices may deadlock. On a GPU a second one gains
+        # nothing: the call returns only when its loop, whose length is an argument, is done.
         platform = self._mesh.devices.flat[0].platform
         one_at_a_time = platform == "gpu" or (platform == "cpu" and self._mesh.size > 1)
         self.most_in_flight = 0 if one_at_a_time else 1
@@ -96,7 +103,7 @@ class Dispatcher:
     def _compile(self, num_local: int) -> "Future[Any]":
         config, mesh, examples = self._built.config, self._mesh, self._built.dataset.train
         shape = (num_local, self.capacity, config.batch_size // mesh.size, *examples.shape[1:])
-        give_back_memory()  # nothing takes more than compiling the step
+        give_back_memory()  # compiling the step is the peak of memory use
         return compile_in_background(
             make_chunk_step(self._built.train_step, mesh, config.batch_size, self.capacity),
             mesh,
@@ -107,25 +114,25 @@ class Dispatcher:
         )
 
     def wait(self) -> None:
-        """Wait until the step is compiled, and return the memory that took."""
+        """Wait until the step is compiled, then free the memory that compiling took."""
         self._compiled.result()
         give_back_memory()
 
     def run(self, state: TrainState, chunk: Chunk) -> tuple[TrainState, Any]:
-        """Start the steps of a chunk; the state is consumed."""
+        """Start the steps of a chunk; the given state must not be used again."""
         step = self._compiled.result()
         return step(state, self._key, chunk.rows, chunk.num_steps_on_devices)
 
     def after(self, step: int, end: int, signal: int | None) -> Chunk:
-        """The data of the dispatch after `step`, up to `end`: one step until the pace is known.
+        """Return the data of the dispatch after `step`, up to `end`; the first has one step.
 
-        With several processes its length is what process 0 says, and the signal what any had.
+        With several processes, process 0 decides the length, and a signal on any process counts.
         """
         to_evaluation = self._built.config.eval_every - step % self._built.config.eval_every
         wanted = int(CHUNK_SECONDS / self._seconds_per_step)
         limits = (self.capacity, to_evaluation, max(1, end - step))
         wanted = max(1, min(wanted, *limits))
-        # Before `broadcast_decision`, which waits until the devices are done.
+        # Prepared before `broadcast_decision`, which waits until the devices are done.
         rows = self._on_devices(step, wanted)
         count, signal = broadcast_decision(wanted, signal)
         if count != wanted:
@@ -139,5 +146,5 @@ class Dispatcher:
         return self._gather(self._examples, shard(rows, self._mesh))
 
     def report_pace(self, seconds_per_step: float) -> None:
-        """Take note of the time of a step, which decides the length of the next dispatch."""
+        """Set the time of a step, from which the length of the next dispatch is computed."""
         self._seconds_per_step = seconds_per_step

@@ -1,4 +1,4 @@
-"""What follows the training: final numbers, pictures, the report, the table on the screen."""
+"""Finish a run after training: final numbers, pictures, the report, the table on the screen."""
 
 import shlex
 import sys
@@ -27,8 +27,8 @@ from jaxvae.models.vae import Params
 def finish(loop: Loop) -> None:
     """Measure the best checkpoint, and write `results.json`, `pictures/` and `report.html`.
 
-    Nothing is measured again when the folder holds this run's results already. Of several
-    processes all measure and process 0 writes.
+    Results that the folder already holds are not measured again. With several processes, all
+    measure and process 0 writes.
     """
     path = loop.built.config.folder / "results.json"
     asked = {
@@ -54,22 +54,22 @@ def finish(loop: Loop) -> None:
 
 
 def _best_params(loop: Loop) -> tuple[int, Params]:
-    """The step and the parameters (their average where there is one) of the best checkpoint.
+    """Return step and parameters (their running average if there is one) of the best checkpoint.
 
-    Best is by the validation ELBO; without a validation split, the latest.
+    The best has the highest validation ELBO; without a validation split, it is the latest.
     """
     loop.folder.checkpoints.wait()
     step = loop.folder.checkpoints.best_step()
     if step is None:
-        raise ValueError(f"{loop.built.config.folder} has no checkpoint to report on.")
+        raise ValueError(f"{loop.built.config.folder} has no checkpoint to evaluate.")
     target = jax.eval_shape(loop.built.vae.init, root_key(0))
     name = "params" if loop.built.config.average_decay is None else "average"
-    with refusing():  # a damaged one is the user's to move away
+    with refusing():  # a damaged checkpoint is an error that the user can fix
         return step, loop.folder.checkpoints.restore(step, {name: target})[name]
 
 
 def _measure(loop: Loop) -> dict[str, Any]:
-    """The numbers of the best checkpoint on every split kept apart from training, and pictures."""
+    """Measure the best checkpoint on the validation and test splits, and draw its pictures."""
     config, folder = loop.built.config, loop.built.config.folder / "pictures"
     give_back_memory()
     step, params = _best_params(loop)

@@ -1,4 +1,4 @@
-"""A run's folder: what it was started with, and its trained model with the data it is for."""
+"""Read a run's folder: its flags, its data, and its trained model."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 Which = Literal["best", "latest"]
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
-"""In a run's folder."""
+"""Names in a run's folder."""
 
 
 class OpenRun(NamedTuple):
-    """A trained run, ready to be used.
+    """A trained run, ready for use.
 
     Attributes:
-        config: the flags it was started with.
+        config: flags that the run was started with.
         vae, params: the model and its parameters, on the host.
-        step: of the checkpoint they are from.
-        preprocessing, dataset: what it is for.
-        data: the rows of it that were asked for.
+        step: step of the checkpoint that holds them.
+        preprocessing, dataset: the data set and the preparation of its examples for the model.
+        data: the requested rows of the data set.
     """
 
     config: TrainConfig
@@ -50,7 +50,7 @@ class OpenRun(NamedTuple):
 
 
 class RunData(NamedTuple):
-    """The data of a run, ready to be trained on, and their identity as they were loaded."""
+    """Data of a run, ready for training, and their identity as they were loaded."""
 
     dataset: datasets.Dataset
     preprocessing: Preprocessing
@@ -58,10 +58,10 @@ class RunData(NamedTuple):
 
 
 def read_config(run: Path) -> TrainConfig | None:
-    """The flags that a run was started with, or None where there is no run.
+    """Read the flags that a run was started with; None if there is no run.
 
     Raises:
-        ValueError: config.json is there and cannot be read.
+        ValueError: config.json exists but is invalid.
     """
     values = from_first(lambda: _read_config(run))
     return None if values is None else saved_flags.from_json(values)
@@ -73,10 +73,10 @@ def _read_config(run: Path) -> dict[str, Any] | None:
 
 
 def read_own_config(config: TrainConfig) -> TrainConfig | None:
-    """The flags that the run in a training run's folder was started with; None: a new run.
+    """Read the flags of the run that a training command continues; None if the run is new.
 
     Raises:
-        ValueError: the folder cannot be a run's, or what is in it cannot be gone on with.
+        ValueError: the folder cannot be used, or the run in it cannot be continued.
     """
     values = from_first(lambda: _read_own(config))
     return None if values is None else saved_flags.from_json(values)
@@ -89,25 +89,25 @@ def _read_own(config: TrainConfig) -> dict[str, Any] | None:
     values = _read_config(folder)
     if values is None and any((folder / CHECKPOINTS).glob("*")):
         raise ValueError(
-            f"{folder} must have its {CONFIG}, which says what the run there was started with; "
-            "there are checkpoints alone. Restore it, or use another --run."
+            f"{folder} must have its {CONFIG}, which holds the flags of the run; it has only "
+            "checkpoints. Restore the file, or use another --run."
         )
     Recorder.check(folder)
     return values
 
 
 def load_data(config: TrainConfig) -> RunData:
-    """The data of a run."""
+    """Load the data of a run."""
     data = own_data(config)
     identity = identify_splits(data, quiet=config.quiet or not is_first())
     return RunData(*prepare(config, data), identity)
 
 
 def agree_on_data(identity: DataIdentity) -> None:
-    """Refuse to go on unless all processes have read the same examples.
+    """Check that all processes have read the same examples.
 
     Raises:
-        ValueError: naming the split that differs.
+        ValueError: they have not; the text names the split that differs.
     """
     if jax.process_count() > 1:
         facts = {
@@ -118,13 +118,17 @@ def agree_on_data(identity: DataIdentity) -> None:
 
 
 def recorded_data(checkpoints: "Checkpoints", steps: Iterable[int]) -> DataIdentity | None:
-    """The data that a run was trained on, by the first of some checkpoints that can be read.
+    """Identity of the data that a run was trained on, from the first readable checkpoint.
 
-    Those that cannot are passed over: restoring one says what is wrong with it. None where the
-    checkpoint is of an older release, or there is none.
+    Unreadable checkpoints are skipped here: restoring one reports what is wrong with it. None if
+    there is no readable checkpoint, or if it is from a release that did not record its data.
+
+    Args:
+        checkpoints: checkpoints of the run.
+        steps: steps of the checkpoints to try, in this order.
 
     Raises:
-        ValueError: The record is malformed.
+        ValueError: the record is malformed.
     """
     for step in steps:
         try:
@@ -142,18 +146,18 @@ def open_run(
     split: str | None = None,
     model: str | None = None,
 ) -> OpenRun:
-    """A trained run's model and data.
+    """Open a trained run: its model and the data to use it on.
 
     Args:
-        run: its folder.
+        run: folder of the run.
         which: the best checkpoint by the validation bound, or the latest.
-        dataset: another data set than the run's own.
-        split: rows to take, as `load_run_rows` has it.
-        model: the user's --model, without which no function outside jaxvae is imported.
+        dataset: data set to use instead of the run's own.
+        split: rows to take, as for `load_run_rows`.
+        model: --model as the user gave it; no other function outside jaxvae is imported.
 
     Raises:
-        FileNotFoundError: no run, or no checkpoint yet.
-        ValueError: a damaged run, or data of another shape than the model's.
+        FileNotFoundError: there is no run, or it has no checkpoint yet.
+        ValueError: the run is damaged, or the data have another shape than the model's.
     """
     from experiments.run.consent import check_prepared, check_same_model, consented
     from jaxvae.checkpoints import Checkpoints, load  # orbax: a new run needs it later

@@ -1,6 +1,6 @@
-"""One training process a run folder: a lock that the system takes back when its holder dies.
+"""Lock of a run's folder, for one training process, which the system frees when its holder dies.
 
-What it leaves in the file tells the next one how it ended.
+The lock file also holds the last words of a training that failed, for the next one to show.
 """
 
 import contextlib
@@ -14,23 +14,23 @@ from experiments.machine.processes import leave_last_words_in
 from jaxvae.checkpoints.hosts import is_first
 
 MOST_CHARACTERS = 10_000
-"""Of the file that are read: a name and some last words."""
+"""Most characters read from the lock file: a name and some last words."""
 
 
 class RunLock:
-    """Held from construction until `close`, or until the process ends in whatever way.
+    """Lock held from construction until `close`, or until the process ends in any way.
 
-    Of several processes process 0 alone takes it.
+    Among several processes, only process 0 takes the lock.
 
     Args:
-        folder: of the run; made if it is not there.
+        folder: folder of the run; created if it is missing.
 
     Attributes:
-        cut_short: a sentence that says how the holder before ended; empty where it closed its
-            lock without an error, and where there was none.
+        cut_short: a sentence that says how the previous holder ended; empty if it closed its lock
+            without an error, or if there was none.
 
     Raises:
-        ValueError: another process holds it, named in the text.
+        ValueError: another process holds the lock; the text names it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,23 +47,28 @@ class RunLock:
             self._file.close()
             raise ValueError(
                 f"{folder} is in use by {holder or 'another process'}, which is training there. "
-                "Wait for it or stop it, or give another --run."
+                "Wait for it or stop it, or choose another --run."
             )
         if holder:
-            end = f"It said: {last_words[-1]}" if last_words else \
+            end = f"It ended with: {last_words[-1]}" if last_words else \
                 "It was killed, or its machine went down."  # fmt: skip
-            self.cut_short = f"The last training here, {holder}, did not come to its end. {end}"
+            self.cut_short = (
+                f"The previous training in this folder, {holder}, did not finish. {end}"
+            )
         if holder and held is None:
-            self.cut_short = f"{holder} may be training here too: this file system has no locks."
+            self.cut_short = (
+                f"{holder} may be training in this folder too: the file system has no locks."
+            )
         self._file.truncate(0)
         self._write(f"process {os.getpid()} on {socket.gethostname()}")
         leave_last_words_in(path)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Let go.
+        """Release the lock.
 
         Args:
-            error: what ends the holder before its work is done.
+            error: error that ends the holder before its work is done, to leave in the file; None:
+                the work is done.
         """
         if not is_first():
             return
@@ -82,12 +87,12 @@ class RunLock:
 
 
 def _locked(file: IO[str]) -> bool | None:
-    """Whether the lock was free and is taken now; None: the file system has no locks."""
+    """Try to take the lock: True if it was free, None if the file system has no locks."""
     if os.name == "nt":
         import msvcrt
 
         with contextlib.suppress(OSError):
-            file.seek(2**20)  # a byte far behind the text, which others may read
+            file.seek(2**20)  # locks a byte far behind the text, so that others can read the text
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
             return True
         return False

@@ -1,4 +1,4 @@
-"""The training loop: dispatch, read, record; evaluate and save when it is time."""
+"""The training loop: dispatch steps, read and record their metrics, evaluate, save."""
 
 import contextlib
 import time
@@ -27,36 +27,36 @@ LOST = 1
 def training(
     config: TrainConfig, devices: list[jax.Device], started: float | None = None
 ) -> Iterator["Loop"]:
-    """Build the run of the flags and open its folder, from its newest checkpoint if it has one.
+    """Build a run and open its folder, resuming from its newest checkpoint if there is one.
 
-    Of several processes all do this, and call the same methods of the loop.
+    With several processes, all call this and then the same methods of the loop.
 
     Args:
         config: the flags.
-        devices: to run on.
-        started: what `time.perf_counter` said when the command began; None: now.
+        devices: devices to run on.
+        started: `time.perf_counter()` at the start of the command; None: now.
 
     Raises:
-        ValueError: the folder holds a run of other flags, or the data do not suit the flags.
+        ValueError: the folder holds a run with other flags, or the data do not suit the flags.
     """
     started = time.perf_counter() if started is None else started
     built = build(config, devices)
-    dispatcher = Dispatcher(built)  # which compiles while the folder is opened
+    dispatcher = Dispatcher(built)  # compiles in the background while the folder is opened
     with TrainingFolder(built) as folder:
         yield Loop(built, dispatcher, folder, started)
 
 
 class Loop:
-    """A run that trains, and the few values that move as it does.
+    """A training run: its fixed parts, and the values that change from step to step.
 
     Attributes:
-        built: what does not move.
-        folder: of the run.
+        built: parts that depend only on the flags and data.
+        folder: folder of the run.
         batches: the order of the data.
         recorder: of metrics and messages.
-        state: on the devices.
-        step: steps done, those that are not read yet included.
-        seconds_to_first_step: since the command began; None until the first step is done.
+        state: training state, on the devices.
+        step: number of steps done, including those whose metrics are unread.
+        seconds_to_first_step: time since the command began; None until the first step is done.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Loop:
         self._read_at = started
 
     def train(self, end: int | None = None) -> int:
-        """Train to a step; returns 0, or the exit code of what stopped the run before.
+        """Train up to a step; return 0, or another exit code if the run stopped before it.
 
         Args:
-            end: the step; None: that of the flags.
+            end: the step; None: the last step according to the flags.
         """
         config = self.built.config
         end = self.built.num_steps if end is None else end
@@ -109,7 +109,7 @@ class Loop:
 
     @property
     def images_per_second(self) -> float | None:
-        """Of all steps after the first dispatch, evaluations and checkpoints included."""
+        """Mean rate after the first dispatch, including evaluations and checkpoints."""
         if self._steady_since is None or self._steady_since[1] == self.step:
             return None
         since, step = self._steady_since
@@ -122,9 +122,9 @@ class Loop:
         self._unread.append(Unread(first, chunk.num_steps, metrics))
 
     def _read(self, in_flight: int) -> None:
-        """Wait for all dispatches but the last `in_flight`, and record their metrics.
+        """Wait for all dispatches except the last `in_flight`, and record their metrics.
 
-        Those that are waited for together share the time: when each was done is not known.
+        Dispatches read together get the same time per step, since each one's end is unknown.
         """
         due = [self._unread.popleft() for _ in range(len(self._unread) - in_flight)]
         if not due:
@@ -143,7 +143,7 @@ class Loop:
             self._record(unread, self.built.config.batch_size / seconds_per_step)
 
     def _record(self, read: Unread, images_per_second: float) -> None:
-        """Write the rows that are due among a dispatch's steps, and show progress."""
+        """Write the rows of a dispatch's steps that `log_every` selects, and show progress."""
         first, count, metrics = read
         self._skipped_in_row = int(metrics["skipped_in_row"][count - 1])
         timing = {"images_per_second": images_per_second, "seconds": self._elapsed()}
@@ -158,14 +158,14 @@ class Loop:
         self.recorder.progress(first + count, last, images_per_second)
 
     def _record_skipped(self, step: int) -> None:
-        """Write down all that a step was computed from, but for the parameters."""
+        """Record the inputs of a skipped step, except the parameters."""
         with jax.transfer_guard("allow"):
             key = jax.random.key_data(jax.random.fold_in(self.built.keys.train, step - 1))
             numbers = np.asarray(key).tolist()
         self.recorder.skipped(step, self.batches.indices(step - 1, 1).tolist(), numbers)
 
     def _evaluate(self) -> float | None:
-        """Evaluate on the validation split; its ELBO, or None where there is no such split."""
+        """Evaluate on the validation split; return its ELBO, or None if there is no such split."""
         if self._validate is None:
             return None
         row = self._validate(self.state)
@@ -173,23 +173,23 @@ class Loop:
         return row["elbo"]
 
     def _save(self, metric: float | None) -> bool:
-        """Save the state; False, and nothing is saved, where an update has made it infinite."""
+        """Save the state and return True; do neither if its parameters are not finite."""
         position = self.batches.position(self.step)
         return self._saving.save(self.state, self.folder.about(self.step, position), metric)
 
     def _stop(self, signal: int) -> int:
-        """Save and stop, as a signal has asked; returns the exit code."""
+        """Save and stop because of a signal; return the exit code."""
         if not self._save(None):
             return self._give_up()
         if not self._saving.finish(self.step):
             return LOST
         self.recorder.display.message(
-            f"Stopped at step {self.step:,} and saved. The same command continues."
+            f"Stopped at step {self.step:,} and saved. Rerun the same command to continue."
         )
         return 128 + signal
 
     def _give_up(self) -> int:
-        """Say why the run cannot go on; returns the exit code."""
+        """Report why the run cannot continue; return the exit code."""
         with contextlib.suppress(OSError, ValueError):
             self.folder.checkpoints.wait()
         read = self.step - sum(unread.num_steps for unread in self._unread)
@@ -204,10 +204,10 @@ class Loop:
 
 
 def _transfer_guard(built: Built) -> str:
-    """The level of jax's guard against transfers that nobody asked for, which cost time.
+    """Level of jax's guard against implicit transfers between host and devices, which cost time.
 
-    With several processes pmap itself takes keys through the host. Without jit, and where jax
-    looks for the source of a NaN, every operation takes its constants there.
+    They must be allowed with several processes, where pmap itself passes keys through the host,
+    and without jit or under JAX_DEBUG_NANS, where every operation takes constants from the host.
     """
     modes: Any = jax.config
     through_host = built.mesh.is_multi_process or modes.jax_disable_jit or modes.jax_debug_nans

@@ -1,4 +1,4 @@
-"""From flags to a VAE: its recipe, which every checkpoint keeps, and the model built from it."""
+"""Build a VAE from flags: its recipe, which every checkpoint stores, and the model itself."""
 
 import importlib
 import inspect
@@ -21,7 +21,7 @@ from jaxvae.models.registry import MODELS, build
 from jaxvae.models.vae import VAE
 
 PSEUDO_INPUTS = 2**30
-"""Folded into the run's key for the noise of pseudo-inputs, which no other key of it is."""
+"""Number folded into the run's key for the noise of pseudo-inputs; no other key uses it."""
 SHIPPED = {"mlp": "mlp_vae", "conv": "conv_vae"}
 """Value of --model -> name in `jaxvae.models.registry.MODELS`."""
 
@@ -29,17 +29,17 @@ SHIPPED = {"mlp": "mlp_vae", "conv": "conv_vae"}
 def recipe(
     config: TrainConfig, data_shape: tuple[int, ...], units: ColumnUnits | None = None
 ) -> dict[str, Any]:
-    """What rebuilds the model from a checkpoint: a function's name and its arguments.
+    """Return the name and arguments of the function that builds the model, for checkpoints.
 
-    A function of one's own is called with those of the arguments that it takes.
+    A user's own function gets only those of the arguments that it takes.
 
     Args:
         config: the flags.
-        data_shape: of one example.
-        units: what the model is to see the data in; None: as they are.
+        data_shape: shape of one example.
+        units: location and unit of the data's columns; None: the model sees them as they are.
 
     Raises:
-        ValueError: no such model or function, or one that does not take what a flag asks for.
+        ValueError: there is no such model or function, or it lacks an argument that a flag needs.
     """
     function = _function(config)
     arguments = {
@@ -61,25 +61,29 @@ def recipe(
     arguments = {name: value for name, value in arguments.items() if value is not None}
     accepted = _accepted(function, arguments)
     for name in ("activation", "precision"):
-        heard = name in accepted or arguments[name] == getattr(TrainConfig, name)
-        require(heard, name, arguments[name], f"left out: {function} takes no {name}")
-    heard = units is None or takes_units(config)
-    require(heard, "standardize", "columns", f"left out: {function} takes no data_unit")
+        has_effect = name in accepted or arguments[name] == getattr(TrainConfig, name)
+        require(
+            has_effect, name, arguments[name], f"left out: {function} takes no argument {name!r}"
+        )
+    has_effect = units is None or takes_units(config)
+    require(
+        has_effect, "standardize", "columns", f"left out: {function} takes no argument 'data_unit'"
+    )
     return {"function": function, "arguments": accepted}
 
 
 def takes_units(config: TrainConfig) -> bool:
-    """True where the model of the flags can be told location and unit of the data's columns.
+    """Return True if the function that builds the model takes `data_loc` and `data_unit`.
 
     Raises:
-        ValueError: no such model or function.
+        ValueError: there is no such model or function.
     """
     units = {"data_loc": None, "data_unit": None}
     return _accepted(_function(config), units) == units
 
 
 def _function(config: TrainConfig) -> str:
-    """The name of the function that makes the model, in recipes."""
+    """Return the name that recipes use for the function that builds the model."""
     function = SHIPPED.get(config.model, config.model)
     if config.model not in SHIPPED and ":" not in function:
         raise ValueError(
@@ -91,7 +95,7 @@ def _function(config: TrainConfig) -> str:
 def initial_vae(
     recipe: dict[str, Any], config: TrainConfig, preprocessing: Preprocessing, train: np.ndarray
 ) -> VAE:
-    """The model of a recipe, starting at the data's mean and scale where the flags say so."""
+    """Build the model of a recipe, starting at the data's scale and, with a flag, their mean."""
     require_room(config, train[0].size)
     start: dict[str, Any] = {}
     if config.data_mean_init:
@@ -108,12 +112,12 @@ def initial_vae(
 
 
 def own_function(model: str) -> Callable[..., VAE]:
-    """Import the function "package.module:function" that a user has named with --model.
+    """Import the function "package.module:function" that the user named with --model.
 
-    Never call this with a name that a run's folder holds: importing a module runs it.
+    Never call this with a name from a run's folder: importing a module runs it.
 
     Raises:
-        ValueError: there is no such function.
+        ValueError: the module cannot be imported, or has no such function.
     """
     module_name, _, name = model.partition(":")
     if os.getcwd() not in sys.path:
@@ -121,7 +125,7 @@ def own_function(model: str) -> Callable[..., VAE]:
     try:
         function: Callable[..., VAE] = getattr(importlib.import_module(module_name), name)
         inspect.signature(function)
-    except Exception as error:  # a module of one's own may raise anything
+    except Exception as error:  # a user's module may raise anything
         raise ValueError(
             f"--model={model}: {error}. Give an importable package.module:function that "
             "returns a jaxvae.VAE."
@@ -130,7 +134,7 @@ def own_function(model: str) -> Callable[..., VAE]:
 
 
 def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a function takes, in `MODELS` or "package.module:function"."""
+    """Return the arguments that a function in `MODELS` or "package.module:function" takes."""
     parameters = inspect.signature(MODELS.get(function) or own_function(function)).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments
@@ -140,7 +144,7 @@ def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def _pseudo_inputs(
     config: TrainConfig, preprocessing: Preprocessing, train: np.ndarray
 ) -> jax.Array:
-    """Training examples, drawn with the run's seed: [num_components, *data_shape]."""
+    """Draw training examples [num_components, *data_shape] with the run's seed."""
     count = config.num_components
     rows = np.random.default_rng(config.seed).choice(len(train), count, replace=count > len(train))
     key = jax.random.fold_in(root_key(config.seed), PSEUDO_INPUTS)
@@ -149,13 +153,13 @@ def _pseudo_inputs(
 
 def spread(preprocessing: Preprocessing, train: np.ndarray) -> float:
     """Root mean square of the first 1,000 training examples about their mean, in their own unit."""
-    with jax.transfer_guard("allow"):  # a run that is training has it guarded
+    with jax.transfer_guard("allow"):  # the training loop disallows transfers
         errors = np.asarray(_errors(preprocessing, train), np.float64)
     return float(np.sqrt(np.square(errors).mean()))
 
 
 def _data_scale(preprocessing: Preprocessing, train: np.ndarray, unit: np.ndarray) -> float:
-    """The same in a unit of each column, and at least 0.001."""
+    """Root mean square as in `spread`, but with columns divided by their unit; at least 0.001."""
     errors = _errors(preprocessing, train)
     squares = jnp.square(errors / jnp.broadcast_to(unit, errors.shape))
     return max(float(jnp.sqrt(squares.mean())), 1e-3)

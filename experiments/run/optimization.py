@@ -1,4 +1,4 @@
-"""From flags to what trains a model: bound, schedules, penalty, optimizer, parts of a batch."""
+"""Build what trains a model from flags: bound, schedules, penalty, optimizer, microbatches."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,23 +16,23 @@ from jaxvae.regularizers import Regularizer
 from jaxvae.training.step import Objective
 
 NO_KERNELS = {"output_bias", "pseudo_inputs", "loc", "log_scale", "log_dispersion"}
-"""Parameters with several axes that weight decay leaves alone."""
+"""Parameters with several axes that get no weight decay."""
 ROWS_IN_CACHE = {"conv": 64}
-"""Rows of which a CPU's cache holds the intermediate values, by model; of others 1,000."""
+"""Model -> rows whose intermediate values fit in a CPU's cache; other models: 1,000."""
 CYCLES = 4
-"""Of a cyclical beta."""
+"""Number of cycles of a cyclical beta."""
 SIGMA_RATE = 10.0
-"""Rate of a new run's sigma, where the flags do not say."""
+"""Default of --sigma-rate for a new run."""
 
 
 def rows_at_once(config: TrainConfig, platform: str) -> int | None:
-    """Rows of which a device computes the gradient at once; None: all."""
+    """Number of rows whose gradient a device computes at once; None: all."""
     auto = ROWS_IN_CACHE.get(config.model, 1000) if platform == "cpu" else None
     return auto if config.rows_at_once is None else config.rows_at_once
 
 
 def evaluated_at_once(config: TrainConfig) -> int | None:
-    """Examples that a device evaluates at once; None: all that it is given."""
+    """Number of examples that a device evaluates at once; None: all that it is given."""
     if not config.deterministic_reduction:
         return None
     return -(-config.eval_batch_size // config.virtual_shards)
@@ -41,9 +41,9 @@ def evaluated_at_once(config: TrainConfig) -> int | None:
 def microbatch_size(
     config: TrainConfig, vae: VAE, num_devices: int, rows: int | None
 ) -> int | None:
-    """The largest part of a device's batch that divides it and has no more rows; None: all of it.
+    """Largest divisor of a device's batch with at most `rows` rows; None: the whole batch.
 
-    None too where the step needs the batch whole, or where only a much smaller part divides it.
+    Also None if the step needs the whole batch, or if the largest divisor is much smaller.
     """
     batch = config.batch_size // num_devices
     whole = config.regularizer != "none" or vae.with_log_scale is not None
@@ -57,14 +57,14 @@ def microbatch_size(
 def parts_of_batch(
     config: TrainConfig, vae: VAE, num_devices: int, rows: int | None
 ) -> dict[str, Any]:
-    """What `make_train_step` takes of the parts in which a step takes its batch."""
+    """Arguments of `make_train_step` that say how a step splits its batch."""
     if config.deterministic_reduction:
         return {"virtual_shards": config.virtual_shards}
     return {"microbatch_size": microbatch_size(config, vae, num_devices, rows)}
 
 
 def make_objective(config: TrainConfig, rows: int | None = None) -> Objective:
-    """The bound that the flags name; of samples beyond `rows`, chunk by chunk."""
+    """Return the bound that the flags name; more than `rows` samples are computed in chunks."""
     bound: Any = {
         "elbo": partial(jaxvae.elbo, free_bits=config.free_bits),
         "iwae": jaxvae.iwae,
@@ -84,7 +84,7 @@ def make_objective(config: TrainConfig, rows: int | None = None) -> Objective:
 
 
 def make_schedules(config: TrainConfig) -> dict[str, optax.Schedule]:
-    """What the objective takes that changes with the step: beta and capacity, as optax schedules.
+    """Return optax schedules for the arguments of the objective that change: beta and capacity.
 
     Ref: Fu et al., Cyclical Annealing Schedule, 2019, NAACL; Burgess et al. 2018 (capacity).
     """
@@ -102,7 +102,7 @@ def make_schedules(config: TrainConfig) -> dict[str, optax.Schedule]:
 
 
 def _rise(shape: str, end: float, steps: int) -> optax.Schedule:
-    """From 0 to `end` over `steps`, and constant after; or four times so."""
+    """Rise from 0 to `end` over `steps`, then stay constant; "cyclical" repeats this four times."""
     if shape == "cosine":
         falling = optax.cosine_decay_schedule(end, steps)
         return lambda step: end - falling(step)
@@ -113,7 +113,7 @@ def _rise(shape: str, end: float, steps: int) -> optax.Schedule:
 
 
 def make_regularizer(config: TrainConfig, num_data: int) -> Regularizer | None:
-    """The penalty that the flags name, or None."""
+    """Return the penalty that the flags name, or None."""
     weight = config.regularizer_weight
     makers: dict[str, Callable[[], Regularizer]] = {
         "total_correlation": lambda: regularizers.total_correlation(weight, num_data=num_data),
@@ -126,13 +126,13 @@ def make_regularizer(config: TrainConfig, num_data: int) -> Regularizer | None:
 
 
 def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
-    """The optimizer that the flags describe.
+    """Return the optimizer that the flags describe.
 
     Args:
         config: the flags.
-        num_steps: where a falling schedule ends if --decay-steps does not say.
+        num_steps: step at which a falling schedule ends if --decay-steps is not given.
     """
-    updates = lambda steps: -(-steps // config.accumulate_steps)  # what the schedules count
+    updates = lambda steps: -(-steps // config.accumulate_steps)  # schedules count updates
     decay_steps = updates(config.decay_steps or num_steps)
     peak, warmup = config.learning_rate, updates(config.warmup_steps)
     start = updates(config.schedule_start or 0)
@@ -165,9 +165,9 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
 
 
 def _shifted(schedule: optax.Schedule, start: int) -> optax.Schedule:
-    """A schedule that begins at update `start`; before, it is as at its beginning.
+    """Shift a schedule to begin at update `start`; before that it has its initial value.
 
-    The optimizer's count may still be below `start` there: skipped steps are no updates.
+    The optimizer may still count fewer than `start` updates, since it does not count skipped steps.
     """
     return lambda count: schedule(jnp.maximum(count - start, 0))
 
@@ -175,10 +175,10 @@ def _shifted(schedule: optax.Schedule, start: int) -> optax.Schedule:
 def _with_rate_of_sigma(
     optimizer: optax.GradientTransformation, rate: float
 ) -> optax.GradientTransformation:
-    """The optimizer with the updates of a likelihood's log sigma multiplied; its state is the same.
+    """Multiply the updates of a likelihood's log sigma; the optimizer's state keeps its structure.
 
-    Adam and its kin move each parameter by about the learning rate a step, so that a log sigma
-    4.6 from its optimum takes 4,600 steps of 0.001.
+    Adam-like optimizers move each parameter by about the learning rate per step: a log sigma that
+    is 4.6 from its optimum would take 4,600 steps of 0.001.
     """
     if rate == 1:
         return optimizer

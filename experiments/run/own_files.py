@@ -1,4 +1,4 @@
-"""Files of a run's folder that the commands read and write, none of which may be elsewhere."""
+"""Check that the files that commands read and write in a run's folder are inside it."""
 
 from pathlib import Path
 
@@ -7,20 +7,20 @@ from jaxvae.checkpoints.contained import require_contained
 FILES = ("config.json", "metrics.jsonl", "results.json", "report.html", ".lock")
 FOLDERS = ("checkpoints", "checkpoints-damaged", "pictures", "tensorboard")
 NAMES = (*FILES, *FOLDERS, "evaluations", "samples", "codes")
-"""The last three are where results of other commands go by default."""
+"""All names; the last three are the default folders for results of other commands."""
 
 
 def require_own_files(run: Path) -> None:
-    """Check that no file that a command reads or writes in a run's folder lies outside it.
+    """Check that no file that a command reads or writes in a run's folder is a link out of it.
 
-    Whoever made the folder could otherwise make a command read, or overwrite, any file of its
-    user. The folder itself may be reached by a link.
+    Such a link, in a folder made by somebody else, could make a command read or overwrite any
+    file of the user. The folder itself may be a link.
 
     Args:
-        run: its folder; nothing is checked where it does not exist.
+        run: folder of the run; a missing folder passes.
 
     Raises:
-        ValueError: in one line that names the link, or a file that is a folder or the reverse.
+        ValueError: a link leads outside, a file is a folder, or a folder is a file.
     """
     require_contained(run, NAMES)
     for name in FILES:

@@ -1,4 +1,4 @@
-"""A model that is a user's own code: built, checked and traced before it trains."""
+"""Build, check and trace a model that is the user's own code, before it trains."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,26 +22,27 @@ def own_vae(
     preprocessing: Preprocessing,
     train: np.ndarray,
 ) -> VAE:
-    """The `jaxvae.trainable` VAE that a function of the user's makes of its arguments.
+    """Build a VAE with the user's function, and make it `jaxvae.trainable`.
 
-    What evaluation and pictures need of it is traced, so that it does not fail after training.
+    Also trace what evaluation and pictures compute, so that they do not fail after training.
 
     Args:
         recipe: the name "package.module:function" of the user's function, and its arguments.
-        start: more arguments, which the recipe does not hold.
+        start: more arguments, which the recipe does not store.
         make: the user's function.
-        preprocessing: of the data.
-        train: [N, ...] examples as they are stored.
+        preprocessing: preparation of the examples.
+        train: [N, ...] training examples as they are stored.
 
     Raises:
-        ValueError: the function raises, its result is no VAE, or that has no parameters to train.
+        ValueError: the function raises, does not return a VAE, or the VAE has no parameters to
+            train.
     """
     function = recipe["function"]
     named = ", ".join(recipe["arguments"] | start) or "nothing"
     what = f"--model={function} must return a jaxvae.VAE when called with {named}"
     try:
         vae = build(recipe, {function: make}, **start)
-    except Exception as error:  # anything, as it is not this project's
+    except Exception as error:  # the user's function may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{what}; it gave: {reason}. Correct it.") from error
     if not isinstance(vae, VAE):
@@ -49,15 +50,15 @@ def own_vae(
     try:
         vae = jaxvae.trainable(vae)
         params = jax.eval_shape(vae.init, root_key(0))
-    except Exception as error:  # so may `init` of it
+    except Exception as error:  # so may the `init` of the user's VAE
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"--model={function}: init must return its parameters; {reason}"
+            f"--model={function}: init must return parameters; it gave: {reason}"
         ) from error
     if not any(map(is_trained, jax.tree.leaves(params))):
         raise ValueError(
             f"--model={function} has no parameters to train: init must return at least one array "
-            "of floating point numbers. Make a number that is to be trained an array."
+            "of floating point numbers. Turn Python numbers that should be trained into arrays."
         )
     _trace_what_follows(vae, params, preprocessing, train)
     return vae
@@ -66,10 +67,10 @@ def own_vae(
 def _trace_what_follows(
     vae: VAE, params: Any, preprocessing: Preprocessing, examples: np.ndarray
 ) -> None:
-    """Trace what evaluation and pictures need of a model.
+    """Trace what evaluation and pictures compute with a model.
 
     Raises:
-        Exception: whatever a method of the model's distributions raises, or lacks.
+        Exception: any error of the model's distributions, such as a missing method.
     """
 
     def of_one(params: Any, key: jax.Array, stored: jax.Array) -> Any:

@@ -1,4 +1,4 @@
-"""A step of a run computed again, from a checkpoint of the run and in a folder of its own."""
+"""Replay of a step of a run: from a checkpoint of the run, in a separate folder."""
 
 import contextlib
 from pathlib import Path
@@ -20,16 +20,16 @@ from jaxvae.training.state import from_items, to_items
 
 
 class Step(NamedTuple):
-    """What a training step is computed from.
+    """Inputs of a training step.
 
     Attributes:
         vae: the model.
-        options: of `make_train_step`.
-        params: before the step.
-        keys: [B] of the rows.
+        options: arguments of `make_train_step`.
+        params: parameters before the step.
+        keys: [B] random keys of the rows.
         stored: [B, ...] examples as they are stored.
         indices: [B] rows of the training split.
-        number: of steps done before it.
+        number: number of steps done before it.
     """
 
     vae: VAE
@@ -42,16 +42,16 @@ class Step(NamedTuple):
 
 
 def check_replayable(config: TrainConfig, run: Path, model: str | None) -> None:
-    """Check the model of a run before config.json alone decides what is imported and made.
+    """Check that a run can be replayed with the model that the user consented to.
 
     Args:
-        config: from the run's config.json.
-        run: its folder.
-        model: the user's --model.
+        config: flags from the run's config.json.
+        run: folder of the run.
+        model: --model as the user gave it.
 
     Raises:
-        ValueError: the user has not consented to the model, or the newest checkpoint holds
-            another one.
+        ValueError: the user has not consented to the model, or the newest checkpoint has another
+            model.
     """
     models = consented(model, config.model, run)
     check_prepared(config)
@@ -66,27 +66,28 @@ def check_replayable(config: TrainConfig, run: Path, model: str | None) -> None:
 
 
 def start_before(loop: Loop, checkpoints: Path, step: int) -> int:
-    """Put a run before a step, at the newest of another folder's checkpoints; returns its step.
+    """Restore the newest checkpoint before a step of another run into a loop; return its step.
 
     Args:
-        loop: a new run with the flags of the run that it repeats, in a folder of its own.
-        checkpoints: of the run that it repeats.
-        step: that is to be computed again.
+        loop: a new run with the flags of the original run, in a separate folder.
+        checkpoints: folder of the original run's checkpoints.
+        step: the step to replay.
 
     Raises:
-        ValueError: the run was trained on other data.
+        ValueError: the original run was trained on other data.
     """
     built = loop.built
     with contextlib.closing(Checkpoints(checkpoints, read_only=True)) as others:
         steps = others.steps()
         before = max((known for known in steps if known < step), default=0)
-        # The next checkpoint says which data the step was computed from.
+        # The data may change between checkpoints (--allow-other-data): the next one names the
+        # step's data.
         trained = recorded_data(others, [s for s in steps if s >= step] or steps[::-1])
         other = describe_differences(trained, built.data_identity) if trained else ""
         if other:
             raise ValueError(
-                f"the run was trained on other data: {other}. Restore the data to compute one "
-                "of its steps again."
+                f"the run was trained on other data: {other}. Restore the data to replay one of "
+                "its steps."
             )
         if before:
             items = others.restore(before, to_items(built.state_shapes))
@@ -95,7 +96,7 @@ def start_before(loop: Loop, checkpoints: Path, step: int) -> int:
 
 
 def next_step(loop: Loop) -> Step:
-    """Return what the next step of a run is computed from."""
+    """Return the inputs of the next step of a run."""
     built, indices = loop.built, loop.batches.indices(loop.step, 1)
     return Step(
         built.vae,

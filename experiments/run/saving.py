@@ -1,4 +1,4 @@
-"""Checkpoints that a full disk delays, and does not stop a run for."""
+"""Saving of checkpoints; a full disk delays them, and the run continues."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Saving:
-    """Saves a run's steps while it goes on, and says once when that fails.
+    """Saves checkpoints while a run trains, and warns once when saving starts to fail.
 
     Args:
-        checkpoints, recorder: of the run.
+        checkpoints, recorder: the checkpoints and the recorder of the run.
     """
 
     def __init__(self, checkpoints: "Checkpoints", recorder: Recorder) -> None:
@@ -29,17 +29,18 @@ class Saving:
         self._warned = False
 
     def save(self, state: TrainState, about: dict[str, Any], metric: float | None) -> bool:
-        """As `Checkpoints.save`, after all rows: a checkpoint vouches for those before it.
+        """Save a checkpoint with `Checkpoints.save`, after all rows before it are written.
 
         Args:
-            state: on the devices.
-            about: with the "step"; and metric: as `Checkpoints.save` takes them.
+            state: training state, on the devices.
+            about: description with the "step", as for `Checkpoints.save`.
+            metric: validation ELBO, as for `Checkpoints.save`.
 
         Returns:
-            False, and nothing is saved, where an update has made the parameters infinite.
+            False, without saving, if the parameters are not finite; else True.
 
         Raises:
-            Refused: on every process, where the first checkpoint cannot be read back.
+            Refused: on every process, if the first checkpoint cannot be read back.
         """
         items = jax.device_get(to_items(state))
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items["params"])):
@@ -52,13 +53,13 @@ class Saving:
             )
         if problem is not None and not self._warned:
             self._recorder.say(
-                f"warning: {problem} Training goes on and tries again at every evaluation."
+                f"warning: {problem} Training continues and tries again at every evaluation."
             )
         self._warned = problem is not None
         return True
 
     def finish(self, step: int) -> bool:
-        """Wait for the last save; whether it and all rows are on disk."""
+        """Wait for the last save; return True if it and all rows are on disk."""
         problems: list[Exception] = []
         for done in (self._checkpoints.wait, self._write_rows):
             try:
@@ -70,7 +71,7 @@ class Saving:
             last = self._checkpoints.latest_step() or 0
             if last != step:
                 line += f" The last one is of step {last:,}, not {step:,}. " + advice(
-                    problems[0], "the same command goes on from there."
+                    problems[0], "rerun the same command to resume from there."
                 )
             self._recorder.say(line)
         return not problems
@@ -82,5 +83,5 @@ class Saving:
 
 
 def advice(error: Exception, then: str) -> str:
-    """A sentence that says what to do about an error in writing files, and what comes then."""
+    """Sentence with the remedy for an error in writing files, if one is known, and then `then`."""
     return f"{remedy(error)}; {then}" if remedy(error) else f"{then[0].upper()}{then[1:]}"

@@ -1,4 +1,4 @@
-"""Units in which a run's model sees the data: chosen when the run starts, and kept."""
+"""Units in which a run's model sees the data: chosen when the run starts, then never changed."""
 
 import contextlib
 import dataclasses
@@ -16,15 +16,15 @@ from jaxvae.models.units import Units
 
 
 def with_choices(config: TrainConfig, saved: TrainConfig | None) -> TrainConfig:
-    """The flags with --standardize and --sigma-rate where they are left open.
+    """Fill in --standardize and --sigma-rate if they are left open.
 
     Args:
         config: the flags as given.
-        saved: those that the run was started with; None: a new run. Then auto stays where the
-            data decide, which are not read yet.
+        saved: flags that the run was started with; None: a new run. For a new run, "auto" may
+            stay, as it depends on the data, which are not read yet.
 
     Raises:
-        ValueError: no such model.
+        ValueError: there is no such model.
     """
     standardize, sigma_rate = config.standardize, config.sigma_rate
     if saved is not None:
@@ -38,7 +38,7 @@ def with_choices(config: TrainConfig, saved: TrainConfig | None) -> TrainConfig:
 
 
 def as_done(config: TrainConfig, preprocessing: Preprocessing) -> TrainConfig:
-    """The flags with what is done to the data in place of --standardize=auto."""
+    """Replace --standardize=auto by what is done to the data."""
     done: Literal["columns", "none"] = "columns" if preprocessing.standardizes else "none"
     return dataclasses.replace(config, standardize=done)
 
@@ -46,16 +46,16 @@ def as_done(config: TrainConfig, preprocessing: Preprocessing) -> TrainConfig:
 def units_of_run(
     folder: Path, preprocessing: Preprocessing, dataset: Dataset
 ) -> ColumnUnits | None:
-    """The units of a run: those of its newest checkpoint, else those of the training split.
+    """Return the units in a run's newest checkpoint, else those of its training split.
 
-    The parameters of a run mean nothing in other units, so that not even other data change them.
+    Units never change during a run, not even with other data: its parameters depend on them.
 
     Args:
-        folder: of the run.
-        preprocessing, dataset: its data.
+        folder: folder of the run.
+        preprocessing, dataset: data of the run.
 
     Raises:
-        ValueError: a column that float32 does not hold.
+        ValueError: float32 cannot represent the unit of a column.
     """
     if not preprocessing.standardizes:
         return None
@@ -66,13 +66,13 @@ def units_of_run(
 
 
 def in_words(preprocessing: Preprocessing, units: ColumnUnits | None) -> str:
-    """The name of the preprocessing, and what is unusual of some columns."""
+    """Name the preprocessing, with a note on unusual columns."""
     about = "" if units is None else units.about
     return f"{preprocessing.name} ({about})" if about else preprocessing.name
 
 
 def _stored(folder: Path) -> ColumnUnits | None:
-    """The units in the recipe of the newest checkpoint that can be read."""
+    """Return the units in the recipe of the newest readable checkpoint."""
     checkpoints = folder / "checkpoints"
     if not from_first(lambda: any(checkpoints.glob("*"))):
         return None
@@ -80,7 +80,7 @@ def _stored(folder: Path) -> ColumnUnits | None:
 
     with contextlib.closing(Checkpoints(checkpoints, read_only=True)) as saved:
         for step in reversed(saved.steps()):
-            # Restoring says what is wrong with a checkpoint; here it is passed over.
+            # Unreadable checkpoints are skipped here: restoring one reports what is wrong with it.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 arguments = saved.about(step)["vae"]["arguments"]
                 loc, unit = arguments["data_loc"], arguments["data_unit"]

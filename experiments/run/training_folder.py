@@ -1,4 +1,4 @@
-"""The folder of a run that trains: locked, its newest checkpoint restored, its records open."""
+"""Folder of a run during training: lock it, restore the newest checkpoint, open the records."""
 
 import contextlib
 from typing import Any, NamedTuple, Self
@@ -21,13 +21,13 @@ from jaxvae.training.state import TrainState, from_items, to_items
 
 
 class Start(NamedTuple):
-    """Where a run starts or continues.
+    """Point at which a run starts or continues.
 
     Attributes:
-        state: on the devices.
-        step: 0, or that of the newest checkpoint.
-        recorder: of what comes after it.
-        lines: what a reader should know at the start.
+        state: training state, on the devices.
+        step: 0, or the step of the newest checkpoint.
+        recorder: recorder of the steps after it.
+        lines: lines to show at the start.
     """
 
     state: TrainState
@@ -37,15 +37,15 @@ class Start(NamedTuple):
 
 
 class TrainingFolder:
-    """The folder of a run, which no other process trains in. A context manager.
+    """Context manager that locks the folder of a run against other training processes.
 
-    Of several processes all call the same methods, and process 0 alone has the folder.
+    With several processes, all call the same methods, and only process 0 accesses the folder.
 
     Args:
         built: the run.
 
     Attributes:
-        checkpoints: of the run.
+        checkpoints: checkpoints of the run.
 
     Raises:
         ValueError: another process trains in the folder.
@@ -57,7 +57,7 @@ class TrainingFolder:
             self._lock = RunLock(built.config.folder)
         self._open = contextlib.ExitStack()
         try:
-            from jaxvae.checkpoints import Checkpoints  # orbax, while the step compiles
+            from jaxvae.checkpoints import Checkpoints  # imports orbax while the step compiles
 
             self.checkpoints = Checkpoints(built.config.folder / CHECKPOINTS)
             self._open.callback(self.checkpoints.close)
@@ -69,15 +69,16 @@ class TrainingFolder:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        with contextlib.ExitStack() as stack:  # each of them, whatever the others do
+        with contextlib.ExitStack() as stack:  # closes the lock even if another callback raises
             stack.callback(self._lock.close, error)
             stack.callback(self._open.close)
 
     def start(self) -> Start:
-        """Restore the newest checkpoint, if any, and open what is written while training.
+        """Restore the newest checkpoint, if any, and open the files written during training.
 
         Raises:
-            ValueError: the newest checkpoint is of other data, and the flags do not allow that.
+            ValueError: the newest checkpoint was trained on other data, which the flags do not
+                allow.
         """
         built, config = self._built, self._built.config
         other_data = self._check_data()
@@ -100,11 +101,11 @@ class TrainingFolder:
         return Start(replicate(state, built.mesh), step, recorder, lines)
 
     def about(self, step: int, position: dict[str, int]) -> dict[str, Any]:
-        """What the checkpoint of a step says of itself.
+        """Return the description to store in the checkpoint of a step.
 
         Args:
-            step: its number.
-            position: of the step in the data.
+            step: number of the step.
+            position: position of the step in the data.
         """
         built = self._built
         return {
@@ -117,7 +118,7 @@ class TrainingFolder:
         }
 
     def _check_data(self) -> list[str]:
-        """A line where the newest checkpoint is of other data, which the flags allow."""
+        """Return a warning if the newest checkpoint was trained on other data, as flags allow."""
         trained = recorded_data(self.checkpoints, reversed(self.checkpoints.steps()))
         allow_other = self._built.config.allow_other_data
         with raise_on_all_processes():
@@ -127,8 +128,8 @@ class TrainingFolder:
         if not other:
             return []
         return [
-            f"warning: from here on the run has other data: {other}. Its validation bounds do not "
-            "compare with earlier ones, by which the best checkpoint is chosen, too."
+            f"warning: from here on the run has other data: {other}. Its validation bounds are not "
+            "comparable with earlier ones, and the best checkpoint is chosen among all of them."
         ]
 
     def _introduction(self, state: TrainState) -> list[str]:

@@ -1,4 +1,4 @@
-"""The numbers of a model on the validation split, while it trains."""
+"""Evaluation of a model on the validation split during training."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from jaxvae.training.state import TrainState
 def make_validation(built: Built) -> Callable[[TrainState], dict[str, float]] | None:
     """Return the function state -> numbers of the validation split; None if there is no split.
 
-    All evaluations of a run have the same key, so that their differences are the model's.
+    All evaluations of a run use the same key, so that they differ only because the model does.
     """
     examples = built.dataset.validation
     if not len(examples):

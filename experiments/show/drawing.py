@@ -1,4 +1,4 @@
-"""What a trained model makes, as arrays and as pictures."""
+"""Samples, reconstructions, interpolations and traversals of a model: arrays and pictures."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,15 +20,15 @@ MOST_COLUMNS = 16
 
 
 class Drawing(NamedTuple):
-    """What a model makes, as numpy arrays in the units of x; means of p(x|z) throughout.
+    """Outputs of a model, as numpy arrays in the units of x; decoded ones are means of p(x|z).
 
     Attributes:
-        samples: [N, ...] from z ~ p(z).
-        originals, reconstructions: [M, ...], z the mean of q(z|x).
-        interpolations: [R, S, ...] along lines between pairs of posterior means.
+        samples: [N, ...] decoded from z ~ p(z).
+        originals, reconstructions: [M, ...] examples, and decoded from the mean of q(z|x).
+        interpolations: [R, S, ...] decoded along lines between pairs of posterior means.
         traversals: [L, S, ...] of the first example, one latent changed per row.
-        latents: [L] those latents, the one that varies most over the examples first.
-        values: [S] what they are set to.
+        latents: [L] indices of those latents; the one that varies most over the examples is first.
+        values: [S] values that each of them is set to.
     """
 
     samples: np.ndarray
@@ -51,16 +51,17 @@ def draw(
     num_steps: int = 11,
     num_latents: int = 10,
 ) -> Drawing:
-    """Samples, reconstructions, interpolations and traversals of a model.
+    """Compute samples, reconstructions, interpolations and traversals of a model.
 
     Args:
-        vae, params: the model.
-        xs: [M, *data_shape] prepared examples; all say which latents vary, the first are shown.
-        key: of the samples.
+        vae, params: the model and its parameters.
+        xs: [M, *data_shape] prepared examples. The latents are ranked by their variance over all
+            of them; the first `num_shown` are drawn.
+        key: random key.
         num_samples: N.
-        num_shown: examples to reconstruct and to interpolate between, in pairs.
+        num_shown: number of examples to reconstruct, and to interpolate between in pairs.
         num_steps: S.
-        num_latents: most rows of traversals.
+        num_latents: largest number of traversals.
     """
     decode = jax.jit(jax.vmap(lambda z: vae.decode(params, z).mean()))
     key_samples, key_means = jax.random.split(key)
@@ -94,17 +95,17 @@ def draw(
 
 
 def _center(q: Any, key: jax.Array) -> jax.Array:
-    """The latent that stands for q: its mean, or on the sphere its direction."""
+    """Latent that represents q: its mean, or on the sphere its mean direction."""
     return q.loc if isinstance(q, VonMisesFisher) else mean_of(q, key, MEAN_SAMPLES)
 
 
 def _traversals(
     z: jax.Array, latents: np.ndarray, num_steps: int, on_sphere: bool
 ) -> tuple[np.ndarray, jax.Array]:
-    """What each latent of z is set to, and z so changed: [S] and [L, S, *z.shape].
+    """Values that each latent of z is set to, and z with these values: [S] and [L, S, *z.shape].
 
-    From -3 to 3; on the sphere from -0.95 to 0.95, the rest shrunk to fit; one-hot latents take
-    each category in turn.
+    The values go from -3 to 3; on the sphere from -0.95 to 0.95, with the other coordinates scaled
+    to unit norm; one-hot latents take each category in turn.
     """
     values = np.linspace(-3, 3, num_steps)
     if z.ndim == 2:
@@ -126,7 +127,7 @@ def _to_sphere(z: jax.Array) -> jax.Array:
 
 
 def write_pictures(drawing: Drawing, folder: Path) -> None:
-    """`samples.png`, `reconstructions.png`, `interpolations.png`, `traversals.png`."""
+    """Write samples.png, reconstructions.png, interpolations.png and traversals.png."""
     folder.mkdir(parents=True, exist_ok=True)
     limits, note = _limits(drawing.originals)
     shown: dict[str, Any] = {
@@ -164,7 +165,7 @@ def _limits(examples: np.ndarray) -> tuple[tuple[Any, Any], str]:
 
 
 def prepared_head(dataset: Dataset, preprocessing: Preprocessing, most: int = 1000) -> np.ndarray:
-    """The first test examples (training examples where there are none), as x [M, *data_shape]."""
+    """Prepare the first test examples (training examples if there are none): [M, *data_shape]."""
     head = (dataset.test if len(dataset.test) else dataset.train)[:most]
     keys = jax.random.split(root_key(0), len(head))
     return np.asarray(jax.jit(jax.vmap(preprocessing.prepare))(keys, head))

@@ -1,4 +1,4 @@
-"""The numbers of a trained model on one split of the data, each with its standard error."""
+"""Evaluation numbers of a trained model on one split, with standard errors."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def make_scorer(
     batch_size: int,
     microbatch_size: int | None = None,
 ) -> Callable[..., Scores]:
-    """The function (examples [N, ...], progress) -> Scores, numpy arrays [N, ...], of a model."""
+    """Return the function (examples [N, ...], progress) -> Scores with numpy arrays [N, ...]."""
     score = make_score(vae, prepare=preprocessing.prepare, num_samples=num_samples)
     return partial(
         map_dataset,
@@ -50,7 +50,7 @@ def make_scorer(
 def summarize(
     scores: Scores, data_shape: tuple[int, ...], preprocessing: Preprocessing, num_samples: int
 ) -> dict[str, Any]:
-    """The scores of a split as named numbers with standard errors and units."""
+    """Summarize the scores of a split as named numbers with standard errors and units."""
     bound = estimate(scores.log_likelihood)
     num_dimensions = math.prod(data_shape)
     latents = scores.posterior_mean.shape[1]
@@ -76,7 +76,7 @@ def summarize(
 
 
 def validation_row(scores: Scores) -> dict[str, float]:
-    """What metrics.jsonl has of an evaluation while training, in nats."""
+    """Return the values of a validation row of metrics.jsonl, in nats."""
     elbo = estimate(scores.elbo)
     return {
         "elbo": elbo.value,
@@ -88,7 +88,7 @@ def validation_row(scores: Scores) -> dict[str, float]:
 
 
 def print_numbers(title: str, numbers: dict[str, Any]) -> None:
-    """Print what `summarize` gives as a table."""
+    """Print the result of `summarize` as a table."""
     rows = [
         (name.replace("_", " "), entry["value"], entry.get("standard_error"), entry["unit"])
         for name, entry in numbers.items()

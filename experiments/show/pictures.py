@@ -1,4 +1,4 @@
-"""Pictures of data, samples, reconstructions and latents, and of how a run went.
+"""Pictures of data, samples, reconstructions and latents, and training curves.
 
 An example of shape [H, W, 1] or [H, W, 3] is drawn as an image, one of any other shape as a line
 through its values, flattened. Pictures are arrays uint8 [height, width, 4], transparent around the
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 Limits = tuple[ArrayLike, ArrayLike]
 
-# Okabe and Ito's blue and vermilion: apart for every eye, on white and inverted on black.
+# Blue and vermilion of Okabe and Ito: distinct for colour-blind readers too, on white and black.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#5F6670"
 _LABEL, _LINE_BACKGROUND = "#7B838E", (0.5, 0.5, 0.5, 0.12)  # on bright pages and dark ones
 _NOT_FINITE = (213, 94, 0)
 _LEAST_SIDE, _GAP, _FONT_SIZE = 64, 2, 14
 _LINE_TILE = (66, 84)
-_MANY = 40  # points, from which a curve is drawn without dots, smoothed, and without its start
+_MANY = 40  # curves with more points are drawn without dots, smoothed, and without their start
 
 _PANELS = {
     "elbo": ("elbo", "nats"),
@@ -43,7 +43,7 @@ _PANELS = {
 
 
 def grid(examples: ArrayLike, columns: int = 10, limits: Limits | None = None) -> np.ndarray:
-    """A grid of examples [N, *data_shape], row by row."""
+    """Draw a grid of examples [N, *data_shape], row by row."""
     array = _examples("grid", examples)
     return _joined(_folded(_tiles([array], limits), columns))
 
@@ -51,12 +51,12 @@ def grid(examples: ArrayLike, columns: int = 10, limits: Limits | None = None) -
 def reconstructions(
     originals: ArrayLike, means: ArrayLike, columns: int = 10, limits: Limits | None = None
 ) -> np.ndarray:
-    """Rows of originals [N, *data_shape], each above the row of the means of p(x|z)."""
+    """Draw rows of originals [N, *data_shape], each above the row of the means of p(x|z)."""
     above, below = _examples("reconstructions", originals), _examples("reconstructions", means)
     if above.shape != below.shape:
         raise ValueError(
-            "reconstructions: originals and means must have the same shape, "
-            f"{above.shape} and {below.shape} came. Decode every original once."
+            "reconstructions: originals and means must have the same shape, got "
+            f"{above.shape} and {below.shape}. Decode every original once."
         )
     limits = limits or _span([above, below])
     tiles = (
@@ -69,7 +69,7 @@ def reconstructions(
 
 
 def interpolations(examples: ArrayLike, limits: Limits | None = None) -> np.ndarray:
-    """Rows [R, S, *data_shape], each decoded along S points from one latent to another."""
+    """Draw rows [R, S, *data_shape], each decoded along S points from one latent to another."""
     tiles = _rows_of_tiles("interpolations", examples, limits)
     steps = tiles.shape[1]
     return _labelled(tiles, column_labels=["start", *[""] * (steps - 2), "end"])
@@ -81,19 +81,19 @@ def traversals(
     values: Sequence[float],
     limits: Limits | None = None,
 ) -> np.ndarray:
-    """Rows [L, S, *data_shape], each decoded while one latent moves and the others rest.
+    """Draw rows [L, S, *data_shape], each decoded while one latent changes and the others do not.
 
     Args:
-        examples: what they decode to.
-        latents: the index of the latent that moves, of each row [L].
-        values: what it is set to, of each column [S].
-        limits: see the top of this file.
+        examples: decoded examples [L, S, *data_shape].
+        latents: index of the latent that changes, for each row [L].
+        values: value that it is set to, for each column [S].
+        limits: as in the docstring of this module.
     """
     tiles = _rows_of_tiles("traversals", examples, limits)
     if tiles.shape[:2] != (len(latents), len(values)):
         raise ValueError(
-            "traversals: examples must have a row for each latent and a column for each value, "
-            f"{tiles.shape[:2]} came with {len(latents)} latents and {len(values)} values. "
+            "traversals: examples must have a row for each latent and a column for each value, got "
+            f"{tiles.shape[:2]} with {len(latents)} latents and {len(values)} values. "
             "Decode [L, S, Z] latents."
         )
     return _labelled(tiles, [f"z[{i}]" for i in latents], [f"{value:+.2g}" for value in values])
@@ -129,7 +129,7 @@ def quantities(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     if not rows:
         raise ValueError(
-            "curves: there must be at least one row of metrics, none came. Train first."
+            "curves: there must be at least one row of metrics, got none. Train first."
         )
     return ["elbo", *(name for name in list(_PANELS)[1:] if any(name in row for row in rows))]
 
@@ -148,7 +148,7 @@ def curves(rows: Sequence[Mapping[str, Any]], name: str, path: Path | IO[bytes])
 
 
 def latent_kl_bars(kl_per_latent: ArrayLike, path: Path | IO[bytes]) -> None:
-    """Draws the KL of each latent [Z], in nats, mean over a data set, largest first, as a PNG."""
+    """Draw the mean KL of each latent [Z] over a data set, in nats, largest first, as a PNG."""
     kl = np.asarray(kl_per_latent, dtype=np.float64)
     order = np.argsort(-np.nan_to_num(kl), kind="stable")
     figure = _figure(6.5, 2.6)
@@ -162,12 +162,12 @@ def latent_kl_bars(kl_per_latent: ArrayLike, path: Path | IO[bytes]) -> None:
 
 
 def _examples(name: str, values: ArrayLike, leading: int = 1) -> np.ndarray:
-    """Floats [..., *data_shape] with `leading` axes before the data's own, none of them empty."""
+    """Convert to floats [..., *data_shape] with `leading` axes before the data's, none empty."""
     array = np.asarray(values, dtype=np.float32)
     if array.ndim <= leading or array.size == 0:
         raise ValueError(
             f"{name}: there must be at least one example, of at least one axis, after "
-            f"{leading} leading axes, shape {array.shape} came. Stack the examples."
+            f"{leading} leading axes, got shape {array.shape}. Stack the examples."
         )
     return array
 
@@ -190,7 +190,7 @@ def _span(arrays: Sequence[np.ndarray]) -> Limits:
 
 
 def _tiles(overlaid: Sequence[np.ndarray], limits: Limits | None) -> np.ndarray:
-    """Tiles uint8 [N, h, w, 4] of examples [N, *data_shape]; later arrays lie over earlier ones."""
+    """Draw examples [N, *data_shape] as tiles uint8 [N, h, w, 4], later arrays on top."""
     limits = limits or _span(overlaid)
     if _is_image(overlaid[0]):
         return _image_tiles(overlaid[-1], limits)
@@ -209,7 +209,7 @@ def _image_tiles(images: np.ndarray, limits: Limits) -> np.ndarray:
 
 
 def _line_tiles(lines: Sequence[np.ndarray], limits: Limits) -> np.ndarray:
-    """One tall drawing of N line plots under each other, cut into tiles."""
+    """Draw N line plots below each other in one tall figure, and cut it into tiles."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -233,7 +233,7 @@ def _line_tiles(lines: Sequence[np.ndarray], limits: Limits) -> np.ndarray:
 
 
 def _folded(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles [N, h, w, 4] as rows [R, C, h, w, 4], the last one filled up with background."""
+    """Arrange tiles [N, h, w, 4] in rows [R, C, h, w, 4]; fill the last row with background."""
     columns = min(columns, len(tiles))
     missing = -len(tiles) % columns
     filled = np.pad(tiles, ((0, missing), *[(0, 0)] * 3))
@@ -241,7 +241,7 @@ def _folded(tiles: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _joined(tiles: np.ndarray) -> np.ndarray:
-    """Rows of tiles [R, C, h, w, 4] as one picture, with gaps between and around them."""
+    """Join rows of tiles [R, C, h, w, 4] into one picture, with gaps between and around them."""
     gaps = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
     padded = np.pad(tiles, gaps)
     rows, columns, height, width, _ = padded.shape
@@ -255,7 +255,7 @@ def _labelled(
     column_labels: Sequence[str] = (),
     colours: Sequence[str] = (),
 ) -> np.ndarray:
-    """Rows of tiles [R, C, h, w, 4] joined, with a label left of each row and above each column."""
+    """Join rows of tiles [R, C, h, w, 4], with labels left of the rows and above the columns."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(_FONT_SIZE)
@@ -294,7 +294,7 @@ def _style(axes: Axes, title: str, across: str, unit: str) -> None:
 
 
 def _draw_panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws one quantity of a run in its axes: train in blue, validation in orange."""
+    """Draw one quantity of a run in its axes: train in blue, validation in orange."""
     title, unit = _PANELS[name]
     _style(axes, title, "steps", unit)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -330,13 +330,13 @@ def _draw_split(
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """The values of one name, as floats; NaN where there is none, or none that is finite."""
+    """Values of one name as floats; NaN if missing or not finite."""
     values = np.array([row.get(name) for row in rows], dtype=np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """A centred running mean over about a twentieth of the run; NaN counts for nothing."""
+    """Centred running mean over about a twentieth of the run; NaN values have no weight."""
     kernel = np.hanning(2 * (len(values) // 40) + 3)
     there = np.isfinite(values).astype(np.float64)
     weight = np.convolve(there, kernel, mode="same")
@@ -345,7 +345,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def _leave_out_the_start(axes: Axes) -> None:
-    """Fits the vertical range to all but the first steps, which would flatten what follows."""
+    """Fit the vertical range to all but the first steps, which would flatten the rest."""
     points = np.concatenate([line.get_xydata() for line in axes.lines])
     start, end = points[:, 0].min(), points[:, 0].max()
     later = points[points[:, 0] >= start + 0.05 * (end - start), 1]

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with its numbers, curves and pictures inside."""
+"""Report of a run: one HTML file that contains its numbers, curves and pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from experiments.show.pictures import curves, quantities
 from experiments.show.saved_results import with_current_names
 
 MOST_BYTES = 2**25
-"""Largest picture that goes into the page; a file may have any name and size."""
+"""Largest picture that goes into the page: a run's folder may hold files of any size."""
 _QUANTITIES = {
     "elbo": "elbo",
     "log_likelihood": "log p(x)",
@@ -34,14 +34,14 @@ _PICTURES = {
     "samples": ("Samples", "Decoded from latents drawn from the prior."),
     "reconstructions": (
         "Reconstructions",
-        "Held-out examples, each above what the model makes of it.",
+        "Held-out examples, each above its reconstruction by the model.",
     ),
     "interpolations": (
         "Interpolations",
         "Decoded along a path between the latents of two examples.",
     ),
-    "traversals": ("Traversals", "One latent moves in each row, the others rest."),
-    "latent_kl": ("KL of each latent", "How many nats each latent carries, largest first."),
+    "traversals": ("Traversals", "In each row one latent changes and the others are fixed."),
+    "latent_kl": ("KL of each latent", "Nats of KL in each latent, largest first."),
 }
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1b1f24; --faint: #5f6670;
@@ -103,18 +103,21 @@ _PAGE = """<!doctype html>
 
 
 def write_report(run: Path) -> Path:
-    """Writes `<run>/report.html` from what the folder of a run holds; what is missing is left out.
+    """Write `<run>/report.html` from the files in a run's folder; missing files are left out.
 
     Args:
         run: a folder with any of config.json, metrics.jsonl, results.json and pictures/*.png.
 
     Returns:
-        The path of the report: one file, without scripts or references to anything outside it.
+        The path of the report: one file, without scripts or references to other files.
+
+    Raises:
+        ValueError: the folder does not exist, or a JSON file in it is invalid.
     """
     if not run.is_dir():
         raise ValueError(
-            f"write_report: run must be the folder of a run, {run} is no folder. "
-            "Pass the one that holds metrics.jsonl."
+            f"write_report: run must be the folder of a run, {run} is not a folder. "
+            "Pass the folder that has metrics.jsonl."
         )
     config = _read(run / "config.json")
     results = with_current_names(_read(run / "results.json"))
@@ -139,8 +142,8 @@ def write_report(run: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one if there is no file."""
-    from jaxvae.checkpoints.contained import read_json  # with which jax comes
+    """Read the object in a JSON file; an empty one if there is no file."""
+    from jaxvae.checkpoints.contained import read_json  # here, since it loads jax
 
     if not path.exists():
         return {}
@@ -149,7 +152,7 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(
             f"write_report: {path} must hold a JSON object, it holds something else. "
-            "Delete it, or write it anew with the command that made it."
+            "Delete it, or rerun the command that wrote it."
         ) from error
 
 
@@ -174,7 +177,7 @@ def _configuration(config: Mapping[str, Any]) -> str:
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> str:
-    """A section with a table of names and values."""
+    """Format a section with a table of names and values."""
     return _section(title, _table(values))
 
 
@@ -203,13 +206,13 @@ def _timing(name: str, value: Any) -> tuple[str, str]:
 
 
 def _value(entry: Mapping[str, Any]) -> list[str]:
-    """The value of an entry, and its standard error if it has one."""
+    """Format the value of an entry, and its standard error if it has one."""
     value, error = rounded(entry["value"], entry.get("standard_error"))
     return [value, f"± {error}"] if error else [value]
 
 
 def _measured(results: Mapping[str, Any], split: str) -> dict[str, dict[str, Any]]:
-    """The entries of a split that hold a value."""
+    """Entries of a split that have a value."""
     entries = (results.get(split) or {}).items()
     return {name: entry for name, entry in entries if isinstance(entry, dict) and "value" in entry}
 
@@ -217,7 +220,7 @@ def _measured(results: Mapping[str, Any], split: str) -> dict[str, dict[str, Any
 def _summary(
     config: Mapping[str, Any], results: Mapping[str, Any], rows: list[dict[str, Any]]
 ) -> str:
-    """One line on what came out; without results, a notice that says how far the run came."""
+    """Format one line with the ELBO; without results, a notice with the last step of the run."""
     splits = [split for split in ("test", "validation") if "elbo" in _measured(results, split)]
     if splits:
         elbo = " ".join(_value(results[splits[0]]["elbo"]))
@@ -228,7 +231,7 @@ def _summary(
         by = f" (checkpoint: {', '.join(which)})" if which else ""
         text = f"elbo {elbo} nats on the {splits[0]} split{where}{by}."
         return f"<p>{escape(text)}</p>"
-    text = "This run has no results: it was interrupted, or it is still going on."
+    text = "This run has no results: it was interrupted, or it is still training."
     if rows:
         text += f" The last row of its metrics is of step {max(row['step'] for row in rows):,}."
     return f'<section class="notice" role="note">{escape(text)}</section>'
@@ -259,7 +262,7 @@ def _head(split: str, entries: Mapping[str, Any]) -> str:
 
 
 def _number_row(name: str, splits: list[dict[str, dict[str, Any]]]) -> str:
-    """A row of the table of final numbers: one quantity, a cell for each split."""
+    """Format a row of the table of final numbers: one quantity, a cell for each split."""
     first = next(entries[name] for entries in splits if name in entries)
     label = _QUANTITIES.get(name, _spaced(name))
     if "num_samples" in first:
@@ -284,7 +287,7 @@ def _curves(rows: list[dict[str, Any]]) -> str:
 
 
 def _pictures(folder: Path) -> Iterable[str]:
-    """A section for each kind of picture, the known kinds first; of numbered files, the last."""
+    """Format a section per kind of picture, known kinds first; numbered files show the last."""
     found = [path for path in sorted(folder.glob("*.png")) if path.stat().st_size < MOST_BYTES]
     latest = {re.sub(r"[-_]?\d+$", "", path.stem): path for path in found}
     latest.pop("curves", None)

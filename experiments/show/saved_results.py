@@ -1,4 +1,4 @@
-"""The results.json of a run, as training wrote it or as somebody left it."""
+"""Reading of a run's results.json, which may be from an older release, damaged or edited."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,13 @@ from experiments.record.metrics import is_number_or_none
 MOST_BYTES = 2**22
 """Largest results.json that is read; training writes ten kilobytes."""
 RENAMED = {"log_likelihood_lower_bound": "log_likelihood", "log_likelihood": "reconstruction"}
+"""Name in files of earlier releases -> today's name."""
 TEXTS = ("command", "device", "preprocessing", "bits_per_dimension_of")
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read the results of a run; empty where they are missing or cannot be shown."""
-    from jaxvae.checkpoints.contained import read_json  # with which jax comes
+    """Read the results of a run; empty if they are missing or cannot be shown."""
+    from jaxvae.checkpoints.contained import read_json  # here, since it loads jax
 
     try:
         results = read_json(path, MOST_BYTES)
@@ -23,10 +24,10 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def with_current_names(results: dict[str, Any]) -> dict[str, Any]:
-    """Return results of an earlier release under the names of this one.
+    """Rename entries in results of earlier releases to today's names.
 
-    The estimate of log p(x) was called log_likelihood_lower_bound, and E_q log p(x|z), which is
-    `reconstruction` now, log_likelihood.
+    There, log_likelihood_lower_bound was the estimate of log p(x), and log_likelihood was
+    E_q log p(x|z), which is now `reconstruction`.
     """
     return {
         name: {RENAMED.get(key, key): entry for key, entry in value.items()}
@@ -37,7 +38,7 @@ def with_current_names(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _can_be_shown(results: dict[str, Any]) -> bool:
-    """Tell whether all that the report and the screen show has the right type."""
+    """Return True if all values that the report and the screen show have the right type."""
     checkpoint, versions, timing = (
         results.get(name, {}) for name in ("checkpoint", "versions", "timing")
     )

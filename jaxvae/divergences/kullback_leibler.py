@@ -107,8 +107,8 @@ def kl(
 
     It is exact to rounding for every pair of Gaussians (diagonal, low-rank, full-covariance, and
     adapted independent normals), for two OneHotCategoricals, for VonMisesFisher against
-    UniformSphere, and for two adapted distributions whose library has a formula. Otherwise it is the
-    mean of log q(z) - log p(z) over `num_samples` draws of q, which is unbiased and can be negative.
+    UniformSphere, and for two adapted distributions whose library has a formula. Otherwise it is
+    the mean of log q(z) - log p(z) over `num_samples` draws of q: unbiased, and at times negative.
 
     Args:
         q: the distribution of the expectation.

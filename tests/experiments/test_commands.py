@@ -1,4 +1,4 @@
-"""The commands that use a trained run: evaluate, sample, encode; and what all commands share."""
+"""Commands that use a trained run (evaluate, sample, encode), and the frame of all commands."""
 
 import dataclasses
 import json
@@ -97,14 +97,16 @@ def test_sample_draws_pictures_and_arrays(whole_run, tmp_path):
         (encode, EncodeConfig(Path(), batch_size=0), r"--batch-size must be at least 1"),
     ],
 )
-def test_what_cannot_be_is_refused(command, config, message, tmp_path, monkeypatch):
+def test_invalid_flags_and_missing_runs_are_rejected(
+    command, config, message, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused, match=message):
         command(config)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_split_without_examples_is_refused(small, tmp_path):
+def test_a_split_without_examples_is_rejected(small, tmp_path):
     run = tmp_path / "run"
     options = {"num_validation": 0, "num_steps": 1, "eval_samples": 1}
     train(dataclasses.replace(small, run=run, **options))
@@ -117,7 +119,7 @@ def test_a_split_without_examples_is_refused(small, tmp_path):
     assert set(run.rglob("*")) == before
 
 
-def test_data_of_another_shape_are_refused(whole_run, tmp_path):
+def test_data_of_another_shape_are_rejected(whole_run, tmp_path):
     path = tmp_path / "wide.npz"
     np.savez(path, images=np.full((20, 9, 8), 250, np.uint8))
     config = EncodeConfig(whole_run.run, dataset=f"npz:{path}", num_devices=1)
@@ -126,7 +128,7 @@ def test_data_of_another_shape_are_refused(whole_run, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "sample", "encode"])
-def test_help_teaches_and_starts_no_backend(command):
+def test_help_describes_flags_and_starts_no_backend(command):
     program = (
         "import sys, runpy\n"
         f"sys.argv = ['{command}', '--help']\n"
@@ -142,7 +144,7 @@ def test_help_teaches_and_starts_no_backend(command):
     assert "--accelerator" in result.stdout
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path):
+def test_a_user_error_gives_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "experiments.train", f"--run={tmp_path / 'run'}"]
     result = subprocess.run(
         [*command, "--dataset=npz:nowhere.npz"], cwd=ROOT, capture_output=True, text=True,

@@ -1,4 +1,4 @@
-"""The main job, as a newcomer runs it: the default command, in a process of its own."""
+"""The default training command, run as a newcomer does, in a separate process."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_its_test_elbo_is_above_the_floor(run):
 
 
 @pytest.mark.slow
-def test_nothing_was_skipped_and_the_best_checkpoint_is_the_reported_one(run):
+def test_no_step_is_skipped_and_the_best_checkpoint_is_reported(run):
     folder, _ = run
     rows = read_metrics(folder / "metrics.jsonl")
     assert rows[-1]["step"] == 5000

@@ -1,4 +1,4 @@
-"""Every example runs as it stands, and prints the number that it is about."""
+"""Examples run unchanged, and the number that each prints is within its known bounds."""
 
 import re
 import runpy
@@ -25,7 +25,7 @@ PRINTED = {
     "several_devices": CLUSTERS,
     "sharded_batch": CLUSTERS,
 }
-"""Example -> the bounds of the first number with decimals in its last line."""
+"""Example -> bounds of the first number with decimals in the last line that it prints."""
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""A step computed again is the step of the run, and injected faults are found and named."""
+"""Replay: a recomputed step equals the step of the run, and injected faults are named."""
 
 import dataclasses
 import json
@@ -25,17 +25,17 @@ def _files(folder):
 
 
 @pytest.mark.parametrize("step", [5, 30, 55])
-def test_a_step_is_what_the_run_wrote_down_bit_for_bit(whole_run, step, capsys):
-    """From no checkpoint, from one, and from the best one; and nothing of the run is touched."""
+def test_a_replayed_step_equals_the_run_bit_for_bit(whole_run, step, capsys):
+    """Replays start at step 0, at a checkpoint or at the best one, and do not change the run."""
     before = _files(whole_run.run)
     replay(ReplayConfig(whole_run.run, step))
     text = capsys.readouterr().out
-    assert "bit for bit what the run wrote down" in text
+    assert "bit for bit what the run logged" in text
     assert "all examples' terms and gradients are finite" in text
     assert _files(whole_run.run) == before
 
 
-def test_another_number_is_seen(whole_run, tmp_path, capsys):
+def test_a_different_number_is_reported(whole_run, tmp_path, capsys):
     """The comparison above can fail."""
     copy = tmp_path / "copy"
     shutil.copytree(whole_run.run, copy)
@@ -43,7 +43,7 @@ def test_another_number_is_seen(whole_run, tmp_path, capsys):
     changed = [row | {"kl": row["kl"] + 1e-5} if row["step"] == 30 else row for row in rows]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
     replay(ReplayConfig(copy, 30))
-    assert "not what the run wrote down" in capsys.readouterr().out
+    assert "not what the run logged" in capsys.readouterr().out
 
 
 def _skipped(run):
@@ -51,7 +51,7 @@ def _skipped(run):
 
 
 class WithNaN(Batches):
-    """A pixel that was let through."""
+    """Batches with a NaN pixel, as if the check of the data had missed it."""
 
     def __init__(self, examples, *rest):
         examples = examples.copy()
@@ -73,7 +73,7 @@ def test_a_pixel_that_is_not_finite_is_named(small, tmp_path, monkeypatch, capsy
     replay(ReplayConfig(config.run, event["step"]))
     text = capsys.readouterr().out
     row = event["examples"].index(17)
-    assert f"example 17 of the training split (row {row} of the batch) holds nan at [3, 4" in text
+    assert f"example 17 of the training split (row {row} of the batch) has nan at [3, 4" in text
 
 
 def test_an_update_that_explodes_is_found_in_the_parameters(small, tmp_path, capsys):
@@ -103,7 +103,7 @@ def test_a_scale_too_small_is_found_in_the_likelihood(small, tmp_path, capsys):
     [(Path("nowhere"), 3, "no run at nowhere"), (None, 0, "--step must be at least 1, got 0"),
      (None, 61, "--step must be one that the run has come to .60., got 61")],
 )  # fmt: skip
-def test_what_cannot_be_replayed_is_refused(whole_run, run, step, message):
+def test_steps_and_runs_that_cannot_be_replayed_are_rejected(whole_run, run, step, message):
     with pytest.raises(Refused, match=message):
         replay(ReplayConfig(run or whole_run.run, step))
 

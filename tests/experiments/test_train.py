@@ -1,4 +1,4 @@
-"""The training command: one run, however often it is stopped, on its own data and networks."""
+"""The training command: results, stopping and continuing, own models, and errors."""
 
 import dataclasses
 import importlib
@@ -34,14 +34,14 @@ def _rows(run):
 
 
 def _advance(config, num_steps, num_devices=1):
-    """Train up to a step and stop there, without the final numbers and pictures."""
+    """Train up to a step and stop there, without final numbers and pictures."""
     config = dataclasses.replace(config, num_steps=num_steps, num_devices=num_devices)
     with training(config, jax.devices()[:num_devices]) as loop:
         assert loop.train() == 0
 
 
 def _trained_and_continued(config):
-    """Its results, after 30 steps and a continuation."""
+    """Train 30 steps, continue the run, and return its results."""
     with training(config, jax.devices()[:1]) as loop:
         assert loop.train() == 0
     longer = {"num_epochs": 3.0} if config.num_epochs else {"num_steps": 40}
@@ -56,7 +56,7 @@ def _same_parameters(one, other):
     jax.tree.map(np.testing.assert_array_equal, load(one, "latest")[1], load(other, "latest")[1])
 
 
-def test_a_run_leaves_its_numbers_pictures_and_report(whole_run):
+def test_a_run_writes_its_numbers_pictures_and_report(whole_run):
     run = whole_run.run
     results = json.loads((run / "results.json").read_text())
     assert results["test"]["num_examples"] == 33
@@ -77,7 +77,9 @@ def test_training_raises_the_bound(whole_run):
     assert rows[-1]["elbo"] > rows[0]["elbo"] + 2
 
 
-def test_stopped_at_any_step_and_continued_is_never_stopped(whole_run, small, tmp_path):
+def test_a_run_stopped_at_any_step_and_continued_equals_an_uninterrupted_run(
+    whole_run, small, tmp_path
+):
     config = dataclasses.replace(small, run=tmp_path / "run")
     for num_steps in (1, 23, 25, 48, 60):
         _advance(config, num_steps)
@@ -86,7 +88,7 @@ def test_stopped_at_any_step_and_continued_is_never_stopped(whole_run, small, tm
 
 
 def test_rows_after_the_last_checkpoint_are_written_once(whole_run, small, tmp_path):
-    """A killed process leaves rows, and a torn one, that its checkpoint knows nothing of."""
+    """A killed process leaves rows after its last checkpoint, the last of them incomplete."""
     config = dataclasses.replace(small, run=tmp_path / "run")
     _advance(config, 25)
     with (config.run / "metrics.jsonl").open("a") as file:
@@ -146,7 +148,7 @@ def test_simulated_devices_have_one_dispatch_at_a_time(small, tmp_path, monkeypa
 
 
 def test_parameters_that_an_update_made_infinite_are_never_saved(small, tmp_path, capsys):
-    """The step after it is skipped, and all that follow; the last checkpoint is whole."""
+    """All later steps are skipped, and the last checkpoint is finite."""
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=25)
     assert train(config) == 0
 
@@ -185,7 +187,7 @@ def test_a_signal_saves_and_the_same_command_continues(whole_run, small, tmp_pat
     assert steps == list(range(5, config.num_steps + 1, 5))
 
 
-def test_own_networks_and_own_functions(small, tmp_path, monkeypatch):
+def test_own_model_functions_train_and_are_rebuilt(small, tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(
         "import jaxvae\n"
         "def tiny(data_shape, latent_dim):\n"
@@ -224,7 +226,7 @@ def test_flags_train_to_finite_numbers_and_continue(changes, small, tmp_path):
     assert ("sigma_squared" in results["test"]) == (config.likelihood == "gaussian")
 
 
-def test_a_fixed_sigma_and_a_discriminator_are_in_the_numbers(small, tmp_path):
+def test_numbers_include_a_fixed_sigma_and_a_discriminator(small, tmp_path):
     options = {"likelihood": "gaussian", "sigma": 0.3, "regularizer": "density_ratio"}
     options |= {"schedule": "cosine", "warmup_steps": 5, "beta": 0.5, "beta_warmup_steps": 10}
     options |= {"average_decay": None, "accumulate_steps": 2}
@@ -239,7 +241,7 @@ def test_a_fixed_sigma_and_a_discriminator_are_in_the_numbers(small, tmp_path):
 
 @pytest.mark.slow
 def test_a_flow_and_a_learned_prior_are_trained_and_rebuilt(small, tmp_path):
-    """From the checkpoint alone: the pseudo-inputs' start is no argument of the recipe."""
+    """The checkpoint is enough: the initial pseudo-inputs are no argument of the recipe."""
     options = {"objective": "iwae", "estimator": "dreg", "num_samples": 3, "posterior": "iaf"}
     options |= {"prior": "vamp", "num_components": 4, "likelihood": "discretized_logistic"}
     options |= {"optimizer": "adamw", "weight_decay": 0.01}
@@ -253,7 +255,7 @@ def test_a_flow_and_a_learned_prior_are_trained_and_rebuilt(small, tmp_path):
         assert abs(numbers[name]["value"] - trained[name]["value"]) < 4 * error
 
 
-def test_a_run_that_only_skips_is_stopped(small, tmp_path, capsys):
+def test_a_run_that_skips_every_step_is_stopped(small, tmp_path, capsys):
     config = dataclasses.replace(
         small, run=tmp_path / "run", learning_rate=1e38, max_skipped=5, quiet=False
     )
@@ -272,7 +274,7 @@ def test_a_run_that_only_skips_is_stopped(small, tmp_path, capsys):
         ({"precision": "bfloat16"}, r"--precision is bfloat16 now and float32 there"),
     ],
 )
-def test_another_configuration_in_the_folder_is_refused(changes, message, whole_run):
+def test_a_folder_with_another_configuration_is_rejected(changes, message, whole_run):
     before = {path: path.stat().st_mtime_ns for path in whole_run.run.rglob("*")}
     with pytest.raises(Refused, match=message):
         train(dataclasses.replace(whole_run, **changes))
@@ -303,9 +305,7 @@ def test_another_configuration_in_the_folder_is_refused(changes, message, whole_
         ({"regularizer_weight": 2.0}, r"--regularizer-weight goes with --regularizer"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line_and_nothing_written(
-    changes, message, small, tmp_path
-):
+def test_invalid_flags_give_one_line_and_write_nothing(changes, message, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run", **changes)
     with pytest.raises(Refused, match=message) as refusal:
         train(config)

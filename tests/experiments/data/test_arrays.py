@@ -1,4 +1,4 @@
-"""Data of the user's own in npz and npy files: their splits, types, and what is refused."""
+"""The user's own data in npz and npy files: splits, types and errors."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.splits import numbered, whole
     ("count", "num_validation"),
     [(2, None), (2, 0), (9, None), (9, 7), (10, None), (57, None), (57, 0), (57, 3)],
 )
-def test_random_splits_are_disjoint_and_lose_nothing(
+def test_random_splits_are_disjoint_and_complete(
     tmp_path: Path, count: int, num_validation: int | None
 ) -> None:
     np.save(tmp_path / "a.npy", numbered(count))
@@ -41,7 +41,9 @@ def test_labels_follow_their_examples(tmp_path: Path) -> None:
         (("x_train", "x_val", "x_test"), "y_{}"),
     ],
 )
-def test_named_splits_are_kept(tmp_path: Path, names: tuple[str, str, str], labels: str) -> None:
+def test_named_splits_become_the_splits_of_the_data_set(
+    tmp_path: Path, names: tuple[str, str, str], labels: str
+) -> None:
     parts = {names[0]: numbered(20)[:9], names[1]: numbered(20)[9:13], names[2]: numbered(20)[13:]}
     marks = {labels.format(name.removeprefix("x_")): np.arange(len(a)) for name, a in parts.items()}
     np.savez(tmp_path / "a.npz", **parts, **marks)
@@ -55,7 +57,7 @@ def test_named_splits_are_kept(tmp_path: Path, names: tuple[str, str, str], labe
     }
 
 
-def test_named_train_and_test_give_up_their_last_for_validation(tmp_path: Path) -> None:
+def test_validation_split_is_cut_from_the_end_of_a_named_train_split(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x_train=numbered(30), x_test=numbered(34)[30:])
     dataset = load(f"npz:{tmp_path}/a.npz")
     np.testing.assert_array_equal(whole(dataset), numbered(34))
@@ -74,7 +76,7 @@ def test_named_train_and_test_give_up_their_last_for_validation(tmp_path: Path) 
         (np.ones((10, 7), ">u2"), np.int32, (7,)),
     ],
 )
-def test_arrays_in_their_stored_type(
+def test_arrays_get_their_stored_type_and_rank(
     tmp_path: Path, given: np.ndarray, dtype: type, shape: tuple[int, ...]
 ) -> None:
     np.save(tmp_path / "a.npy", given)
@@ -104,7 +106,9 @@ WITH_NAN[3, 1] = np.nan
         (np.array([["a", 1], [None, 2]], object), "without Python objects; reading it gave: "),
     ],
 )
-def test_arrays_refused(tmp_path: Path, given: np.ndarray, message: str) -> None:
+def test_arrays_of_invalid_shape_type_or_value_are_rejected(
+    tmp_path: Path, given: np.ndarray, message: str
+) -> None:
     np.save(tmp_path / "a.npy", given)
     with pytest.raises(ValueError, match=message):
         load(f"npy:{tmp_path}/a.npy")
@@ -127,14 +131,16 @@ def test_arrays_refused(tmp_path: Path, given: np.ndarray, message: str) -> None
         ({}, "it has none. Rename"),
     ],
 )
-def test_npz_refused(tmp_path: Path, given: dict[str, np.ndarray], message: str) -> None:
+def test_npz_without_usable_arrays_is_rejected(
+    tmp_path: Path, given: dict[str, np.ndarray], message: str
+) -> None:
     np.savez(tmp_path / "a.npz", **given)
     with pytest.raises(ValueError, match=message):
         load(f"npz:{tmp_path}/a.npz")
 
 
 @pytest.mark.parametrize("form", ["npz", "npy"])
-def test_damaged_array_files_refused(tmp_path: Path, form: str) -> None:
+def test_damaged_array_files_are_rejected(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"a.{form}"
     if form == "npz":
         np.savez_compressed(path, x=np.random.default_rng(0).random((50, 20)))
@@ -153,7 +159,7 @@ def test_damaged_array_files_refused(tmp_path: Path, form: str) -> None:
             load(f"npz:{path}")
 
 
-def test_array_files_of_the_other_form_refused(tmp_path: Path) -> None:
+def test_array_files_of_the_other_format_are_rejected(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", numbered(9))
     np.savez(tmp_path / "a.npz", x=numbered(9))
     with pytest.raises(ValueError, match=f"a.npy is an .npy. Use npy:{tmp_path}"):
@@ -162,7 +168,7 @@ def test_array_files_of_the_other_form_refused(tmp_path: Path) -> None:
         load(f"npy:{tmp_path}/a.npz")
 
 
-def test_array_files_missing_or_folders(tmp_path: Path) -> None:
+def test_missing_array_files_and_folders_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no .*no.npz. Correct the path"):
         load(f"npz:{tmp_path}/no.npz")
     with pytest.raises(ValueError, match=f"{tmp_path} is a folder.*npy:.*folder:{tmp_path}"):

@@ -1,4 +1,4 @@
-"""Data sets by name: the one that ships, what an import costs, and what is refused."""
+"""Data sets by name: the one that ships, the cost of imports, and errors."""
 
 import re
 import subprocess
@@ -41,18 +41,18 @@ def test_importing_datasets_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "name", ["", "mnits", "mnist:", "npz", "npz:", "tfds:", "MNIST", "torch:mnist", "mnist:x"]
 )
-def test_unknown_names_list_the_known(name: str) -> None:
+def test_unknown_name_error_lists_the_known_names(name: str) -> None:
     listed = re.escape(", ".join(NAMES))
     with pytest.raises(ValueError, match=f"{listed}; got {name!r}. Use one"):
         load(name, manual_dir="somewhere")
 
 
-def test_manual_dir_for_others_is_refused() -> None:
+def test_manual_dir_is_rejected_for_other_data_sets() -> None:
     with pytest.raises(ValueError, match=r"manual_dir is for mnist.*'mnist_small'. Leave out"):
         load("mnist_small", manual_dir="somewhere")
 
 
 @pytest.mark.parametrize("count", [-1, 10_000, 10_001])
-def test_num_validation_out_of_range_is_refused(count: int) -> None:
+def test_num_validation_out_of_range_is_rejected(count: int) -> None:
     with pytest.raises(ValueError, match=f"must be from 0 to 9999.*got {count}. Change"):
         load("mnist_small", num_validation=count)

@@ -1,4 +1,4 @@
-"""Folders of images: their splits, colours, and what is refused."""
+"""Folders of images: splits, colours and errors."""
 
 from pathlib import Path
 
@@ -62,15 +62,15 @@ def test_folder_follows_links_once(tmp_path: Path) -> None:
     assert sorted(whole(load(f"folder:{root}"))[:, 0, 0, 0]) == [0, 1, 2]
 
 
-def test_folder_whose_test_is_its_train_is_refused(tmp_path: Path) -> None:
+def test_folder_whose_test_links_to_train_is_rejected(tmp_path: Path) -> None:
     save_image(tmp_path / "train" / "a.png", grey(1))
     (tmp_path / "test").symlink_to(tmp_path / "train")
     with pytest.raises(ValueError, match=r"test must have images .* that no other split has"):
         load(f"folder:{tmp_path}")
 
 
-def test_folder_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere is none. Correct the path"):
+def test_missing_folder_and_invalid_images_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder. Correct the path"):
         load(f"folder:{tmp_path}/nowhere")
     with pytest.raises(ValueError, match=r"must have images \(.png, .jpg or another suffix"):
         load(f"folder:{tmp_path}")
@@ -88,7 +88,7 @@ def test_folder_refused(tmp_path: Path) -> None:
         load(f"folder:{tmp_path}")
 
 
-def test_folder_with_validation_but_no_test_is_refused(tmp_path: Path) -> None:
+def test_folder_with_validation_but_no_test_is_rejected(tmp_path: Path) -> None:
     save_image(tmp_path / "train" / "a.png", grey(1))
     save_image(tmp_path / "validation" / "a.png", grey(1))
     with pytest.raises(

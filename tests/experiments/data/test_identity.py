@@ -1,4 +1,4 @@
-"""A run and its data: what it is continued on, and how results on other data are told apart."""
+"""Data of a run: continuing requires the same rows, and results on other rows are labelled."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ def bars(count=60, seed=0, high=250):
 
 @pytest.fixture(scope="module")
 def trained(small, tmp_path_factory):
-    """A folder with a run of 10 steps, and its data.npz."""
+    """Folder with a run of 10 steps, and its data.npz."""
     folder = tmp_path_factory.mktemp("trained")
     config = dataclasses.replace(
         small, dataset="npz:data.npz", run=Path("run"), num_steps=10, eval_every=5
@@ -47,7 +47,7 @@ def trained(small, tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch):
-    """A copy of that run and its data in the current folder."""
+    """Copy of that run and its data, in the current folder."""
     folder, config = trained
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -55,13 +55,13 @@ def run(trained, tmp_path, monkeypatch):
 
 
 def files(folder):
-    """Contents of the run's files by path, but for the lock."""
+    """Contents of the run's files by path, except the lock."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {path: path.read_bytes() for path in paths}
 
 
 def recorded(run):
-    """Step -> digest of the training split, by the checkpoints."""
+    """Step -> digest of the training split, as recorded in the checkpoints."""
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     found = {
         step: checkpoints.about(step)[identity_module.ABOUT]["train"]["digest"]
@@ -83,7 +83,7 @@ def test_identity_of_one_piece_is_the_hash_of_its_description_and_contents():
     assert identify(rows[:0]).range is None
 
 
-def test_identity_depends_on_contents_order_shape_and_type_alone(monkeypatch, tmp_path):
+def test_identity_depends_only_on_contents_order_shape_and_type(monkeypatch, tmp_path):
     monkeypatch.setattr(identity_module, "PIECE_BYTES", 1000)
     rows = bars()
     np.save(tmp_path / "rows.npy", rows)
@@ -125,7 +125,7 @@ def test_identity_rejects_value_of_another_type(field):
 
 
 class Fake:
-    """Checkpoints of which 3 is damaged, 2 has a malformed record, and 1 is of an older release."""
+    """Fake checkpoints: 3 is damaged, 2 has a malformed record, 1 is from an older release."""
 
     def about(self, step):
         if step == 3:
@@ -133,7 +133,7 @@ class Fake:
         return {"data_digest": 0} if step == 2 else {}
 
 
-def test_record_of_the_first_readable_checkpoint_counts():
+def test_recorded_data_come_from_the_first_readable_checkpoint():
     assert recorded_data(Fake(), [3]) is None
     assert recorded_data(Fake(), [3, 1, 2]) is None
     with pytest.raises(ValueError, match=r"data_digest must hold"):
@@ -162,15 +162,13 @@ def test_continuing_rejects_other_data_and_changes_nothing(images, message, run,
 def test_continuing_names_only_the_split_that_differs(run):
     images = bars()
     order = np.random.default_rng(0).permutation(60)
-    images[order[-1]] = 0  # the last of the permutation is a test example
+    images[order[-1]] = 0  # the last index of the permutation is a test example
     np.savez("data.npz", images=images)
     with pytest.raises(Refused, match=r"other data: the test split has other contents\. Restore"):
-        train(run)  # it has ended: that changes nothing
+        train(run)  # a finished run is checked too
 
 
-def test_continuing_rejects_the_file_that_the_name_means_in_another_folder(
-    run, tmp_path, monkeypatch
-):
+def test_continuing_rejects_a_relative_path_to_other_data(run, tmp_path, monkeypatch):
     (tmp_path / "two").mkdir()
     monkeypatch.chdir(tmp_path / "two")
     np.savez("data.npz", images=bars(seed=1))
@@ -187,7 +185,7 @@ def test_allow_other_data_rejects_another_shape_or_type(images, run):
         train(dataclasses.replace(run, num_steps=20, allow_other_data=True))
 
 
-def test_allow_other_data_continues_and_the_run_is_then_of_the_new_data(run, capsys):
+def test_allow_other_data_continues_the_run_on_the_new_data(run, capsys):
     (first,) = set(recorded(run.run).values())
     np.savez("data.npz", images=bars(50, seed=1))
     longer = dataclasses.replace(run, num_steps=20, allow_other_data=True, quiet=False)
@@ -211,7 +209,7 @@ def test_results_of_a_finished_run_are_measured_again_on_other_data(run):
     assert before["test"]["elbo"] != after["test"]["elbo"]
 
 
-def test_run_without_a_record_is_continued_and_then_has_one(first_release):
+def test_run_without_recorded_data_continues_and_records_them(first_release):
     np.savez("bars.npz", images=bars(330, seed=1))
     assert train(FIRST_RELEASE) == 0
     np.savez("bars.npz", images=bars(330, seed=2))
@@ -221,7 +219,7 @@ def test_run_without_a_record_is_continued_and_then_has_one(first_release):
 
 def test_replay_rejects_other_data(run):
     np.savez("data.npz", images=bars(seed=1))
-    with pytest.raises(Refused, match=r"Restore the data to compute one of its steps again"):
+    with pytest.raises(Refused, match=r"Restore the data to replay one of its steps"):
         replay(ReplayConfig(run.run, 7))
 
 
@@ -259,7 +257,7 @@ def test_evaluation_of_a_changed_file_is_labelled_and_keeps_the_earlier_results(
 
 
 def rows_for(config, dataset=None, split=None):
-    """The rows as a command of a run loads them, without its model."""
+    """Load rows as the commands do, without the model of a run."""
     known = identity_module.identify_splits(run_rows.own_data(config))
     return run_rows.load_run_rows(config, [8, 8, 1], known, dataset, split).rows
 
@@ -271,7 +269,7 @@ def config(tmp_path, monkeypatch):
     return TrainConfig(dataset="npz:data.npz")
 
 
-def test_no_two_results_share_a_name(config):
+def test_names_of_results_differ_if_flags_or_data_differ(config):
     np.savez("other.npz", train=bars(9, 1), test=bars(7, 2))
     Path("more").mkdir()
     np.savez("more/other.npz", images=bars(9, 4))
@@ -320,7 +318,7 @@ def test_label_of_other_data_is_short_and_fits_every_file_system(dataset, label)
     assert other.label == [*filter(None, [label]), identity.digest[:8]]
 
 
-def test_rows_of_the_run_by_another_name_are_its_data(config):
+def test_rows_of_the_run_under_another_name_are_recognized(config):
     np.savez("copy.npz", images=bars())
     np.savez("heldout.npz", x=rows_for(config).rows.examples)
     for dataset, split in (("data", "all"), ("copy", "all"), ("heldout", "test")):
@@ -333,7 +331,7 @@ def test_rows_of_the_run_by_another_name_are_its_data(config):
     assert not rows_for(config, "npz:longer.npz").is_of_run
 
 
-def test_codes_and_samples_of_other_data_leave_those_of_the_run_alone(run):
+def test_codes_and_samples_of_other_data_do_not_overwrite_those_of_the_run(run):
     sizes = {"num_samples": 3, "num_examples": 2, "num_steps": 2}
     encode(EncodeConfig(run.run, num_devices=1))
     sample(SampleConfig(run.run, **sizes))
@@ -347,7 +345,7 @@ def test_codes_and_samples_of_other_data_leave_those_of_the_run_alone(run):
 
 
 def warnings_of(rows, trained, **flags):
-    """Warnings about rows of a file, for a run of such training data."""
+    """Warnings about the rows of a file, for a run with the given training data."""
     np.savez("rows.npz", x=rows)
     own = Dataset("own", trained, trained[:0], trained[:1], "", {})
     config = TrainConfig(**({"dataset": "npz:own.npz"} | flags))
@@ -379,7 +377,9 @@ def test_counts_may_have_another_stored_type(rows, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("trained", "rows"), [(BYTES, BYTES // 200), (BYTES // 200, BYTES)])
-def test_binary_pixels_of_another_white_are_rejected(trained, rows, tmp_path, monkeypatch):
+def test_binary_pixels_with_another_value_of_white_are_rejected(
+    trained, rows, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"white is 1 in one of them and 255 in the other"):
         warnings_of(rows, trained, likelihood="bernoulli")
@@ -393,7 +393,7 @@ def test_binary_pixels_of_another_white_are_rejected(trained, rows, tmp_path, mo
         (255 * VALUES, True), (VALUES - 20, True), (VALUES / 255, True),
     ],
 )  # fmt: skip
-def test_rows_far_from_the_training_range_are_warned_of(rows, warns, tmp_path, monkeypatch):
+def test_rows_far_from_the_training_range_give_a_warning(rows, warns, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     warnings = warnings_of(rows, VALUES, likelihood="gaussian")
     assert bool(warnings) == warns
@@ -416,7 +416,7 @@ def test_rows_of_another_scale_are_labelled_in_the_results(small, tmp_path, monk
     assert len(json.loads(path.read_text())["data"]["warnings"]) == 1
 
 
-def test_other_data_need_no_folder_of_the_runs_original_files(tmp_path, monkeypatch):
+def test_other_data_do_not_need_the_manual_dir_of_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = {"dataset": "mnist", "manual_dir": "nowhere"}
     assert warnings_of(bars(3)[..., None], bars(9)[..., None], **config) == []

@@ -1,4 +1,4 @@
-"""MNIST and its kin from the official files, and the small MNIST made of them."""
+"""mnist, fashion_mnist and kmnist from the official files, and mnist_small made from them."""
 
 import gzip
 import hashlib
@@ -29,7 +29,7 @@ NOBODY = "http://127.0.0.1:9/"
 
 
 def write_idx(folder: Path, url: str, num_train: int = 40, num_test: int = 12) -> idx.Official:
-    """Four small files in the official format, and the entry that describes them."""
+    """Write four small files in the official format; return the entry that describes them."""
     rng = np.random.default_rng(0)
     files = []
     for name in idx.FILE_NAMES:
@@ -45,7 +45,7 @@ def write_idx(folder: Path, url: str, num_train: int = 40, num_test: int = 12) -
 
 @pytest.fixture
 def tiny_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of small idx files that stand for those of mnist, whose server is not there."""
+    """Folder of small idx files in place of those of mnist, with an unreachable server."""
     folder = tmp_path / "files"
     folder.mkdir()
     monkeypatch.setitem(idx.OFFICIAL, "mnist", write_idx(folder, NOBODY))
@@ -54,7 +54,7 @@ def tiny_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(tiny_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A web server on this machine with the small idx files."""
+    """Web server on this machine with the small idx files."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: Any) -> None:
@@ -87,7 +87,7 @@ def test_mnist_from_official_files_is_mnist(tmp_path: Path) -> None:
     )
 
 
-def test_idx_keeps_the_order_of_the_files_and_serves_later_calls(
+def test_idx_keeps_the_order_of_the_files_and_is_prepared_once(
     tiny_files: Path, tmp_path: Path
 ) -> None:
     data_dir = str(tmp_path / "prepared")
@@ -114,7 +114,7 @@ def test_idx_is_downloaded_once(server: str, tiny_files: Path, tmp_path: Path) -
     )
 
 
-def test_idx_refuses_a_download_that_is_not_official(
+def test_idx_rejects_a_download_with_another_checksum(
     server: str, tiny_files: Path, tmp_path: Path
 ) -> None:
     right = idx.OFFICIAL["mnist"].files[0].sha256
@@ -126,7 +126,7 @@ def test_idx_refuses_a_download_that_is_not_official(
     assert len(load("mnist", data_dir=str(tmp_path / "prepared"), num_validation=5).train) == 35
 
 
-def test_idx_refuses_a_manual_file_that_is_not_official(tiny_files: Path, tmp_path: Path) -> None:
+def test_idx_rejects_a_manual_file_with_another_checksum(tiny_files: Path, tmp_path: Path) -> None:
     right = idx.OFFICIAL["mnist"].files[2].sha256
     path = tiny_files / idx.FILE_NAMES[2]
     path.write_bytes(path.read_bytes()[:-1])
@@ -158,14 +158,14 @@ def test_idx_does_not_wait_for_a_silent_server(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         monkeypatch.setitem(idx.OFFICIAL, "mnist", idx.OFFICIAL["mnist"]._replace(url=url))
-        with pytest.raises(FileNotFoundError, match="its server be reachable; neither is so"):
+        with pytest.raises(FileNotFoundError, match="its server cannot be reached"):
             load("mnist", data_dir=str(tmp_path / "prepared"))
 
 
 def test_idx_gives_up_on_a_server_that_falls_silent(
     tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answers the first question, then takes the next and says no more."""
+    """The server answers the first request, and accepts the second without an answer."""
     monkeypatch.setattr(official_idx, "SILENCE_SECONDS", 0.2)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     ended, asked = threading.Event(), []
@@ -186,7 +186,7 @@ def test_idx_gives_up_on_a_server_that_falls_silent(
         threading.Thread(target=running.serve_forever).start()
         url = f"http://127.0.0.1:{running.server_port}/"
         monkeypatch.setitem(idx.OFFICIAL, "mnist", idx.OFFICIAL["mnist"]._replace(url=url))
-        with pytest.raises(ValueError, match=r"downloaded whole; that gave: timed out.*manual-dir"):
+        with pytest.raises(ValueError, match=r"downloaded; that gave: timed out.*manual-dir"):
             load("mnist", data_dir=str(tmp_path / "prepared"))
         ended.set()
         running.shutdown()
@@ -204,9 +204,7 @@ def test_idx_names_the_flag_of_a_folder_that_cannot_be_written(
         load("mnist", manual_dir=str(tiny_files), data_dir=str(tmp_path / "file"))
 
 
-def test_idx_killed_while_preparing_leaves_nothing_taken_for_whole(
-    tiny_files: Path, tmp_path: Path
-) -> None:
+def test_idx_killed_while_preparing_is_prepared_again(tiny_files: Path, tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from experiments.data import idx, load, official_idx
@@ -220,13 +218,13 @@ load("mnist", manual_dir={str(tiny_files)!r}, data_dir={str(tmp_path / "prepared
 """.replace("File(", "idx.File(")
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    with pytest.raises(FileNotFoundError, match="its server be reachable; neither is so"):
+    with pytest.raises(FileNotFoundError, match="its server cannot be reached"):
         load("mnist", data_dir=str(tmp_path / "prepared"))
     arguments = {"manual_dir": str(tiny_files), "data_dir": str(tmp_path / "prepared")}
     assert len(whole(load("mnist", **arguments, num_validation=5))) == 52
 
 
-def test_idx_prepared_by_two_processes_at_once(
+def test_idx_can_be_prepared_by_two_processes_at_once(
     tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = {"manual_dir": str(tiny_files), "data_dir": str(tmp_path / "prepared")}
@@ -241,7 +239,7 @@ def test_idx_prepared_by_two_processes_at_once(
     assert len(whole(load("mnist", **arguments, num_validation=5))) == 52
 
 
-def test_idx_damaged_after_preparation_is_noticed(tiny_files: Path, tmp_path: Path) -> None:
+def test_idx_damaged_after_preparation_is_rejected(tiny_files: Path, tmp_path: Path) -> None:
     data_dir = tmp_path / "prepared"
     load("mnist", manual_dir=str(tiny_files), data_dir=str(data_dir), num_validation=5)
     (shard,) = data_dir.glob("mnist_idx/*/*-train.array_record*")
@@ -259,7 +257,9 @@ def test_idx_damaged_after_preparation_is_noticed(tiny_files: Path, tmp_path: Pa
         (gzip.compress(bytes(100), mtime=0)[:-9], "ended before"),
     ],
 )
-def test_idx_refuses_what_is_no_idx_file(tmp_path: Path, contents: bytes, reason: str) -> None:
+def test_read_idx_rejects_files_of_another_format(
+    tmp_path: Path, contents: bytes, reason: str
+) -> None:
     (tmp_path / "x.gz").write_bytes(contents)
     with pytest.raises(ValueError, match=f"x.gz must be a whole gzipped idx file.*{reason}"):
         idx.read_idx(tmp_path / "x.gz")

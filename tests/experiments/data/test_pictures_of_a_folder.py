@@ -1,4 +1,4 @@
-"""Pictures are read as a viewer shows them, and what is not read is counted."""
+"""Pictures of a folder are read as a viewer shows them; other files are counted."""
 
 import io
 from pathlib import Path
@@ -21,7 +21,7 @@ ORIENTATIONS = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
-"""EXIF orientation -> the stored pixels as they are to be shown (Exif 2.3, tag 274)."""
+"""EXIF orientation -> expected conversion of the stored pixels (Exif 2.3, tag 274)."""
 
 
 def exif(orientation):
@@ -34,7 +34,7 @@ def exif(orientation):
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
     path = tmp_path / f"a.{suffix}"
-    smooth = np.kron(COLOUR[:3, :2], np.ones((16, 16, 1), np.uint8))  # jpeg keeps it nearly
+    smooth = np.kron(COLOUR[:3, :2], np.ones((16, 16, 1), np.uint8))  # JPEG is lossy
     options = {"lossless": True} if suffix == "webp" else {"quality": 100, "subsampling": 0}
     Image.fromarray(smooth).save(path, exif=exif(orientation), **options)
     shown, notes = decode_as_shown(path)
@@ -51,7 +51,7 @@ def test_unreadable_exif_is_ignored(broken, tmp_path):
 
 
 def over_white(values, alpha):
-    """Porter and Duff's "over" on white, in [0, 255]."""
+    """Composite on white with Porter and Duff's "over", in [0, 255]."""
     alpha = np.asarray(alpha, float) / 255
     return np.asarray(values, float) * alpha + 255 * (1 - alpha)
 
@@ -101,13 +101,13 @@ def test_one_bit_and_inverted_cmyk_pictures_have_their_colours(tmp_path):
     shown = decode_as_shown(tmp_path / "bits.png").pixels[..., 0]
     np.testing.assert_array_equal(shown, 255 * bits)
     colours = np.zeros((32, 32, 3), np.uint8) + np.array([200, 50, 20], np.uint8)
-    for suffix in ("jpg", "tif"):  # a CMYK JPEG has Adobe's inverted values, a TIFF has not
+    for suffix in ("jpg", "tif"):  # a CMYK JPEG stores Adobe's inverted values, a TIFF does not
         Image.fromarray(colours).convert("CMYK").save(tmp_path / f"cmyk.{suffix}")
         shown = decode_as_shown(tmp_path / f"cmyk.{suffix}").pixels
         np.testing.assert_allclose(shown, colours, atol=6)
 
 
-def test_of_several_frames_the_first_is_taken_and_said(tmp_path):
+def test_first_of_several_frames_is_read_and_counted(tmp_path):
     frames = [Image.new("L", (4, 4), value) for value in (10, 200)]
     for suffix in ("gif", "tif", "webp", "mpo", "png"):
         options = {"lossless": True} if suffix == "webp" else {}
@@ -130,7 +130,7 @@ def test_pictures_that_are_not_8_bit_are_named(kind, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_colours_of_16_bits_are_cut_and_said(tmp_path):
+def test_colours_of_16_bits_are_cut_to_8_and_counted(tmp_path):
     values = np.array([[0x1234, 0xABCD, 0xFF00]], ">u2").reshape(1, 1, 3)
     (tmp_path / "deep.png").write_bytes(_png_16(values))
     shown, notes = decode_as_shown(tmp_path / "deep.png")
@@ -139,7 +139,7 @@ def test_colours_of_16_bits_are_cut_and_said(tmp_path):
 
 
 def _png_16(values):
-    """A PNG of 16-bit RGB, which Pillow cannot write."""
+    """Encode a 16-bit RGB PNG, which Pillow cannot write."""
     import struct
     import zlib
 
@@ -168,7 +168,7 @@ def test_every_suffix_is_read_in_any_case(tmp_path):
     assert "left out" not in rows.about
 
 
-def test_what_is_left_out_is_counted_by_kind(tmp_path):
+def test_files_that_are_left_out_are_counted_by_kind(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     for name in ("b.txt", "c.TXT", "Thumbs.db", "LICENSE", ".DS_Store", "._a.png", "x.a b", "x.eps",
                  "x.pdf", "x.mpg"):  # fmt: skip
@@ -181,7 +181,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path):
         assert kind in about
 
 
-def test_what_lies_beside_the_splits_is_said(tmp_path):
+def test_entries_beside_the_splits_are_listed(tmp_path):
     names = ["train/a.png", "test/a.png", "val/a.png", "b.png", *(f"{i}.txt" for i in range(5))]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -193,7 +193,7 @@ def test_what_lies_beside_the_splits_is_said(tmp_path):
     )
 
 
-def test_postscript_by_the_name_of_a_picture_starts_no_other_program(tmp_path, monkeypatch):
+def test_postscript_with_the_suffix_of_a_picture_starts_no_other_program(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr("subprocess.check_call", lambda *args, **_: started.append(args))
     monkeypatch.setattr("subprocess.run", lambda *args, **_: started.append(args))
@@ -213,7 +213,7 @@ def test_broken_picture_is_named(contents, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_turned_pictures_must_have_one_size_as_shown(tmp_path):
+def test_sizes_of_rotated_pictures_are_compared_as_shown(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     turned = Image.fromarray(np.ascontiguousarray(COLOUR.swapaxes(0, 1)))
     turned.save(tmp_path / "b.png", exif=exif(6))
@@ -225,8 +225,8 @@ def test_turned_pictures_must_have_one_size_as_shown(tmp_path):
         load_rows(f"folder:{tmp_path}")
 
 
-def test_decode_gives_the_stored_pixels():
-    """As other readers of prepared data sets: neither turned nor composited."""
+def test_decode_returns_the_stored_pixels():
+    """As in other readers of prepared data sets, pixels are neither rotated nor composited."""
     file = io.BytesIO()
     pixels = np.dstack([COLOUR, np.full((6, 4), 7, np.uint8)])
     Image.fromarray(pixels).save(file, "png", exif=exif(3))

@@ -1,4 +1,4 @@
-"""Preprocessing: what a likelihood is given, in which units, and what it refuses."""
+"""Preprocessing: conversions, units and errors of each likelihood."""
 
 import math
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def prepared(preprocessing: Preprocessing, key: jax.Array, values: np.ndarray) -
         ),
     ],
 )
-def test_names_offsets_and_units(
+def test_preprocessing_has_the_expected_name_offset_and_unit(
     train: np.ndarray, likelihood: str, flags: dict, name: str, offset: float, unit: str
 ) -> None:
     _, preprocessing = preprocess(dataset_of(train), likelihood=likelihood, **flags)
@@ -96,7 +96,7 @@ WHOLE = ("none (counts)", 0, "counts")
 OUTSIDE_UNIT = r"continuous_bernoulli needs values in \[0, 1\]; the train split of made up"
 NO_BYTES = "A mass over 256 values needs 8-bit integers; made up is stored as {}. Use --likelihood"
 NO_COUNTS = r"counts must lie in \[0, 16,777,216\]; the train split of made up has values from -90"
-FRACTIONS = "counts must be whole numbers; the train split of made up has others. Use --likelihood"
+FRACTIONS = "counts must be whole numbers; the train split of made up has fractions. Use --like"
 OUTCOMES = {
     **{
         name: {
@@ -141,13 +141,13 @@ OUTCOMES = {
         for name in COUNTS
     },
 }
-"""Likelihood -> kind of data -> name, offset and unit, or why they are refused."""
+"""Likelihood -> kind of data -> expected name, offset and unit, or expected error."""
 
 
 @pytest.mark.parametrize(
     ("likelihood", "kind"), [(name, kind) for name in OUTCOMES for kind in KINDS]
 )
-def test_a_likelihood_takes_its_kind_of_data_and_no_other(likelihood: str, kind: str) -> None:
+def test_each_likelihood_accepts_only_its_kind_of_data(likelihood: str, kind: str) -> None:
     outcome, dataset = OUTCOMES[likelihood][kind], dataset_of(KINDS[kind])
     if isinstance(outcome, str):
         with pytest.raises(ValueError, match=outcome):
@@ -207,7 +207,7 @@ def test_dynamic_binarization_draws_each_pixel_with_its_grey_level() -> None:
     assert (abs(draws.mean(axis=0) - probability) <= 5 * standard_error).all()
 
 
-def test_dynamic_binarization_is_a_function_of_its_key() -> None:
+def test_dynamic_binarization_depends_only_on_its_key() -> None:
     _, preprocessing = preprocess(dataset_of(grey()), likelihood="bernoulli")
     first, again = (preprocessing.prepare(KEY, grey()[0]) for _ in range(2))
     other = preprocessing.prepare(jax.random.key(8), grey()[0])
@@ -215,7 +215,7 @@ def test_dynamic_binarization_is_a_function_of_its_key() -> None:
     assert (first != other).any()
 
 
-def test_dynamic_binarization_of_floats() -> None:
+def test_dynamic_binarization_accepts_floats_in_unit_interval() -> None:
     train = grey().astype(np.float32) / 255
     with pytest.raises(ValueError, match=r"has grey levels. Use --binarize=dynamic"):
         preprocess(dataset_of(train), likelihood="bernoulli")
@@ -341,15 +341,15 @@ def test_prepare_eager_jit_and_vmap_agree(likelihood: str, dtype: type) -> None:
         ),
         (
             {"likelihood": "gaussian", "binarize": "dynamic"},
-            "--binarize=dynamic is for binary pixels, and the likelihood is for others. Leave",
+            "--binarize=dynamic is for binary pixels, and the likelihood is for other data. Leave",
         ),
         (
             {"likelihood": "gaussian", "grey_probabilities": True},
-            "--grey-probabilities is for binary pixels, and the likelihood is for others",
+            "--grey-probabilities is for binary pixels, and the likelihood is for other data",
         ),
     ],
 )
-def test_flags_refused(flags: dict, message: str) -> None:
+def test_invalid_flags_are_rejected(flags: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         preprocess(dataset_of(grey()), **flags)
 
@@ -359,7 +359,7 @@ INSIDE = np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_values_outside_the_support_are_refused_in_every_split(split: str) -> None:
+def test_values_outside_the_support_are_rejected_in_every_split(split: str) -> None:
     dataset = dataset_of(INSIDE)._replace(**{split: OUTSIDE})
     message = rf"needs values in \[0, 1\]; the {split} split .* from -3.2 to 7.1. Use --likelihood="
     with pytest.raises(ValueError, match=message):
@@ -376,7 +376,7 @@ def test_values_outside_the_support_are_refused_in_every_split(split: str) -> No
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize("likelihood", ["continuous_bernoulli", "laplace", *COUNTS])
-def test_every_split_is_looked_at(split: str, likelihood: str) -> None:
+def test_every_split_is_checked(split: str, likelihood: str) -> None:
     needs = {
         "continuous_bernoulli": r"needs values in \[0, 1\]",
         "laplace": "needs finite values",
@@ -392,7 +392,7 @@ def test_every_split_is_looked_at(split: str, likelihood: str) -> None:
             preprocess(dataset, likelihood=likelihood)
 
 
-def test_counts_end_where_float32_skips_whole_numbers() -> None:
+def test_counts_above_the_integers_of_float32_are_rejected() -> None:
     counts = np.array([[0, 2**24 - 1], [1, 2**24]], np.int32)
     _, preprocessing = preprocess(dataset_of(counts), likelihood="poisson")
     np.testing.assert_array_equal(prepared(preprocessing, KEY, counts).astype(np.int64), counts)
@@ -401,25 +401,25 @@ def test_counts_end_where_float32_skips_whole_numbers() -> None:
 
 
 @pytest.mark.parametrize("likelihood", [name for name in RULES if name != "bernoulli"])
-def test_flags_for_binary_pixels_are_refused_by_all_others(likelihood: str) -> None:
+def test_flags_for_binary_pixels_are_rejected_by_other_likelihoods(likelihood: str) -> None:
     for flags, flag in [
         ({"binarize": "dynamic"}, "--binarize=dynamic"),
         ({"binarize": "static"}, "--binarize=static"),
         ({"grey_probabilities": True}, "--grey-probabilities"),
     ]:
-        message = f"{flag} is for binary pixels, and the likelihood is for others. Leave it out"
+        message = f"{flag} is for binary pixels, and the likelihood is for other data. Leave it out"
         with pytest.raises(ValueError, match=message):
             preprocess(dataset_of(grey()), likelihood=likelihood, **flags)
 
 
-def test_counts_are_no_probabilities() -> None:
+def test_counts_are_rejected_as_probabilities() -> None:
     counts = np.array([[0, 37], [1, 2]], np.int32)
     with pytest.raises(ValueError, match=r"values in \[0, 1\].* from 0 to 37. Use --likelihood=ga"):
         preprocess(dataset_of(counts), likelihood="bernoulli", binarize="dynamic")
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_splits_of_two_scales_are_refused(split: str) -> None:
+def test_splits_of_two_scales_are_rejected(split: str) -> None:
     dataset = dataset_of(grey() // 128)._replace(**{split: grey() // 128 * 255})
     with pytest.raises(ValueError, match=r"one scale; train has values up to 1, .* up to 255"):
         preprocess(dataset, likelihood="bernoulli")

@@ -1,4 +1,4 @@
-"""Rows of other data sets: all of them, in their order, with what belongs to each."""
+"""Rows of other data sets: all rows in their order, with labels, files and indices."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_rows_of_one_part_are_all_in_order_with_their_labels(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("form", ["npy", "npz", "npy folder", "named test"])
-def test_few_rows_are_enough(form, count, tmp_path):
+def test_load_rows_accepts_a_single_row(form, count, tmp_path):
     place = tmp_path / "a.npy"
     if form == "npy":
         np.save(place, numbered(count))
@@ -49,7 +49,7 @@ def test_few_rows_are_enough(form, count, tmp_path):
     np.testing.assert_array_equal(rows.examples, numbered(count))
 
 
-def test_parts_follow_one_another_and_are_named(tmp_path):
+def test_parts_are_concatenated_in_order_with_their_names(tmp_path):
     np.savez(tmp_path / "a.npz", x_test=numbered(9)[5:], x_train=numbered(9)[:4],
              x_val=numbered(9)[4:5], y_train=np.arange(4), y_val=np.array([4]),
              y_test=np.arange(5, 9))  # fmt: skip
@@ -72,7 +72,7 @@ def test_parts_follow_one_another_and_are_named(tmp_path):
         (("x_train", "x_test"), "validation", r"no part validation; it has train, test\. Leave"),
     ],
 )
-def test_part_that_the_file_does_not_have_is_rejected(names, split, message, tmp_path):
+def test_missing_part_is_rejected(names, split, message, tmp_path):
     np.savez(tmp_path / "a.npz", **{name: numbered(4) for name in names})
     with pytest.raises(ValueError, match=message):
         load_rows(f"npz:{tmp_path}/a.npz", split)
@@ -80,12 +80,12 @@ def test_part_that_the_file_does_not_have_is_rejected(names, split, message, tmp
 
 def test_parts_of_two_types_are_rejected(tmp_path):
     np.savez(tmp_path / "a.npz", x_train=numbered(4), x_test=numbered(4).astype(np.uint8))
-    with pytest.raises(ValueError, match=r"must have one shape and type an example"):
+    with pytest.raises(ValueError, match=r"examples of the same shape and type; they"):
         load_rows(f"npz:{tmp_path}/a.npz")
     assert len(load_rows(f"npz:{tmp_path}/a.npz", "test").examples) == 4
 
 
-def test_what_is_left_out_is_said(tmp_path):
+def test_arrays_and_labels_that_are_left_out_are_listed(tmp_path):
     np.savez(tmp_path / "a.npz", x_train=numbered(4), x_test=numbered(5), y_test=np.arange(5),
              ids=np.arange(3), x=numbered(3))  # fmt: skip
     rows = load_rows(f"npz:{tmp_path}/a.npz")
@@ -112,7 +112,7 @@ def test_memory_mapped_rows_stay_on_disk(tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Pictures whose first pixel is their number, in folders; and a file that is none."""
+    """Folders of pictures whose first pixel is their number, and a file that is not a picture."""
     for number, name in enumerate(["b/2.png", "a.PNG", "b/10.png", "ü x.png", "b/1.png"]):
         path = tmp_path / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def test_pictures_in_folders_of_splits_have_their_part_in_the_name(tmp_path):
     assert list(rows.parts) == ["train", "test", "test"]
 
 
-def test_file_name_of_other_bytes_than_utf8_is_kept(tmp_path):
+def test_file_name_that_is_not_utf8_is_preserved(tmp_path):
     name = os.fsdecode(b"\xff.png")
     try:
         Image.new("L", (4, 4)).save(tmp_path / name)
@@ -169,7 +169,7 @@ def test_codes_of_other_rows_are_all_in_order(whole_run, tmp_path):
     assert new["index"].dtype == np.int64
     np.testing.assert_array_equal(new["index"], np.arange(85))
     np.testing.assert_array_equal(new["labels"], np.arange(85) + 7)
-    # Black and white pixels are drawn as they are, so that equal images have equal codes.
+    # Binarization keeps black and white pixels, so that equal images have equal codes.
     _, first, which = np.unique(images, axis=0, return_index=True, return_inverse=True)
     np.testing.assert_allclose(new["mean"], new["mean"][first][which.ravel()], rtol=1e-5, atol=1e-6)
     assert len(np.unique(new["mean"].round(4), axis=0)) == len(first)

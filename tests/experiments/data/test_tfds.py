@@ -18,7 +18,7 @@ from tests.splits import whole
 
 
 class Prepared(tfds.core.GeneratorBasedBuilder):
-    """A small data set of any features, prepared without TensorFlow."""
+    """Builder of a small data set with any features, prepared without TensorFlow."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -75,7 +75,7 @@ def tensors(start: int, stop: int) -> list[Any]:
     return [{"image": np.full((4, 4, 1), i, np.uint8), "label": i} for i in range(start, stop)]
 
 
-def test_tfds_tensors_with_labels(tmp_path: Path) -> None:
+def test_tfds_reads_tensors_with_labels(tmp_path: Path) -> None:
     prepare(tmp_path, TENSOR, {"train": tensors(0, 30), "test": tensors(30, 40)})
     dataset = load("tfds:tiny", data_dir=str(tmp_path))
     assert [len(part) for part in dataset[1:4]] == [27, 3, 10]
@@ -85,7 +85,7 @@ def test_tfds_tensors_with_labels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(dataset, split)[:, 0, 0, 0], dataset.labels[split])
 
 
-def test_tfds_uses_a_validation_split_unless_told_otherwise(tmp_path: Path) -> None:
+def test_tfds_uses_its_validation_split_unless_num_validation_is_given(tmp_path: Path) -> None:
     parts = {"train": tensors(0, 9), "validation": tensors(9, 14), "test": tensors(14, 16)}
     prepare(tmp_path, TENSOR, parts, config="large")
     own = load("tfds:tiny/large", data_dir=str(tmp_path))
@@ -95,7 +95,7 @@ def test_tfds_uses_a_validation_split_unless_told_otherwise(tmp_path: Path) -> N
     np.testing.assert_array_equal(np.concatenate([cut.train, cut.validation]), own.train)
 
 
-def test_tfds_validation_stands_in_for_a_missing_test(tmp_path: Path) -> None:
+def test_tfds_validation_split_replaces_a_missing_test_split(tmp_path: Path) -> None:
     prepare(tmp_path, TENSOR, {"train": tensors(0, 20), "validation": tensors(20, 24)})
     dataset = load("tfds:tiny", data_dir=str(tmp_path))
     assert set(dataset.labels["test"]) == set(range(20, 24))
@@ -129,13 +129,13 @@ def test_tfds_with_one_split_is_split_at_random(tmp_path: Path) -> None:
     assert dataset.labels == {}
 
 
-def test_tfds_not_prepared_gives_the_command(tmp_path: Path) -> None:
+def test_tfds_not_prepared_error_gives_the_command(tmp_path: Path) -> None:
     command = f"tfds.builder('mnist', data_dir='{tmp_path}').download_and_prepare("
     with pytest.raises(FileNotFoundError, match="pip install tensorflow.*" + re.escape(command)):
         load("tfds:mnist", data_dir=str(tmp_path))
 
 
-def test_tfds_in_another_format_gives_the_command(tmp_path: Path) -> None:
+def test_tfds_in_another_format_error_gives_the_command(tmp_path: Path) -> None:
     folder = prepare(tmp_path, TENSOR, {"train": tensors(0, 4), "test": tensors(4, 6)})
     info = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "parquet"}))
@@ -144,7 +144,7 @@ def test_tfds_in_another_format_gives_the_command(tmp_path: Path) -> None:
         load("tfds:tiny", data_dir=str(tmp_path))
 
 
-def test_tfds_refuses_a_name_that_is_none(tmp_path: Path) -> None:
+def test_tfds_rejects_an_invalid_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tfds:NAME must name one data set.*'a/b/c:d'"):
         load("tfds:a/b/c:d", data_dir=str(tmp_path))
 
@@ -178,7 +178,7 @@ SQUARE, OBLONG = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)
         ),
     ],
 )
-def test_tfds_refuses_what_is_no_image_set(
+def test_tfds_rejects_data_sets_without_usable_images(
     tmp_path: Path, features: Any, examples: Callable[[], list[Any]], message: str
 ) -> None:
     prepare(tmp_path, features, {"train": examples(), "test": examples()})

@@ -46,14 +46,14 @@ def vectors():
 
 @cache
 def images():
-    """200 images of 16 bits, as real numbers of their middle and noise."""
+    """200 images of 16 bits, as real numbers around the middle of their range, with noise."""
     rng = np.random.default_rng(1)
     level = rng.uniform(0.2, 0.8, (200, 1, 1, 1)) + 0.1 * rng.normal(size=(200, 8, 8, 1))
     return (np.clip(level, 0, 1) * 65535).astype(np.uint16)
 
 
 def settings(x, **changes):
-    """Arguments of a model for data [N, ..., C], as the commands give them."""
+    """Arguments of a model for data [N, ..., C], as the commands pass them."""
     found = units_of(x, "data")
     mean = x.mean(0, dtype=np.float64).astype(np.float32)
     return {
@@ -67,7 +67,7 @@ def settings(x, **changes):
 
 
 def elbos(vae, params, xs, keys):
-    """Bounds of some examples, operation by operation: compiled, each unit is a new program."""
+    """Bounds of some examples, without jit, since each unit would compile a new program."""
 
     def one(key, x):
         encode, decode = partial(vae.encode, params), partial(vae.decode, params)
@@ -77,7 +77,7 @@ def elbos(vae, params, xs, keys):
 
 
 def in_scale(sigma, scale):
-    """The sigma of data in another unit."""
+    """Convert a sigma to data in another unit."""
     return sigma if isinstance(sigma, str) else sigma * scale
 
 
@@ -86,7 +86,7 @@ def in_scale(sigma, scale):
 
 @every_kind
 def test_elbo_moves_by_d_log_unit_with_the_same_parameters(likelihood, sigma):
-    """Powers of 2, so that all but the constant is the same bit for bit; scipy has the density."""
+    """Units are powers of 2, so all but the constant is bit-for-bit equal; density from scipy."""
     x, keys = vectors().astype(np.float32), jax.random.split(jax.random.key(0), 20)
     family = scipy.stats.norm if likelihood == "gaussian" else scipy.stats.laplace
     values = {}
@@ -124,7 +124,7 @@ def test_in_units_is_the_change_of_variables(likelihood):
 
 
 @pytest.mark.parametrize(("likelihood", "sigma"), [KINDS[0], KINDS[4], KINDS[-2]])
-def test_masked_elbo_moves_by_log_unit_of_what_is_seen(likelihood, sigma):
+def test_masked_elbo_moves_by_log_unit_of_the_observed_entries(likelihood, sigma):
     x, mask = vectors().astype(np.float32), jnp.array([1, 0, 1, 1, 0, 0], bool)
     values = []
     for s in (1.0, 2.0**13):
@@ -139,8 +139,8 @@ def test_masked_elbo_moves_by_log_unit_of_what_is_seen(likelihood, sigma):
     assert abs(moved - 3 * np.log(2.0**13)) < 1e-4 + 1e-5 * abs(values[0].elbo)
 
 
-def test_a_vamp_prior_and_the_start_do_not_depend_on_the_unit():
-    """Pseudo-inputs are examples, given in the data's unit and learned in the networks' one."""
+def test_vamp_prior_and_initial_output_do_not_depend_on_the_unit():
+    """Pseudo-inputs are examples: given in the data's unit, learned in that of the networks."""
     x, found = vectors().astype(np.float32), []
     for s in (1.0, 1e4):
         xs = x * np.float32(s)
@@ -176,7 +176,7 @@ def trained_elbo(x, num_steps, build, **own):
 
 @pytest.mark.parametrize(("likelihood", "sigma"), KINDS[: len(SIGMAS) + 1])
 def test_trained_elbo_of_vectors_moves_by_d_log_unit(likelihood, sigma):
-    """200 steps; 1 nat is the law, of which rounding takes little."""
+    """After 200 steps, the ELBO may differ by at most 1 nat, because of rounding."""
     found = {}
     for s in SCALES if sigma == "learned" else (1.0, 1e-5):
         own = {"likelihood": likelihood, "sigma": in_scale(sigma, s)}
@@ -229,8 +229,8 @@ def test_a_constant_column_has_the_median_unit_of_the_others():
     assert units_of(np.full((5, 2), 3.0, np.float32), "data").unit == [1.0, 1.0]
 
 
-def test_a_column_that_rarely_varies_is_in_the_unit_of_the_others():
-    """A pixel at the border, 0 but in a row or two: its deviation says nothing of new rows."""
+def test_a_column_that_rarely_varies_gets_the_median_unit_of_the_others():
+    """A border pixel is 0 except in a row or two: its deviation does not predict new rows."""
     rng = np.random.default_rng(0)
     x = rng.uniform(size=(1000, 5)).astype(np.float32)
     x[:, 3] = 0
@@ -239,13 +239,13 @@ def test_a_column_that_rarely_varies_is_in_the_unit_of_the_others():
         found = units_of((x * s).astype(np.float32), "data")
         np.testing.assert_allclose(found.unit[3], np.median(np.delete(found.unit, 3)), rtol=1e-6)
         assert found.about == "1 that rarely vary"
-    x[7, 3] = 1e4  # and a large one has its own
+    x[7, 3] = 1e4  # a large unit is not replaced
     np.testing.assert_allclose(units_of(x, "data").unit[3], x[:, 3].std(), rtol=1e-5)
     alone = units_of(x[:, 3:4], "data")
     np.testing.assert_allclose(alone.unit, x[:, 3:4].std(0), rtol=1e-5)
 
 
-def test_a_column_that_float32_does_not_resolve_has_the_least_unit_that_it_does():
+def test_a_column_that_float32_does_not_resolve_gets_the_smallest_resolved_unit():
     x = np.float32(1.7e9) + np.float32([[0], [128], [0], [128]])
     found = units_of(x, "data")
     np.testing.assert_allclose(found.unit, RESOLVED * 1.7e9, rtol=1e-6)
@@ -266,7 +266,7 @@ def test_a_unit_beyond_float32_is_rejected(scale):
 
 @pytest.fixture
 def run_of(tmp_path, small):
-    """Train on an array by the command; its flags."""
+    """Train on an array with the command; return its flags."""
 
     def run(x, name="run", **flags):
         np.save(tmp_path / f"{name}.npy", x)
@@ -349,7 +349,7 @@ def test_a_continued_run_keeps_its_units_whatever_the_data(run_of, tmp_path):
         ),
     ],
 )
-def test_what_is_done_is_recorded_and_said(tmp_path, x, flags, standardize, name):
+def test_standardization_is_recorded_and_reported(tmp_path, x, flags, standardize, name):
     np.save(tmp_path / "x.npy", x)
     given = TrainConfig(dataset=f"npy:{tmp_path}/x.npy", **{"likelihood": "gaussian"} | flags)
     config = with_choices(given, None)
@@ -361,23 +361,23 @@ def test_what_is_done_is_recorded_and_said(tmp_path, x, flags, standardize, name
 
 
 def plain(data_shape, latent_dim, likelihood):
-    """A model that takes no units."""
+    """Build a model that takes no units."""
     return mlp_vae(data_shape=data_shape, latent_dim=latent_dim, likelihood=likelihood, hidden=(4,))
 
 
 def own(data_shape, latent_dim, likelihood, data_loc, data_unit):
-    """A model that puts itself into units."""
+    """Build a model that applies units itself."""
     return in_units(plain(data_shape, latent_dim, likelihood), data_loc, data_unit)
 
 
 def test_a_run_of_an_earlier_release_is_not_standardized():
-    """Its config.json has neither flag."""
+    """The config.json of such a run has neither flag."""
     config = from_json({"likelihood": "gaussian", "dataset": "npy:x.npy"})
     assert (config.standardize, config.sigma_rate) == ("none", 1.0)
     assert from_json({}).sigma_rate is None
 
 
-def test_a_recipe_without_units_is_what_it_was(small):
+def test_recipe_without_units_is_that_of_earlier_releases(small):
     config = dataclasses.replace(small, likelihood="gaussian")
     dataset, preprocessing, _ = load_data(config)
     made = recipe(config, dataset.train.shape[1:])
@@ -401,13 +401,13 @@ def test_a_recipe_without_units_is_what_it_was(small):
         ),
     ],
 )
-def test_a_standardization_without_sense_is_rejected(small, tmp_path, flags, message):
+def test_meaningless_standardization_is_rejected(small, tmp_path, flags, message):
     config = dataclasses.replace(small, run=tmp_path / "r", **{"likelihood": "gaussian"} | flags)
     with pytest.raises(Refused, match=message):
         train(config)
 
 
-def test_a_model_that_takes_no_units_is_named(small, tmp_path):
+def test_model_that_takes_no_units_is_rejected_by_name(small, tmp_path):
     np.save(tmp_path / "x.npy", vectors())
     config = TrainConfig(
         dataset=f"npy:{tmp_path}/x.npy",
@@ -416,7 +416,9 @@ def test_a_model_that_takes_no_units_is_named(small, tmp_path):
         likelihood="gaussian",
         standardize="columns",
     )
-    with pytest.raises(Refused, match=r"--standardize must be left out: .*:plain takes no data_un"):
+    with pytest.raises(
+        Refused, match=r"--standardize must be left out: .*:plain takes no argument .data_un"
+    ):
         train(config)
 
 
@@ -432,7 +434,7 @@ def test_a_model_that_takes_no_units_is_named(small, tmp_path):
         ({"likelihood": "poisson"}, "data_unit needs likelihood=gaussian or laplace, got poisson"),
     ],
 )
-def test_units_that_are_none_are_rejected(changes, message):
+def test_invalid_units_are_rejected(changes, message):
     given = {"likelihood": "gaussian", "data_loc": (0.0, 0.0), "data_unit": (1.0, 1.0)}
     with pytest.raises(ValueError, match=message):
         mlp_vae(data_shape=(2,), **given | changes)

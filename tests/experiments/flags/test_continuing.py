@@ -1,4 +1,4 @@
-"""Continuing a run: its flags from its folder, and schedules that have ended."""
+"""Continuing a run: flags from its folder, and schedules that have ended."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from jaxvae.checkpoints import load
 
 @pytest.fixture(scope="module")
 def cosine(small, tmp_path_factory):
-    """A run of 6 steps whose learning rate has fallen to 0."""
+    """Run of 6 steps whose learning rate has fallen to 0."""
     run = tmp_path_factory.mktemp("cosine") / "run"
     config = dataclasses.replace(small, run=run, num_steps=6, eval_every=3, schedule="cosine")
     assert train(config) == 0
@@ -52,7 +52,7 @@ def _main(monkeypatch, *arguments):
 
 
 def _rates(config, num_updates):
-    """The learning rates of plain SGD's updates, read off its steps on a gradient of 1."""
+    """Learning rates of plain SGD, read off its updates for a gradient of 1."""
     optimizer = make_optimizer(dataclasses.replace(config, optimizer="sgd"), config.num_steps)
 
     def one(state, _):
@@ -63,7 +63,7 @@ def _rates(config, num_updates):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_decay_steps_plan_the_fall_to_end_there(schedule):
+def test_learning_rate_falls_to_0_at_decay_steps(schedule):
     config = TrainConfig(schedule=schedule, num_steps=40, decay_steps=80, learning_rate=0.1)
     t = np.arange(100)
     formula = {
@@ -75,7 +75,7 @@ def test_decay_steps_plan_the_fall_to_end_there(schedule):
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_schedule_start_begins_warmup_and_fall_anew(schedule, accumulate):
+def test_schedule_start_restarts_warmup_and_decay(schedule, accumulate):
     first = TrainConfig(
         schedule=schedule,
         num_steps=40,
@@ -90,7 +90,7 @@ def test_schedule_start_begins_warmup_and_fall_anew(schedule, accumulate):
     np.testing.assert_allclose(later[40:], at_first, atol=1e-7)
 
 
-def test_schedule_start_of_none_or_0_is_the_same_function():
+def test_schedule_start_of_none_and_0_give_the_same_schedule():
     config = TrainConfig(schedule="cosine", num_steps=30, warmup_steps=5)
     np.testing.assert_array_equal(
         _rates(config, 30), _rates(dataclasses.replace(config, schedule_start=0), 30)
@@ -112,7 +112,7 @@ def test_no_other_schedule_ends_at_0():
     [
         ({"schedule": "cosine", "decay_steps": 40}, 40, 80, "from step 40 on.*steps 41 to 80 "),
         ({"schedule": "linear", "decay_steps": 40}, 60, 80, "from step 40 on.*steps 61 to 80 "),
-        ({"schedule": "cosine", "decay_steps": 40}, 0, 80, "--decay-steps=80 plans its fall"),
+        ({"schedule": "cosine", "decay_steps": 40}, 0, 80, "--decay-steps=80 moves its end"),
         ({"schedule": "cosine", "decay_steps": 40}, 40, 40, None),
         ({"schedule": "cosine", "decay_steps": 80}, 40, 80, None),
         ({"schedule": "cosine", "decay_steps": 100}, 40, 80, None),
@@ -129,12 +129,12 @@ def test_a_warning_names_the_steps_that_have_no_learning_rate(flags, step, num_s
         assert re.search(warned, line)
 
 
-def test_more_steps_after_cosine_say_that_nothing_changes(copied, capsys):
+def test_more_steps_after_cosine_give_a_warning(copied, capsys):
     before = _weights(copied.run)
     assert train(dataclasses.replace(copied, num_steps=9)) == 0
     said = capsys.readouterr().err
     assert "warning: the learning rate is 0 from step 6 on" in said
-    assert "--schedule-start=6 --decay-steps=9 starts it anew at step 6" in said
+    assert "--schedule-start=6 --decay-steps=9 restarts it at step 6" in said
     params = _weights(copied.run)
     assert jax.tree.structure(params) == jax.tree.structure(before)
     assert _saved(copied.run)["decay_steps"] == 6
@@ -158,7 +158,7 @@ def test_a_planned_continuation_trains_and_resumes_bit_for_bit(copied, anew, tmp
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after)
     assert max(jax.tree.leaves(moved)) > 1e-4
     assert train(dataclasses.replace(stopped, **(longer | {"num_steps": 9}))) == 0
-    # The plan is part of the run: later commands need not repeat it.
+    # The schedule is saved with the run: later commands need not repeat its flags.
     assert train(dataclasses.replace(stopped, num_steps=12)) == 0
     jax.tree.map(np.testing.assert_array_equal, _weights(stopped.run), after)
 
@@ -170,7 +170,7 @@ def test_the_same_command_after_the_end_changes_no_weight(copied, capsys):
     jax.tree.map(np.testing.assert_array_equal, _weights(copied.run), before)
 
 
-def test_schedule_start_is_a_step_that_the_run_has_come_to(copied, tmp_path):
+def test_schedule_start_is_at_most_the_current_step_and_before_decay_steps(copied, tmp_path):
     line = "--schedule-start must be at most 6, where the run is, got 7"
     with pytest.raises(Refused, match=line):
         train(dataclasses.replace(copied, num_steps=12, decay_steps=12, schedule_start=7))
@@ -193,7 +193,7 @@ def test_run_alone_continues_with_the_flags_of_the_run(copied, monkeypatch):
     )
 
 
-def test_a_given_flag_that_differs_is_refused_even_at_its_default(copied, monkeypatch, capsys):
+def test_a_given_flag_that_differs_is_rejected_even_at_its_default(copied, monkeypatch, capsys):
     assert _main(monkeypatch, f"--run={copied.run}", "--latent-dim=32", "--quiet") == 2
     assert "--latent-dim is 32 now and 2 there" in capsys.readouterr().err
 
@@ -206,7 +206,7 @@ def _run_with(folder, **flags):
     return run
 
 
-def test_flags_of_the_machine_are_not_those_of_the_run(tmp_path):
+def test_flags_of_the_machine_are_not_taken_from_the_run(tmp_path):
     run = _run_with(
         tmp_path, accelerator="cpu", num_devices=4, compilation_cache="/elsewhere",
         tensorboard=True, quiet=True, latent_dim=7, dataset="npy:x.npy",
@@ -218,13 +218,13 @@ def test_flags_of_the_machine_are_not_those_of_the_run(tmp_path):
 @pytest.mark.parametrize(
     "arguments", [["--run", "{}"], ["--run={}"], ["--quiet", "--run", "elsewhere", "--run={}"]]
 )
-def test_run_is_found_however_it_is_written(arguments, tmp_path):
+def test_run_flag_is_found_in_every_spelling(arguments, tmp_path):
     run = _run_with(tmp_path, latent_dim=7)
     assert flags_of_run([part.format(run) for part in arguments]).latent_dim == 7
 
 
 @pytest.mark.parametrize("arguments", [[], ["--run"], ["--run=nowhere"], ["--latent-dim=3"]])
-def test_a_new_run_has_the_defaults_of_the_command(arguments, tmp_path, monkeypatch):
+def test_a_new_run_gets_the_default_flags(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert flags_of_run(arguments) is None
 
@@ -236,13 +236,13 @@ def test_help_reads_no_folder(tmp_path):
         flags_of_run([f"--run={tmp_path}"])
 
 
-def test_num_steps_takes_the_place_of_the_runs_epochs(tmp_path):
+def test_num_steps_replaces_the_saved_num_epochs(tmp_path):
     run = _run_with(tmp_path, num_epochs=3.0)
     assert flags_of_run([f"--run={run}"]).num_epochs == 3
     assert flags_of_run([f"--run={run}", "--num-steps=9"]).num_epochs is None
 
 
-def test_code_that_a_folder_names_is_not_imported(tmp_path, monkeypatch, capsys):
+def test_code_that_only_a_folder_names_is_not_imported(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")

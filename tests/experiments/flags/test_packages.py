@@ -1,4 +1,4 @@
-"""What a command says without a package that it needs, and that it works without the others."""
+"""Commands name a missing package that they need, and work without those that they do not."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.files import ROOT
 
 
 def started_without(tmp_path, packages, *command):
-    """The end of a command where the packages cannot be imported."""
+    """Run a command in a process that cannot import some packages; return how it ended."""
     hidden = "import sys; sys.modules.update(dict.fromkeys({}))"
     (tmp_path / "sitecustomize.py").write_text(hidden.format(list(packages)))
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
@@ -35,7 +35,7 @@ NEEDED = [
 
 
 @pytest.mark.parametrize(("package", "extra", "command"), NEEDED)
-def test_a_command_names_the_extra_before_it_starts(tmp_path, package, extra, command):
+def test_a_command_names_the_missing_extra_before_it_starts(tmp_path, package, extra, command):
     where = {"RUN": str(tmp_path / "run"), "experiments.train": f"--run={tmp_path / 'run'}"}
     arguments = [where.get(word, word) for word in command[1:]]
     if command[0] in where:
@@ -50,7 +50,7 @@ def test_a_command_names_the_extra_before_it_starts(tmp_path, package, extra, co
 
 
 def test_the_library_needs_no_extra(tmp_path):
-    """flax itself needs rich."""
+    """The package rich is not tested, since flax itself needs it."""
     optional = set(OURS) - {"jax", "flax", "optax", "orbax", "numpy", "rich"}
     hidden = [*optional, "chex", "scipy.stats", "sklearn", "numpyro", "experiments"]
     (tmp_path / "use.py").write_text(
@@ -71,17 +71,17 @@ def test_the_library_needs_no_extra(tmp_path):
         ("folder:images", "PIL"),
     ],
 )
-def test_a_data_set_names_the_extra_before_it_is_fetched(monkeypatch, name, package):
+def test_a_data_set_names_the_missing_extra_before_it_is_fetched(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=rf"{package} is not installed.* '\.\[experiments\]'"):
         load(name)
     assert len(load("mnist_small").test) == 2000
 
 
-def test_what_is_there_is_not_asked_for():
+def test_installed_packages_raise_no_error():
     require_packages("json", "numpy")
 
 
-def test_a_package_of_the_user_is_named_as_it_is():
+def test_a_missing_package_of_the_user_is_named():
     error = ModuleNotFoundError("No module named 'mine'", name="mine.nets")
     assert install_line(error) == "No module named 'mine'. Install it."

@@ -1,4 +1,4 @@
-"""Errors of a user's own code and of arguments that are no distributions: one line that helps."""
+"""One-line errors for the user's own code and for arguments that are no distributions."""
 
 import dataclasses
 import importlib
@@ -66,7 +66,7 @@ PLACES = ["make", "init", "encode", "decode", "prior", "sample", "log_prob", "me
 
 
 def _write(folder, monkeypatch, **lines):
-    """A module `mine` in the current folder, with a line of one's choice in any place."""
+    """Write a module `mine` to the current folder, with given lines at given places."""
     source = MODEL.format(**(dict.fromkeys(PLACES, "pass") | lines))
     (folder / "mine.py").write_text(source)
     monkeypatch.chdir(folder)
@@ -77,7 +77,7 @@ def _write(folder, monkeypatch, **lines):
 
 
 def _main(monkeypatch, capsys, module, *arguments):
-    """Exit code and error lines of a command, run in this process."""
+    """Run a command in this process; return its exit code and error lines."""
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     commands = importlib.import_module(f"experiments.{module}")
@@ -137,7 +137,7 @@ def test_any_kind_of_error_names_the_innermost_line_of_own_code(
     assert f"mine.py, line {_line_of(source, mistake)}, in encode, gave: " in errors
 
 
-def test_the_line_is_where_own_code_failed_and_not_where_it_was_called(
+def test_the_named_line_is_where_own_code_failed_not_where_it_was_called(
     data, tmp_path, monkeypatch, capsys
 ):
     calls = "return (lambda: helper(x))()"
@@ -181,7 +181,7 @@ def test_help_names_the_traceback_flag(monkeypatch, capsys):
 
 
 def _caught(file):
-    """An error raised in code of this file, caught by the code that called it."""
+    """Return an error raised in code of the given file, as caught by its caller."""
     names: dict = {}
     exec(compile("def f(): return {}['absent']", str(file), "exec"), names)
     try:
@@ -197,14 +197,14 @@ def test_errors_of_the_project_and_of_packages_are_not_own_code(tmp_path):
     assert line.startswith(f"your code at {tmp_path / 'nets.py'}, line 1, in f, gave: KeyError: ")
 
 
-def test_an_error_that_own_code_led_to_keeps_its_text():
+def test_an_error_caused_by_own_code_keeps_its_text():
     error = ValueError("--model must be another.")
     error.__cause__ = _caught("nets.py")
     line = own_code.described(error)
     assert line.startswith("--model must be another. It comes from your code at nets.py, line 1,")
 
 
-def test_an_installed_package_is_own_code_where_model_names_it(tmp_path):
+def test_an_installed_package_is_own_code_if_model_names_it(tmp_path):
     caught = _caught(tmp_path / "site-packages" / "nets" / "vae.py")
     assert own_code.described(caught) is None
     assert own_code.described(caught, "other.nets:make") is None
@@ -212,7 +212,7 @@ def test_an_installed_package_is_own_code_where_model_names_it(tmp_path):
 
 
 class Distrax:
-    """The signatures of distrax: the key by name only."""
+    """Object with the signatures of distrax, where the key is keyword-only."""
 
     def __init__(self, loc):
         self.loc = loc
@@ -225,7 +225,7 @@ class Distrax:
 
 
 class TFP(Distrax):
-    """The signature of TFP, whose first argument is a shape."""
+    """Object with the signature of TFP, whose first argument is a shape."""
 
     def sample(self, sample_shape=(), seed=None, name="sample"):
         return super().sample(seed=seed, sample_shape=sample_shape)
@@ -237,7 +237,7 @@ class NoSample:
 
 
 class Returns:
-    """A likelihood whose log_prob is what it was given."""
+    """Likelihood whose log_prob is the value that it was constructed with."""
 
     def __init__(self, value):
         self.value = value
@@ -289,7 +289,7 @@ BOUNDS = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("bound", BOUNDS)
-def test_every_bound_says_what_came_in_place_of_a_distribution(bound, mistake):
+def test_every_bound_names_an_argument_that_is_no_distribution(bound, mistake):
     change, line = MISTAKES[mistake]
     trace = lambda key: BOUNDS[bound](key, X, **(RIGHT | change))
     with pytest.raises(TypeError, match=line):
@@ -304,7 +304,7 @@ def test_every_bound_rejects_a_log_prob_per_entry(bound):
 
 
 @pytest.mark.parametrize("kind", [Distrax, TFP])
-def test_adapt_is_the_remedy_it_is_said_to_be(kind):
+def test_adapt_makes_distributions_of_other_libraries_usable(kind):
     adapted = RIGHT | {"encode": lambda x: jaxvae.adapt(kind(jnp.zeros(2)))}
     plain = RIGHT | {"encode": lambda x: Gaussian(jnp.zeros(2), jnp.zeros(2))}
     key = jax.random.key(0)
@@ -312,7 +312,7 @@ def test_adapt_is_the_remedy_it_is_said_to_be(kind):
     np.testing.assert_allclose(found.elbo, expected.elbo, rtol=1e-5, atol=1e-6)
 
 
-def test_kl_and_mmd_say_what_came_in_place_of_a_distribution():
+def test_kl_and_mmd_name_an_argument_that_is_no_distribution():
     with pytest.raises(TypeError, match=r"q must have sample\(key\); got .* Distrax"):
         jaxvae.kl(Distrax(jnp.zeros(2)), Q, key=jax.random.key(0))
     with pytest.raises(TypeError, match=r"p must be a distribution.*got an array"):
@@ -322,7 +322,7 @@ def test_kl_and_mmd_say_what_came_in_place_of_a_distribution():
         penalty((), jax.random.key(0), Q, jnp.zeros((3, 2)), NoSample())
 
 
-def test_check_bound_says_what_came_in_place_of_a_bound():
+def test_check_bound_names_an_argument_that_is_no_bound():
     sizes = {"sizes": [(2, 1)], "num_keys": 2}
     with pytest.raises(TypeError, match="bound must be a function, got an object of type Gaussian"):
         check_bound(Q, **sizes)
@@ -331,7 +331,7 @@ def test_check_bound_says_what_came_in_place_of_a_bound():
         check_bound(nothing, **sizes)
 
 
-def test_train_step_says_what_came_in_place_of_a_distribution():
+def test_train_step_names_an_output_that_is_no_distribution():
     vae = jaxvae.VAE(
         init=lambda key: {"w": jnp.ones(3)},
         encode=lambda params, x: Q,
@@ -345,7 +345,7 @@ def test_train_step_says_what_came_in_place_of_a_distribution():
         step(state, jax.random.split(jax.random.key(1), 2), jnp.ones((2, 3)))
 
 
-def test_an_equinox_posterior_has_all_that_is_asked_for():
+def test_an_equinox_posterior_is_accepted_as_a_distribution():
     class Normal(eqx.Module):
         loc: jax.Array
 

@@ -1,4 +1,4 @@
-"""Compiled programs on disk: where they go, and that the next process finds them there."""
+"""Compiled programs on disk: their folder, and their use by the next process."""
 
 import os
 import re
@@ -22,7 +22,7 @@ print(jax.config.jax_compilation_cache_dir, jax.jit(lambda x: x * 3)(2.0))
 
 
 def folder_after(where, **environment):
-    """What jax's setting is, in a process of its own that compiled something."""
+    """Compile something in a new process, and return jax's setting of the cache folder there."""
     unset = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
     kept = {name: value for name, value in os.environ.items() if name not in unset}
     command = [sys.executable, "-c", PROGRAM, where]
@@ -33,7 +33,7 @@ def folder_after(where, **environment):
     return result.stdout.split()[0]
 
 
-def test_programs_are_kept_apart_by_jax_and_cpu_and_found_again(tmp_path):
+def test_programs_are_stored_by_jax_version_and_cpu_and_found_again(tmp_path):
     folder = Path(folder_after(str(tmp_path / "own")))
     assert folder.parent == tmp_path / "own"
     assert re.fullmatch(r"[\d.]+-\w+-[0-9a-f]{8}", folder.name)
@@ -54,8 +54,8 @@ def test_a_home_that_cannot_be_written_compiles_each_time(tmp_path):
     assert folder_after("auto", XDG_CACHE_HOME=str(tmp_path / "file")) == "None"
 
 
-def test_a_program_that_cannot_be_kept_is_not_spoken_of(tmp_path):
-    """As on a full disk or a read-only one: no file may grow."""
+def test_a_program_that_cannot_be_stored_gives_no_warning(tmp_path):
+    """A limit of 0 bytes for files acts like a full or read-only disk."""
     full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
     result = subprocess.run(
         [sys.executable, "-c", full + PROGRAM, str(tmp_path)], cwd=ROOT,
@@ -65,11 +65,11 @@ def test_a_program_that_cannot_be_kept_is_not_spoken_of(tmp_path):
     assert "Warning" not in result.stderr
 
 
-def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path):
+def test_a_folder_that_cannot_be_created_is_rejected_by_name(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"--compilation-cache=.*file.* Give another, or none"):
+    with pytest.raises(ValueError, match=r"--compilation-cache=.*file.* Or give none"):
         use(str(tmp_path / "file"))
 
 
-def test_giving_back_memory_never_fails():
+def test_give_back_memory_never_fails():
     give_back_memory()

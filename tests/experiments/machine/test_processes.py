@@ -1,4 +1,4 @@
-"""Several processes are one run: the same numbers, one that fails is told by all, none waits on."""
+"""Several processes are one run: numbers are the same, and a failure of one ends all of them."""
 
 import dataclasses
 import json
@@ -30,13 +30,13 @@ from jaxvae.checkpoints import Checkpoints
 from tests.files import ROOT
 
 GLOO = re.compile(r"Gloo|peer ranks|is connected to|^\W*\d*$")
-"""Its threads write into each other's lines."""
+"""Start of Gloo's lines, which are ignored: its threads write into each other's lines."""
 SLURM_PORTS = 61440
-"""The first of the 4,096 that jax derives from a Slurm job's number."""
+"""First of the 4,096 ports that jax derives from the number of a Slurm job."""
 
 
 def _free_port(first=10_000):
-    """A port that nobody listens on: the system's own choices are others'."""
+    """Return a free port outside the range from which the system assigns ports itself."""
     for port in np.random.default_rng().permutation(4096) + first:
         with socket.socket() as trial:
             if trial.connect_ex(("127.0.0.1", int(port))):
@@ -69,7 +69,7 @@ def _start_both(flags, command="train", folders=(ROOT, ROOT)):
 
 
 def _ends(both):
-    """Exit codes, what they printed but for Gloo's lines, and their errors."""
+    """Wait for processes; return exit codes, printed lines without Gloo's, and errors."""
     texts = [process.communicate(timeout=180) for process in both]
     printed = [[line for line in text.splitlines() if not GLOO.search(line)] for text, _ in texts]
     return [process.returncode for process in both], printed, [errors for _, errors in texts]
@@ -111,7 +111,7 @@ def _same_rows(rows, others):
 
 @pytest.fixture(scope="module")
 def four_devices(small, tmp_path_factory):
-    """A run of 50 steps on four devices of this process."""
+    """Run of 50 steps on four devices of this process."""
     run = tmp_path_factory.mktemp("four") / "run"
     config = dataclasses.replace(small, run=run, num_devices=4, num_steps=50)
     assert train(config) == 0
@@ -120,7 +120,7 @@ def four_devices(small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_by_two(four_devices, tmp_path_factory):
-    """The same in two processes of two devices, each in its own folder; and what they printed."""
+    """The same run in two processes of two devices, each in its own folder; and their output."""
     folders = [tmp_path_factory.mktemp("two") for _ in range(2)]
     config = dataclasses.replace(four_devices, run=Path("run"))
     codes, printed, errors = _ends(_start_both(_flags(config), folders=folders))
@@ -132,7 +132,7 @@ def two_by_two(four_devices, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def continued(two_by_two, tmp_path_factory):
-    """The run of two processes, gone on with to 75 steps by this one."""
+    """The run of two processes, continued to 75 steps by this process."""
     run = tmp_path_factory.mktemp("continued") / "run"
     shutil.copytree(two_by_two[0].run, run)
     config = dataclasses.replace(two_by_two[0], run=run, num_steps=75)
@@ -140,7 +140,7 @@ def continued(two_by_two, tmp_path_factory):
     return config
 
 
-def test_two_processes_of_two_devices_are_one_of_four(four_devices, two_by_two):
+def test_two_processes_of_two_devices_train_as_one_of_four(four_devices, two_by_two):
     config, printed = two_by_two
     assert len(_rows(config.run)) == 12
     _same_rows(_rows(config.run), _rows(four_devices.run))
@@ -157,8 +157,8 @@ def test_two_processes_of_two_devices_are_one_of_four(four_devices, two_by_two):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_at_one_step(four_devices, continued, tmp_path):
-    """Of a run that one process has begun; it is the run that one has gone on with from two."""
+def test_a_signal_to_one_process_stops_all_at_the_same_step(four_devices, continued, tmp_path):
+    """One process starts the run, two continue it: the result equals that of two, then one."""
     shutil.copytree(four_devices.run, tmp_path / "run")
     config = dataclasses.replace(four_devices, run=tmp_path / "run", num_steps=10**6)
     both = _start_both(_flags(config))
@@ -175,7 +175,7 @@ def test_a_signal_to_one_stops_all_at_one_step(four_devices, continued, tmp_path
 
 
 @pytest.mark.long
-def test_evaluate_gives_the_same_examples_the_same_numbers(four_devices):
+def test_evaluate_gives_the_same_numbers_with_two_processes(four_devices):
     path = four_devices.run / "evaluations" / "test-best-3.npz"
     numbers = []
     for several in (False, True):
@@ -205,7 +205,7 @@ def _slurm(port, rank):
 
 
 @pytest.mark.parametrize("differs", ["data", pytest.param("seed", marks=pytest.mark.long)])
-def test_on_slurm_no_more_flags_are_needed_and_all_say_what_differs(differs, small, tmp_path):
+def test_on_slurm_distributed_is_enough_and_differences_are_named(differs, small, tmp_path):
     flags = dataclasses.replace(small, dataset="npz:data.npz", run=tmp_path / "run")
     port, both = _free_port(SLURM_PORTS), []
     for rank in (0, 1):
@@ -230,7 +230,7 @@ def test_on_slurm_no_more_flags_are_needed_and_all_say_what_differs(differs, sma
     assert not (tmp_path / "run").exists()
 
 
-def test_what_one_process_cannot_read_ends_all(small, tmp_path):
+def test_data_that_one_process_cannot_read_end_all_processes(small, tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -245,7 +245,7 @@ def test_what_one_process_cannot_read_ends_all(small, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_that_waits_in_vain_says_so_in_time(rank, tmp_path):
+def test_a_process_whose_peers_do_not_join_exits_in_time(rank, tmp_path):
     port = _free_port()
     flags = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--num-processes=2"]
     flags += ["--start-timeout-seconds=1", f"--run={tmp_path / 'run'}"]
@@ -253,14 +253,14 @@ def test_one_that_waits_in_vain_says_so_in_time(rank, tmp_path):
     assert codes == [2]
     assert printed == [[]]
     assert errors[0].startswith(
-        f"error: process {rank} of 2 waited 1 seconds for all others to come at 127.0.0.1:{port}."
+        f"error: process {rank} of 2 waited 1 seconds for the others to join at 127.0.0.1:{port}."
     )
     assert errors[0].count("\n") == 1
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other_and_a_restart_continues(two_by_two, tmp_path):
-    """First the worker, then the coordinator; the run is the one that nothing stopped."""
+def test_a_killed_process_ends_the_others_and_a_restart_continues(two_by_two, tmp_path):
+    """First the worker is killed, then the coordinator; the rows equal an uninterrupted run's."""
     config = dataclasses.replace(two_by_two[0], run=tmp_path / "run", num_steps=10**6)
     for victim, after in ((1, 0), (0, 30)):
         both = _start_both(_flags(config))
@@ -270,11 +270,13 @@ def test_a_killed_process_ends_the_other_and_a_restart_continues(two_by_two, tmp
         codes, printed, errors = _ends(both)
         assert time.monotonic() - killed < 30  # 10 of --lost-timeout-seconds, and a slow machine
         assert codes[1 - victim] == 1
-        line = r"error: process \d of 2 (has stopped:|was ended by jax, most likely since) "
-        line += r"another process has died or cannot be reached\. Start all again: .*\n"
+        line = r"error: process \d of 2 (has stopped:|was ended by jax, most likely because) "
+        line += r"another process has died or cannot be reached\. Start all processes again: .*\n"
         assert re.fullmatch(line, errors[1 - victim]), errors[1 - victim]
         if victim == 0:
-            assert _says(r"It said: process 0 of 2 .* has died or cannot be reached\.", printed[0])
+            assert _says(
+                r"It ended with: process 0 of 2 .* has died or cannot be reached\.", printed[0]
+            )
     step = Checkpoints(config.run / "checkpoints").latest_step()
     both = _start_both(_flags(dataclasses.replace(config, num_steps=max(50, step))))
     codes, printed, errors = _ends(both)
@@ -285,8 +287,8 @@ def test_a_killed_process_ends_the_other_and_a_restart_continues(two_by_two, tmp
 
 
 def _says(why, printed):
-    line = r"Continuing from step [\d,]+\. The last training here, process \d+ on \S+, "
-    line += r"did not come to its end\. " + why
+    line = r"Continuing from step [\d,]+\. The previous training in this folder, process \d+ on "
+    line += r"\S+, did not finish\. " + why
     return any(re.fullmatch(line, text) for text in printed)
 
 
@@ -319,7 +321,7 @@ ADDRESS = "127.0.0.1:1234"
         (Processes(True, lost_timeout_seconds=0), r"--lost-timeout-seconds must be at least 1"),
     ],
 )
-def test_flags_that_cannot_be_are_refused(flags, message, small, tmp_path):
+def test_invalid_flags_of_processes_are_rejected(flags, message, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run", processes=flags)
     for command in (
         lambda: train(config),
@@ -331,7 +333,7 @@ def test_flags_that_cannot_be_are_refused(flags, message, small, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_cluster_and_no_flags_is_refused(tmp_path):
+def test_distributed_without_cluster_and_flags_is_rejected(tmp_path):
     flags = ["--distributed", f"--run={tmp_path / 'run'}"]
     codes, _, errors = _ends([_start("train", flags, {})])
     assert codes == [2]
@@ -340,7 +342,7 @@ def test_no_cluster_and_no_flags_is_refused(tmp_path):
     assert errors[0].count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_refused(tmp_path):
+def test_a_port_that_is_taken_is_rejected(tmp_path):
     with socket.create_server(("", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         flags = ["--distributed", f"--coordinator={address}", "--num-processes=2"]
@@ -382,8 +384,8 @@ def test_every_difference_is_named_once(monkeypatch):
         (ValueError("no such data"), 2, "^no such data$"),
     ],
 )
-def test_a_lost_process_is_told_from_a_mistake(error, code, line, monkeypatch):
-    """Also while flags, files and data are looked at."""
+def test_a_lost_process_is_distinguished_from_a_user_error(error, code, line, monkeypatch):
+    """This also holds while flags, files and data are checked."""
     left = []
     monkeypatch.setattr(processes, "_joined", lambda: True)
     monkeypatch.setattr(processes, "_leave", lambda *ends: left.append(ends))
@@ -395,7 +397,7 @@ def test_a_lost_process_is_told_from_a_mistake(error, code, line, monkeypatch):
     assert os.environ[LOG_LEVEL] == "4"
 
 
-def test_every_byte_of_the_data_and_their_order_are_compared(monkeypatch):
+def test_processes_compare_every_byte_and_the_order_of_the_data(monkeypatch):
     said = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(run_folder, "agree", lambda _, facts: said.append(facts["train data"]))

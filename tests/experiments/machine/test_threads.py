@@ -1,4 +1,4 @@
-"""Training off the main thread, and from a running event loop, as notebooks and schedulers do."""
+"""Training outside the main thread and in an event loop, as in notebooks and schedulers."""
 
 import asyncio
 import dataclasses
@@ -32,7 +32,7 @@ def _assert_same_weights(run, reference):
     assert json.loads((run / "results.json").read_text())["steps"] == 6
 
 
-def test_train_in_a_thread_gives_the_bits_of_the_main_thread(short, reference, tmp_path):
+def test_train_in_a_thread_equals_the_main_thread_bit_for_bit(short, reference, tmp_path):
     config, codes = dataclasses.replace(short, run=tmp_path / "run"), []
     thread = threading.Thread(target=lambda: codes.append(train(config)))
     thread.start()
@@ -51,7 +51,7 @@ def test_train_in_a_running_event_loop_gives_the_same_bits(short, reference, tmp
     _assert_same_weights(config.run, reference)
 
 
-def test_a_thread_leaves_the_handlers_of_the_main_thread_alone():
+def test_a_thread_does_not_change_the_handlers_of_the_main_thread():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     inside = []
 

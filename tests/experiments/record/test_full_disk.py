@@ -1,4 +1,4 @@
-"""What a run does when it cannot write: nothing is lost, and it goes on when it can."""
+"""Runs on a full disk: nothing is lost, and writing resumes when there is space."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ from jaxvae.checkpoints import Checkpoints, SaveFailed, load
 from jaxvae.training.state import TrainState
 from tests.files import ROOT
 
-# What orbax leaves behind of a save that failed is collected later.
+# Tasks that orbax leaves behind after a failed save are garbage collected later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 LARGE = {"w": np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)}
 
 
-def test_rows_that_did_not_fit_are_written_later_in_order(tmp_path):
+def test_rows_that_do_not_fit_are_written_later_in_order(tmp_path):
     file, path = MetricsFile(tmp_path / "m.jsonl", -1), tmp_path / "m.jsonl"
     failed = 0
     with no_file_above(200):
@@ -38,7 +38,7 @@ def test_rows_that_did_not_fit_are_written_later_in_order(tmp_path):
     assert [row["step"] for row in read_metrics(path)] == list(range(1, 11))
 
 
-def test_a_save_that_fails_leaves_the_one_before_and_the_next_is_whole(tmp_path):
+def test_a_failed_save_keeps_the_previous_checkpoint_and_the_next_is_complete(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"params": LARGE}, {}, -1.0)
     checkpoints.wait()
@@ -59,10 +59,8 @@ def test_a_save_that_fails_leaves_the_one_before_and_the_next_is_whole(tmp_path)
     checkpoints.close()
 
 
-def test_a_run_goes_on_without_room_and_ends_as_if_there_had_been_some(
-    whole_run, small, tmp_path, capsys
-):
-    """Room for everything is back before its end; one line is said, and nothing is missing."""
+def test_a_run_on_a_full_disk_continues_and_ends_like_any_other(whole_run, small, tmp_path, capsys):
+    """Space is back before the end: the run warns once, and no row or checkpoint is missing."""
     run = tmp_path / "run"
     config = dataclasses.replace(small, run=run, quiet=False)
     with no_file_above(3_000):
@@ -72,7 +70,7 @@ def test_a_run_goes_on_without_room_and_ends_as_if_there_had_been_some(
     assert text.count("warning: ") == 1
     assert "error: a checkpoint could not be saved in " in text
     assert "The last one is of step 0, not 30" in text
-    assert "Make room for larger files (ulimit -f); the same command goes on from there" in text
+    assert "Make room for larger files (ulimit -f); rerun the same command to resume" in text
     assert train(config) == 0
     rows = [read_metrics(folder / "metrics.jsonl") for folder in (run, whole_run.run)]
     without = [[{k: v for k, v in row.items() if k != "timing"} for row in each] for each in rows]
@@ -105,8 +103,8 @@ command.main(Nothing, save)
 """
 
 
-def test_what_orbax_leaves_behind_of_a_failed_save_is_not_shown():
-    """It waits for the first array that fails, and forgets the others."""
+def test_tasks_that_orbax_leaves_behind_after_a_failed_save_are_not_shown():
+    """orbax awaits the first array that fails, and leaves the others behind."""
     ended = subprocess.run(
         [sys.executable, "-c", LEAVING_A_TASK],
         capture_output=True,
@@ -117,7 +115,7 @@ def test_what_orbax_leaves_behind_of_a_failed_save_is_not_shown():
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
-def test_results_that_do_not_fit_are_written_by_the_same_command(small, tmp_path, capsys):
+def test_results_that_do_not_fit_are_written_when_the_command_is_rerun(small, tmp_path, capsys):
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=10)
     with no_file_above(60_000):  # enough for the checkpoint of so small a net, not for a report
         assert train(config) == 1
@@ -128,8 +126,8 @@ def test_results_that_do_not_fit_are_written_by_the_same_command(small, tmp_path
     assert (config.run / "report.html").exists()
 
 
-def test_an_end_that_fails_twice_is_one_line():
-    """The last save, unasked for yet, and a row."""
+def test_two_failures_at_the_end_of_a_run_give_one_line():
+    """Both the last save, whose result nobody has read yet, and a row fail."""
     said = []
 
     class Full:
@@ -158,8 +156,8 @@ def test_an_end_that_fails_twice_is_one_line():
     assert line.startswith("error: no room for a checkpoint. The last one is of step 3, not 5.")
 
 
-def test_a_checkpoint_waits_for_the_rows_before_it():
-    """It vouches for them: a run that goes on from it does not write them again."""
+def test_a_checkpoint_is_not_saved_before_its_rows():
+    """A run that resumes from a checkpoint does not write the rows before it again."""
     saved, said = [], []
 
     class Full:
@@ -180,4 +178,4 @@ def test_a_checkpoint_waits_for_the_rows_before_it():
     assert saving.save(state, {"step": 1}, None)
     assert saving.save(state, {"step": 2}, None)
     assert saved == []
-    assert said == ["warning: no room. Training goes on and tries again at every evaluation."]
+    assert said == ["warning: no room. Training continues and tries again at every evaluation."]

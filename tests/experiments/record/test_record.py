@@ -1,4 +1,4 @@
-"""Laws and failures of experiments.record.files."""
+"""Laws and failures of experiments.record: files, metrics and display."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path, value):
     assert json.loads((tmp_path / "r.json").read_text()) == {"elbo": [None, [1.0, None]]}
 
 
-def test_a_resumed_file_is_that_of_a_run_that_never_stopped(tmp_path):
+def test_a_resumed_file_equals_that_of_an_uninterrupted_run(tmp_path):
     rows = [(s, split, {"elbo": -1 / s}) for s in range(1, 9) for split in ("train", "validation")]
     whole = written(tmp_path / "whole.jsonl", rows)
     killed = written(tmp_path / "killed.jsonl", rows[:11])
@@ -61,7 +61,7 @@ def test_a_resumed_file_is_that_of_a_run_that_never_stopped(tmp_path):
     assert killed.read_bytes() == whole.read_bytes()
 
 
-def test_the_row_of_the_checkpoint_itself_is_kept(tmp_path):
+def test_resuming_keeps_the_row_of_the_checkpoint_itself(tmp_path):
     path = written(tmp_path / "m.jsonl", [(s, "train", {}) for s in (1, 2, 3)])
     MetricsFile(path, 2).close()
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
@@ -75,7 +75,7 @@ def test_a_torn_last_line_is_left_out(tmp_path, tail):
     assert [row["step"] for row in read_metrics(path)] == [1]
 
 
-def test_a_torn_line_before_the_last_is_refused(tmp_path):
+def test_a_torn_line_before_the_last_is_rejected(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 1, "spl\n{"step": 2, "split": "train"}\n')
     with pytest.raises(ValueError, match=r"read_metrics: .* line 1 of .*m\.jsonl is .*Delete that"):
@@ -87,14 +87,14 @@ def test_steps_must_rise_within_a_split_also_after_resuming(tmp_path, step):
     path = written(tmp_path / "m.jsonl", [(5, "train", {})])
     file = MetricsFile(path, 5)
     file.write(step, "validation", {}, {})
-    with pytest.raises(ValueError, match=rf"must rise.*'train' came with step {step} after 5"):
+    with pytest.raises(ValueError, match=rf"must rise.*got step {step} after 5 for 'train'"):
         file.write(step, "train", {}, {})
     file.close()
 
 
 def test_values_must_not_take_the_names_of_the_row(tmp_path):
     file = MetricsFile(tmp_path / "m.jsonl", -1)
-    with pytest.raises(ValueError, match=r"must not be named .*\['timing'\] came. Rename"):
+    with pytest.raises(ValueError, match=r"must not be named .*got \['timing'\]. Rename"):
         file.write(1, "train", {"timing": 1.0}, {})
     file.close()
 
@@ -120,7 +120,7 @@ def test_a_write_that_fails_midway_leaves_the_old_file_and_nothing_else(
     assert sorted(os.listdir(tmp_path)) == ["m.jsonl", "results.json"]
 
 
-def test_json_keeps_its_order_and_takes_paths(tmp_path):
+def test_json_keeps_its_order_and_accepts_paths(tmp_path):
     write_json(tmp_path / "c.json", {"b": Path("data"), "a": (1, np.int64(2), True, None)})
     text = (tmp_path / "c.json").read_text()
     assert text.startswith('{\n  "b": "data",\n  "a": [\n    1,\n    2,\n    true,\n    null')
@@ -172,7 +172,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_lines_come_at_most_every_few_seconds_and_the_last_step_always(capsys, clock):
+def test_display_limits_lines_but_always_shows_the_last_step(capsys, clock):
     with Display(100, seconds_between_rows=10) as display:
         for step in range(1, 101):
             display.update(step, elbo=-1000.0 + step, **NUMBERS)
@@ -184,7 +184,7 @@ def test_lines_come_at_most_every_few_seconds_and_the_last_step_always(capsys, c
     assert len(set(map(len, lines))) == 1
 
 
-def test_a_row_can_be_asked_for_and_an_evaluation_always_shows(capsys, clock):
+def test_display_shows_forced_rows_and_every_evaluation(capsys, clock):
     with Display(1000, first_step=500) as display:
         display.update(501, elbo=-100.0, **NUMBERS)
         display.update(502, elbo=-101.0, **NUMBERS)
@@ -201,7 +201,7 @@ def test_a_row_can_be_asked_for_and_an_evaluation_always_shows(capsys, clock):
     assert message == "stopped [by] hand"
 
 
-def test_quiet_is_quiet(capsys):
+def test_quiet_display_prints_nothing(capsys):
     with Display(10, quiet=True) as display:
         display.update(10, elbo=-1.0, row=True, **NUMBERS)
         display.evaluation(10, elbo=-1.0, standard_error=0.1, is_best=True)
@@ -243,7 +243,7 @@ def test_characters_that_the_output_lacks_are_escaped():
 
 
 def on_a_terminal(closes=False):
-    """Runs RUN on a pseudo-terminal; what it showed there, and how it ended."""
+    """Run RUN on a pseudo-terminal; return what it showed there and how it ended."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", RUN], stdout=theirs, stderr=subprocess.PIPE, text=True
@@ -277,7 +277,7 @@ def test_a_run_survives_a_terminal_that_goes_away():
     assert (errors, status) == ("still here\n", 0)
 
 
-def test_the_table_is_aligned_and_cut_at_the_error(capsys):
+def test_the_table_is_aligned_and_rounded_at_the_error(capsys):
     rows = [
         ("elbo", -95.12345, 0.4123, "nats"),
         ("bits per dimension", 0.167491, 0.00071, "bits"),

@@ -1,4 +1,4 @@
-"""From flags to schedules, objectives and the start of a model."""
+"""Schedules, objectives, optimizers and initial models built from flags."""
 
 import dataclasses
 from typing import get_args
@@ -35,7 +35,7 @@ VAMP = TrainConfig(hidden=(3,), latent_dim=2, prior="vamp", num_components=30)
 
 
 def values(schedule, steps):
-    """At traced steps, as the training step has them."""
+    """Values of a schedule at traced steps, as in the training step."""
     return np.asarray(jax.jit(jax.vmap(schedule))(jnp.array(steps)))
 
 
@@ -44,35 +44,35 @@ def beta(shape):
 
 
 def pseudo_inputs(preprocessing, seed):
-    """Where the prior of a model of these flags starts."""
+    """Initial pseudo-inputs of a model with these flags."""
     config = dataclasses.replace(VAMP, seed=seed)
     vae = initial_vae(recipe(config, (4,)), config, preprocessing, STORED)
     return np.asarray(vae.init(jax.random.key(9))["prior"]["pseudo_inputs"])
 
 
 def in_order(rows):
-    """The different rows, to three decimals, whatever their order was."""
+    """Distinct rows, rounded to three decimals and sorted."""
     return np.unique(np.round(rows, 3), axis=0)
 
 
 # Golden
 
 
-def test_a_linear_beta():
+def test_linear_beta_rises_and_stays():
     result = values(beta("linear"), [0, 2, 5, 10, 1000])
     np.testing.assert_allclose(result, [0, 0.4, 1, 2, 2], rtol=1e-6)
 
 
-def test_a_cosine_beta():
-    """2 (1 - cos(pi t / 10)) / 2: half-way where the linear one is, and below it before."""
+def test_cosine_beta_rises_and_stays():
+    """beta = 2 (1 - cos(pi t / 10)) / 2: below the linear rise before half-way, equal there."""
     steps = np.array([0, 2, 5, 7, 10])
     result = values(beta("cosine"), [*steps, 1000])
     np.testing.assert_allclose(result, [*(1 - np.cos(np.pi * steps / 10)), 2], rtol=1e-6, atol=1e-6)
     assert abs(result[1] - 0.4) > 0.1
 
 
-def test_a_cyclical_beta():
-    """Four times 10 steps up and 10 steps there, and there for good."""
+def test_cyclical_beta_rises_four_times_and_stays():
+    """Four times 10 steps up and 10 steps constant, then constant forever."""
     result = values(beta("cyclical"), range(200))
     period = np.concatenate([2 * np.arange(10) / 10, np.full(10, 2.0)])
     np.testing.assert_allclose(result[:80], np.tile(period, 4), rtol=1e-6)
@@ -86,7 +86,7 @@ def test_capacity_rises_and_stays():
     assert constant(0) == constant(100) == 3
 
 
-def test_what_the_flags_leave_alone_has_no_schedule():
+def test_default_flags_give_no_schedules():
     assert make_schedules(TrainConfig()) == {}
     assert make_schedules(TrainConfig(beta=0.5))["beta"](7) == 0.5
 
@@ -95,7 +95,7 @@ def test_what_the_flags_leave_alone_has_no_schedule():
 
 
 def test_every_objective_is_the_bound_of_its_name_with_its_flags():
-    """In numpy, of the log weights; every flag away from its default."""
+    """References are computed in numpy from the log weights; no flag has its default."""
     options = {"num_samples": 4, "num_groups": 2, "elbo_weight": 0.3, "alpha": 0.25}
     options |= {"num_intervals": 1, "free_bits": 0.5}
     names = get_args(ObjectiveName)
@@ -132,7 +132,7 @@ def test_a_vamp_prior_starts_at_prepared_training_examples_each_once():
     np.testing.assert_array_equal(in_order(255 * start), in_order(STORED))
 
 
-def test_a_vamp_prior_starts_at_noise_of_each_example_its_own():
+def test_a_vamp_prior_starts_with_independent_noise_per_example():
     start = 256 * pseudo_inputs(NOISY, seed=0)
     rows = np.floor(start[:, None]) == STORED[None]
     assert rows.all(2).any(1).all()
@@ -140,15 +140,15 @@ def test_a_vamp_prior_starts_at_noise_of_each_example_its_own():
     assert len(np.unique(noise, axis=0)) == len(noise)
 
 
-def test_the_start_of_a_vamp_prior_is_that_of_the_seed():
+def test_the_start_of_a_vamp_prior_depends_on_the_seed():
     one, again, other = (256 * pseudo_inputs(NOISY, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(np.floor(one), np.floor(other))
     assert not np.array_equal(in_order(one % 1), in_order(other % 1))
 
 
-def test_schedules_of_the_learning_rate_count_steps_whatever_is_accumulated():
-    """Falling from 1 to 0 in 8 steps of descent on a slope of 1: two updates of four steps."""
+def test_learning_rate_schedules_count_steps_also_when_accumulating():
+    """The rate falls from 1 to 0 in 8 steps with gradient 1: two updates of four steps each."""
     config = TrainConfig(
         optimizer="sgd", learning_rate=1.0, schedule="linear", accumulate_steps=4, decay_steps=8
     )
@@ -161,7 +161,7 @@ def test_schedules_of_the_learning_rate_count_steps_whatever_is_accumulated():
     assert moves == [0, 0, 0, -1, 0, 0, 0, -0.5, 0, 0, 0, 0]
 
 
-def test_weight_decay_moves_kernels_only():
+def test_weight_decay_changes_only_kernels():
     vae = mlp_vae(data_shape=(3,), latent_dim=2, hidden=(4,), prior="mixture", num_components=2)
     params = jax.tree.map(lambda leaf: leaf + 1.0, vae.init(jax.random.key(0)))
     optimizer = make_optimizer(TrainConfig(optimizer="adamw", weight_decay=0.1), num_steps=8)
@@ -190,7 +190,7 @@ def test_weight_decay_moves_kernels_only():
         ({"likelihood": "gaussian", "sigma": "optimal", "batch_size": 4000}, "cpu", 1, None),
     ],
 )
-def test_blocks_hold_the_rows_that_a_cache_does(flags, platform, num_devices, expected):
+def test_microbatches_fit_the_cache_of_a_cpu(flags, platform, num_devices, expected):
     config = TrainConfig(**flags)
     config.check()
     sigma = {"likelihood": config.likelihood, "sigma": config.sigma}
@@ -199,7 +199,7 @@ def test_blocks_hold_the_rows_that_a_cache_does(flags, platform, num_devices, ex
     assert microbatch_size(config, vae, num_devices, rows) == expected
 
 
-def test_samples_beyond_the_rows_come_chunk_by_chunk():
+def test_more_samples_than_rows_are_computed_in_chunks():
     config = TrainConfig(objective="iwae", num_samples=5000)
     assert make_objective(config, 1000).keywords["sample_chunk_size"] == 1000
     assert make_objective(config).keywords["sample_chunk_size"] is None

@@ -1,4 +1,4 @@
-"""Dispatches: their data are the same wherever they are gathered."""
+"""Data of dispatches, which are the same if devices or the host gather them."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ def test_devices_gather_the_rows_that_the_host_gathers(num_devices, small, tmp_p
         np.testing.assert_array_equal(one.rows[:, :count], other.rows[:, :count])
 
 
-def test_a_run_is_the_same_where_its_data_lie(whole_run, tmp_path, monkeypatch):
+def test_a_run_does_not_depend_on_where_its_data_are_stored(whole_run, tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "fits", lambda examples, mesh: True)
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     assert train(config) == 0
@@ -44,7 +44,7 @@ def test_a_run_is_the_same_where_its_data_lie(whole_run, tmp_path, monkeypatch):
     assert rows == others
 
 
-def test_small_data_lie_on_accelerators(monkeypatch):
+def test_small_data_are_stored_on_accelerators(monkeypatch):
     def mesh(platform):
         return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)], object))
 

@@ -1,7 +1,7 @@
-"""A run of the first release, 0.1.0, as it lies in first_release.zip, is of use to this one.
+"""Compatibility with a run of the first release, 0.1.0, stored in first_release.zip.
 
-It was made in an empty folder by that release, and holds the evaluation, the samples and (as
-later.jsonl) the rows of a copy that went on to 30 steps:
+That release made it in an empty folder. It includes the evaluation, the samples and (as
+later.jsonl) the rows of a copy that was continued to 30 steps:
 
 python -c "import numpy as np; x = np.zeros((330, 8, 8), np.uint8); i = np.arange(330)
 x[i, i % 8] = 250; np.savez_compressed('bars.npz', images=x)"
@@ -11,7 +11,7 @@ python -m experiments.train --run=run --dataset=npz:bars.npz --hidden 4 --latent
 python -m experiments.evaluate run --num-samples=4 --batch-size=33 --num-devices=1
 python -m experiments.sample run --num-samples=5 --num-examples=4 --num-steps=3
 
-Left out: pictures, the report and all checkpoints but the last.
+Pictures, the report and all checkpoints except the last are left out.
 """
 
 import json
@@ -48,16 +48,16 @@ FLAGS = TrainConfig(
 OF_PARAMETERS = "ed1ea1aa9d277e0bf2bf040427b5fac65a6a59f8876f062eec4b514605ff88ec"
 """SHA-256 of the running average, by `jaxvae.checkpoints.manifest.digest` of that release."""
 RENAMED = {"log_likelihood": "reconstruction", "log_likelihood_bound": "log_likelihood"}
-"""Arrays of an evaluation that have other names since."""
+"""Arrays of an evaluation: name in that release -> today's name."""
 ACROSS_MACHINES = {"rtol": 1e-4, "atol": 1e-4}
-"""Float32 of 30 steps, summed in another order."""
+"""Tolerance for 30 steps in float32 with another order of summation."""
 
 
 pytestmark = pytest.mark.usefixtures("first_release")
 
 
 def contents(folder):
-    """Of every file but the lock, by name."""
+    """Contents of every file except the lock, by name."""
     files = {path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
     return {str(path): path.read_bytes() for path in files}
 
@@ -66,7 +66,7 @@ def without_timing(path):
     return [{k: v for k, v in row.items() if k != "timing"} for row in read_metrics(path)]
 
 
-def test_its_parameters_are_read_bit_for_bit_and_it_says_its_format():
+def test_first_release_parameters_are_read_bit_for_bit_with_their_format():
     vae, params = load(RUN)
     assert digest(params) == OF_PARAMETERS
     assert vae.decode(params, np.zeros(2, np.float32)).mean().shape == (8, 8, 1)
@@ -75,7 +75,7 @@ def test_its_parameters_are_read_bit_for_bit_and_it_says_its_format():
     checkpoints.close()
 
 
-def test_it_is_evaluated_and_sampled_as_it_was():
+def test_first_release_run_is_evaluated_and_sampled_as_then():
     again = Path("again")
     evaluate(EvaluateConfig(RUN, num_samples=4, batch_size=33, num_devices=1, output=again))
     sample(SampleConfig(RUN, num_samples=5, num_examples=4, num_steps=3, output=again))
@@ -89,7 +89,7 @@ def test_it_is_evaluated_and_sampled_as_it_was():
                 np.testing.assert_allclose(now[names[name]], before[name], **ACROSS_MACHINES)
 
 
-def test_it_goes_on_as_it_would_have():
+def test_first_release_run_continues_as_it_did_then():
     before = without_timing(RUN / "metrics.jsonl")
     assert before[-1]["step"] == 20
     assert train(FLAGS) == 0
@@ -102,10 +102,10 @@ def test_it_goes_on_as_it_would_have():
     assert json.loads((RUN / "results.json").read_text())["steps"] == 30
 
 
-def test_a_newer_format_is_refused_by_every_command_and_nothing_moves():
+def test_a_newer_format_is_rejected_by_every_command_without_changes():
     about = RUN / "checkpoints" / "20" / "about" / "metadata"
     values = json.loads(about.read_text())
-    del values["digests"]  # a newer release may have other ways
+    del values["digests"]  # a newer release may compute it in another way
     about.write_text(json.dumps(values | {"format": FORMAT + 1}))
     before = contents(RUN)
     for command, config in (

@@ -1,4 +1,4 @@
-"""Anybody may have made a run's folder: nothing in it runs, leads out or fills the memory."""
+"""Hostile run folders: nothing in them is run, leads outside or fills the memory."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ BEYOND_MEMORY = 10**9
 
 @pytest.fixture
 def place(whole_run, tmp_path, monkeypatch):
-    """A copy of a run, a folder beside it, and a module that leaves a mark where it is imported."""
+    """Copy of a run, a folder beside it, and a module that leaves a mark when it is imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     place = Place(tmp_path / "run", tmp_path / "outside", tmp_path / "mark")
@@ -65,7 +65,7 @@ def config(place, whole_run):
 
 
 def set_recipe(place, function, arguments):
-    """In every checkpoint, as signed as the recipe of a training."""
+    """Replace the recipe in every checkpoint, with a valid digest."""
     recipe = {"function": function, "arguments": arguments}
     change_abouts(place, lambda about: about.update(vae=recipe), signed=True)
 
@@ -105,7 +105,7 @@ def test_commands_reject_function_outside_registry(place, config):
     assert not place.mark.exists()
 
 
-def test_load_builds_function_that_caller_passes_by_exact_name(place):
+def test_load_builds_a_function_only_under_the_exact_name_that_is_passed(place):
     about = json.loads(next(place.run.glob("checkpoints/*/about/metadata")).read_text())
     set_recipe(place, "my.models:make", about["vae"]["arguments"])
     vae, _ = load(place.run, models={"my.models:make": mlp_vae})
@@ -114,7 +114,7 @@ def test_load_builds_function_that_caller_passes_by_exact_name(place):
         load(place.run, models={"my.models:other": mlp_vae})
 
 
-def test_consent_is_to_the_function_of_the_run_alone(place):
+def test_consent_covers_only_the_function_of_the_run(place):
     function = f"{MODULE}:make"
     assert consented(None, "mlp", place.run) == {}
     assert consented("mlp", "mlp", place.run) == {}
@@ -183,7 +183,7 @@ def test_nothing_is_downloaded_to_a_folder_that_config_json_names(config, place)
         ({"self": 1}, "arguments do not fit mlp_vae"),
     ],
 )
-def test_build_rejects_arguments_that_no_model_has(arguments, message):
+def test_build_rejects_implausible_arguments_of_a_model(arguments, message):
     recipe = {"function": "mlp_vae", "arguments": {"data_shape": SHAPE} | arguments}
     with pytest.raises(ValueError, match=message) as error:
         build(recipe)
@@ -193,7 +193,7 @@ def test_build_rejects_arguments_that_no_model_has(arguments, message):
 @pytest.mark.parametrize("recipe", [None, [], "mlp_vae", {}, {"function": "mlp_vae"},
                                     {"function": ["mlp_vae"], "arguments": {}},
                                     {"function": "mlp_vae", "arguments": []}])  # fmt: skip
-def test_build_rejects_what_is_no_recipe(recipe):
+def test_build_rejects_an_invalid_recipe(recipe):
     with pytest.raises(ValueError, match="a recipe must be"):
         build(recipe)
 
@@ -209,7 +209,7 @@ def test_build_rejects_what_is_no_recipe(recipe):
         ({"prior": "mixture", "num_components": 10**8}, "num_components"),
     ],
 )
-def test_load_rejects_sizes_that_the_checkpoint_does_not_hold(arguments, name, place):
+def test_load_rejects_sizes_that_differ_from_the_checkpoint(arguments, name, place):
     recipe = {"function": "mlp_vae", "arguments": {"data_shape": SHAPE} | arguments}
     with pytest.raises(ValueError, match=f"the recipe's {name}=.* and the checkpoint holds 9,999"):
         check_sizes(recipe, 9_999)
@@ -224,7 +224,7 @@ def test_sizes_of_small_models_are_plausible():
         check_sizes({"function": "mlp_vae", "arguments": arguments}, 10)
 
 
-def test_load_rejects_parameters_that_its_files_cannot_hold(place):
+def test_load_rejects_parameters_larger_than_the_files(place):
     def enlarge(about):
         about["vae"]["arguments"] |= {"latent_dim": BEYOND_MEMORY}
         about["leaves"]["average"] = {"['w']": f"float32 [{BEYOND_MEMORY}, 1000]"}
@@ -254,8 +254,10 @@ def test_replay_rejects_a_config_of_another_size_than_the_checkpoint(place):
         ("dtype", "|O", "checkpoint .* is damaged"),
     ],
 )
-def test_absurd_stored_arrays_are_damage_and_take_no_memory(field, value, message, place):
-    """orbax ends the process where it cannot make room for the shape that a file names."""
+def test_absurd_shapes_of_stored_arrays_are_rejected_without_allocating(
+    field, value, message, place
+):
+    """orbax aborts the process if it cannot allocate the shape that a file names."""
     for item in place.run.glob("checkpoints/*/average"):
         store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{item}/"}).result()
         key = b"decoder.params.Dense_1.kernel/.zarray"
@@ -280,7 +282,7 @@ def test_absurd_stored_arrays_are_damage_and_take_no_memory(field, value, messag
         ("vae", None),
     ],
 )
-def test_load_rejects_a_description_of_other_types(name, value, place):
+def test_load_rejects_a_description_with_values_of_other_types(name, value, place):
     change_abouts(place, lambda about: about.update({name: value}), signed=True)
     with pytest.raises(ValueError, match=r"damaged|must be|has no format") as error:
         load(place.run)
@@ -310,7 +312,7 @@ def test_handlers_that_a_checkpoint_names_are_not_imported(place):
         *('{"custom_metadata": []}', '{"init_timestamp_nsecs": "x"}'),
     ],
 )
-def test_metadata_that_cannot_be_read_is_damage(content, place):
+def test_unreadable_metadata_is_reported_as_damage(content, place):
     steps = sorted(path for path in (place.run / "checkpoints").iterdir())
     (steps[-1] / "_CHECKPOINT_METADATA").write_text(content)
     with pytest.raises(ValueError, match="its _CHECKPOINT_METADATA cannot be read"):
@@ -333,7 +335,7 @@ def test_metadata_that_cannot_be_read_is_damage(content, place):
         (b" " * 101, "it has more than 100 bytes"),
     ],
 )
-def test_read_json_rejects(content, message, tmp_path):
+def test_read_json_rejects_invalid_files(content, message, tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -355,7 +357,7 @@ def test_a_file_of_gigabytes_is_not_read(place):
         read_metrics(path)
 
 
-def test_a_link_may_point_to_another_place_in_its_folder_alone(tmp_path):
+def test_a_link_may_point_only_inside_its_folder(tmp_path):
     folder = tmp_path / "folder"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "file").touch()
@@ -403,7 +405,7 @@ def test_no_command_follows_a_link_out_of_the_run(name, place, config):
 
 
 @pytest.mark.parametrize("name", ["report.html", ".lock", "results.json", "pictures"])
-def test_a_folder_in_place_of_a_file_is_refused_before_training(name, place, config):
+def test_a_folder_in_place_of_a_file_is_rejected_before_training(name, place, config):
     path = place.run / name
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     path.touch() if name in FOLDERS else path.mkdir()
@@ -413,7 +415,7 @@ def test_a_folder_in_place_of_a_file_is_refused_before_training(name, place, con
     assert contents(place.run) == before
 
 
-def test_a_run_is_reached_by_a_link_that_its_user_gives(place):
+def test_a_run_folder_may_be_a_link_that_the_user_names(place):
     (place.outside / "by").symlink_to(place.run)
     require_own_files(place.outside / "by")
     load(place.outside / "by")
@@ -421,7 +423,7 @@ def test_a_run_is_reached_by_a_link_that_its_user_gives(place):
         assert found.latest_step() == 60
 
 
-def test_writing_replaces_a_link_that_lies_in_the_way(tmp_path):
+def test_writing_replaces_an_existing_link(tmp_path):
     (tmp_path / "precious").write_text("precious")
     for name in ("a.json", ".a.json.part"):
         (tmp_path / name).symlink_to("precious")
@@ -449,7 +451,7 @@ def test_writing_replaces_a_link_that_lies_in_the_way(tmp_path):
         {"timing": {"seconds": SCRIPT}},
     ],
 )
-def test_results_that_cannot_be_shown_are_none(change, place):
+def test_results_that_cannot_be_shown_are_ignored(change, place):
     path = place.run / "results.json"
     whole = read_results(path)
     assert "test" in whole
@@ -459,7 +461,7 @@ def test_results_that_cannot_be_shown_are_none(change, place):
     assert read_results(path) == {}
 
 
-def test_a_script_is_text_in_the_report(place, config):
+def test_a_script_is_escaped_in_the_report(place, config):
     path = place.run / "results.json"
     results = json.loads(path.read_text())
     results["test"]["elbo"]["unit"] = results["device"] = results["command"] = SCRIPT
@@ -474,7 +476,7 @@ def test_a_script_is_text_in_the_report(place, config):
 
 
 @pytest.mark.parametrize("value", ["x", True, [], {}, 10**400, 1e301, float("nan")])
-def test_a_row_with_another_value_than_a_number_is_none(value, tmp_path):
+def test_a_row_with_a_value_that_is_no_number_is_invalid(value, tmp_path):
     path = tmp_path / "m.jsonl"
     rows = [{"step": 1, "split": "train", "elbo": -1.0, "kl": value}, {"step": 2, "split": "x"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -482,7 +484,7 @@ def test_a_row_with_another_value_than_a_number_is_none(value, tmp_path):
         read_metrics(path)
 
 
-def test_signs_that_a_terminal_obeys_are_escaped():
+def test_control_characters_are_escaped():
     with pytest.raises(Refused) as refusal, refusing():
         raise ValueError("no \x1b]0;owned\x07 name \udcff \u202e")
     assert str(refusal.value) == r"no \x1b]0;owned\x07 name \udcff \u202e"
@@ -499,7 +501,7 @@ def test_only_the_start_of_a_lock_is_read(tmp_path):
 # data
 
 
-def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+def test_an_archive_that_would_fill_the_memory_is_rejected(tmp_path, monkeypatch):
     file = io.BytesIO()
     np.save(file, np.zeros((4000, 64), np.uint8))
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -539,7 +541,7 @@ def test_hostile_runs_of_each_category_are_survived(tmp_path):
         ({"report": SCRIPT}, "a script in the report"),
     ],
 )
-def test_the_judge_sees_what_a_hostile_run_did(change, why, tmp_path):
+def test_the_judge_detects_what_a_hostile_run_did(change, why, tmp_path):
     place = Place(tmp_path, tmp_path / "outside", tmp_path / "mark")
     if change.get("mark"):
         place.mark.touch()

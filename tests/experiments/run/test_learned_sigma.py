@@ -1,4 +1,4 @@
-"""A learned sigma: its own rate, what it does not touch, and the advice where it is the cause."""
+"""Learned sigma: its own learning rate, and advice if it causes numbers that are not finite."""
 
 import json
 from functools import cache
@@ -37,10 +37,10 @@ def first_updates(sigma="learned", **flags):
 
 @pytest.mark.parametrize("name", ADAMS)
 @pytest.mark.parametrize("sigma", ["learned", "per_channel"])
-def test_sigma_moves_by_its_own_rate_and_nothing_else_does(name, sigma):
+def test_only_sigma_moves_by_the_rate_of_sigma(name, sigma):
     own, state = first_updates(sigma, optimizer=name)
     plain, plain_state = first_updates(sigma, optimizer=name, sigma_rate=1.0)
-    assert jax.tree.structure(state) == jax.tree.structure(plain_state)  # old checkpoints go on
+    assert jax.tree.structure(state) == jax.tree.structure(plain_state)  # old checkpoints resume
     jax.tree.map(np.testing.assert_array_equal, state, plain_state)
     faster = own["likelihood"].pop("log_scale") / plain["likelihood"].pop("log_scale")
     np.testing.assert_allclose(faster, SIGMA_RATE, rtol=1e-6)
@@ -59,7 +59,7 @@ def test_sigma_moves_by_its_own_rate_and_nothing_else_does(name, sigma):
         {"sigma_rate": 1.0},
     ],
 )
-def test_other_optimizers_are_what_they_were(flags):
+def test_optimizers_to_which_sigma_rate_does_not_apply_are_unchanged(flags):
     config = TrainConfig(**GAUSSIAN | flags)
     optimizer = make_optimizer(config, num_steps=10)
     reference = optax.sgd(1e-3) if config.optimizer == "sgd" else optax.adam(1e-3)
@@ -69,7 +69,7 @@ def test_other_optimizers_are_what_they_were(flags):
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
 
 
-def test_sigma_has_its_rate_behind_clipping_and_accumulation():
+def test_sigma_rate_applies_after_clipping_and_accumulation():
     flags = {"gradient_clip": 1.0, "accumulate_steps": 1}
     own, plain = first_updates(**flags)[0], first_updates(**flags, sigma_rate=1.0)[0]
     ratio = own["likelihood"]["log_scale"] / plain["likelihood"]["log_scale"]
@@ -77,7 +77,7 @@ def test_sigma_has_its_rate_behind_clipping_and_accumulation():
 
 
 def test_a_sigma_far_below_its_start_is_found_within_1500_steps():
-    """log sigma by Adam on N(0, 0.01^2): a rate of 0.001 has come from 1 to 0.22 by then."""
+    """For data N(0, 0.01^2), Adam with rate 0.001 has only moved sigma from 1 to 0.22 by then."""
     errors = 0.01 * np.random.default_rng(0).normal(size=1000).astype(np.float32)
     square = jnp.float32(np.square(errors, dtype=np.float64).mean())
     found = {}
@@ -101,7 +101,7 @@ def test_a_sigma_far_below_its_start_is_found_within_1500_steps():
     np.testing.assert_allclose(found[SIGMA_RATE], np.sqrt(square), rtol=0.05)
 
 
-def test_the_rate_is_a_flag_of_the_run():
+def test_sigma_rate_is_saved_with_the_run():
     values = to_json(TrainConfig(sigma_rate=10.0, **GAUSSIAN))
     assert from_json(values).sigma_rate == 10.0
     del values["sigma_rate"]  # a release before it
@@ -116,12 +116,12 @@ def test_the_rate_is_a_flag_of_the_run():
         {"sigma_rate": 3.0, "optimizer": "sgd", **GAUSSIAN},
     ],
 )
-def test_a_rate_without_effect_is_rejected(flags):
+def test_sigma_rate_without_effect_is_rejected(flags):
     with pytest.raises(ValueError, match="--sigma-rate goes with --sigma=learned or per_channel"):
         TrainConfig(**flags).check()
 
 
-def test_a_sigma_that_is_one_number_has_its_digits():
+def test_a_single_sigma_is_shown_with_five_digits():
     assert rounded(0.173284, 0.0) == ("0.17328", "0")
 
 

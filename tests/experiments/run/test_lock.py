@@ -1,4 +1,4 @@
-"""One training process a run folder."""
+"""Lock of a run's folder: one training process at a time."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ HOLD = "import sys, time; from pathlib import Path; from experiments.run.lock im
 HOLD += "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
 
 
-def test_a_second_one_is_refused_with_the_first_ones_number(tmp_path):
+def test_a_second_lock_is_rejected_with_the_number_of_the_holder(tmp_path):
     lock = RunLock(tmp_path)
     with pytest.raises(ValueError, match=rf"in use by process {os.getpid()} on \S+, which is"):
         RunLock(tmp_path)
@@ -33,7 +33,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    for _ in range(50):  # the system lets go a moment after the process is gone
+    for _ in range(50):  # the system frees the lock a moment after the process is gone
         try:
             lock = RunLock(tmp_path)
             break
@@ -42,7 +42,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     else:
         pytest.fail("the lock of a killed process is still held")
     assert re.fullmatch(
-        rf"The last training here, process {holder.pid} on \S+, did not come to its end\. "
+        rf"The previous training in this folder, process {holder.pid} on \S+, did not finish\. "
         r"It was killed, or its machine went down\.",
         lock.cut_short,
     )
@@ -51,7 +51,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
         assert lock.cut_short == ""
 
 
-def test_it_is_let_go_where_nothing_more_can_be_written(tmp_path):
+def test_lock_is_released_even_if_its_file_cannot_be_written(tmp_path):
     lock = RunLock(tmp_path)
     lock._file.close()
     lock._file = Path("/dev/full").open("a")  # noqa: SIM115
@@ -59,7 +59,7 @@ def test_it_is_let_go_where_nothing_more_can_be_written(tmp_path):
     RunLock(tmp_path).close()
 
 
-def test_a_file_system_without_locks_says_who_may_be_there(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_names_a_possible_holder(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
@@ -67,12 +67,12 @@ def test_a_file_system_without_locks_says_who_may_be_there(tmp_path, monkeypatch
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     assert first.cut_short == ""
     assert f"process {os.getpid()} on " in second.cut_short
-    assert "may be training here too" in second.cut_short
+    assert "may be training in this folder too" in second.cut_short
     second.close()
     first.close()
 
 
-def test_a_refused_one_leaves_the_holders_name(tmp_path):
+def test_a_rejected_lock_keeps_the_name_of_the_holder(tmp_path):
     lock = RunLock(tmp_path)
     before = (tmp_path / ".lock").read_text()
     with pytest.raises(ValueError, match="in use"):
@@ -81,13 +81,15 @@ def test_a_refused_one_leaves_the_holders_name(tmp_path):
     lock.close()
 
 
-def test_what_a_holder_ended_with_is_handed_on_once(tmp_path):
+def test_last_words_of_a_holder_are_reported_once(tmp_path):
     RunLock(tmp_path).close(RuntimeError("RESOURCE_EXHAUSTED:\n out of memory"))
     lock = RunLock(tmp_path)
-    assert lock.cut_short.endswith("its end. It said: RESOURCE_EXHAUSTED: out of memory")
+    assert lock.cut_short.endswith(
+        "did not finish. It ended with: RESOURCE_EXHAUSTED: out of memory"
+    )
     lock.close(KeyboardInterrupt())
     lock = RunLock(tmp_path)
-    assert lock.cut_short.endswith("its end. It said: KeyboardInterrupt")
+    assert lock.cut_short.endswith("did not finish. It ended with: KeyboardInterrupt")
     lock.close()
     with contextlib.closing(RunLock(tmp_path)) as lock:
         assert lock.cut_short == ""

@@ -1,4 +1,4 @@
-"""Models whose parameters are any pytree: the arrays are trained, the rest is carried along."""
+"""Models whose parameters are any pytree: arrays are trained, other leaves are carried along."""
 
 import dataclasses
 import importlib
@@ -70,7 +70,7 @@ def make(data_shape):
 
 
 def _vae(extra=None, cast=lambda weight: weight):
-    """A linear model; `extra` are more leaves, `cast` what the functions do with the weights."""
+    """Linear model with `extra` leaves; its functions apply `cast` to the weights."""
 
     def init(key):
         key_in, key_out = jax.random.split(key)
@@ -89,7 +89,7 @@ def _vae(extra=None, cast=lambda weight: weight):
 
 
 def _trained(vae, optimizer=None, *, steps=4, averaging=True, **options):
-    """The state after some steps, from fixed keys and examples."""
+    """State after some steps, from fixed keys and examples."""
     optimizer = optimizer or optax.adam(0.05)
     decay = 0.9 if averaging else None
     state = jaxvae.init_state(
@@ -109,7 +109,7 @@ def _trained(vae, optimizer=None, *, steps=4, averaging=True, **options):
 
 @cache
 def _plain():
-    """What the model without other leaves learns in the same steps."""
+    """Weights that the model without other leaves learns in the same steps."""
     return _trained(_vae())[0]
 
 
@@ -139,7 +139,7 @@ EXTRA: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
-def test_other_leaves_change_nothing_of_what_the_weights_learn(extra):
+def test_other_leaves_do_not_change_what_the_weights_learn(extra):
     state, _ = _trained(jaxvae.trainable(_vae(extra)))
     _assert_same(_weights(state.params), _plain().params)
     _assert_same(_weights(state.average), _plain().average)
@@ -196,7 +196,7 @@ def test_narrow_floats_train_as_float32_weights_that_the_model_rounds(dtype):
 
 
 def test_average_of_bfloat16_weights_moves_by_less_than_their_spacing():
-    # Near 1 two bfloat16 numbers are 2^-7 apart: an average of decay .998 held in them never moves.
+    # Near 1, bfloat16 numbers are 2^-7 apart: a bfloat16 average with decay 0.998 never changes.
     vae = VAE(
         init=lambda key: {"v": jnp.ones(DIM, jnp.bfloat16)},
         encode=lambda params, x: Gaussian(x[:LATENT_DIM], jnp.zeros(LATENT_DIM)),
@@ -218,7 +218,7 @@ def test_average_of_bfloat16_weights_moves_by_less_than_their_spacing():
     ],
     ids=lambda flags: flags["optimizer"],
 )
-def test_every_optimizer_leaves_integers_alone(flags):
+def test_no_optimizer_changes_integers(flags):
     optimizer = make_optimizer(TrainConfig(learning_rate=0.05, **flags), 10)
     extra = lambda key: {"table": jnp.arange(6).reshape(2, 3), "act": jnp.tanh}
     plain, _ = _trained(_vae(), optimizer)
@@ -228,7 +228,7 @@ def test_every_optimizer_leaves_integers_alone(flags):
 
 
 @pytest.mark.parametrize("options", [{"microbatch_size": 4}, {"virtual_shards": 4}], ids=str)
-def test_a_batch_in_parts_carries_integers(options):
+def test_microbatches_carry_integers(options):
     plain, _ = _trained(_vae(), **options)
     state, _ = _trained(jaxvae.trainable(_vae(EXTRA["nested"])), **options)
     _assert_same(_weights(state.params), plain.params)
@@ -262,7 +262,7 @@ def test_init_state_names_the_leaf_that_needs_trainable(extra, line):
         jaxvae.init_state(_vae(extra), optax.sgd(0.1), jax.random.key(0), averaging=True)
 
 
-def test_partition_and_combine_are_inverse_and_leave_whole_trees_alone():
+def test_partition_and_combine_are_inverse_and_keep_whole_trees():
     tree = {"a": jnp.zeros(2), "b": [jnp.tanh, None, 3], "c": eqx.nn.Linear(2, 3, key=KEY)}
     kept, rest = partition(tree, is_array)
     assert all(map(is_array, jax.tree.leaves(kept)))
@@ -278,7 +278,7 @@ KEY = jax.random.key(7)
 
 
 class NetPosterior(eqx.Module):
-    """A Gaussian whose location is a network's output: it has functions among its leaves."""
+    """Gaussian whose location is the output of a network, so it has functions among its leaves."""
 
     net: eqx.nn.MLP
     h: jax.Array
@@ -391,7 +391,7 @@ def _gradient(vae, objective, x):
     ],
     ids=["total_correlation", "dip", "mmd", "density_ratio"],
 )
-def test_a_regularizer_takes_posteriors_that_hold_a_network(regularizer):
+def test_a_regularizer_accepts_posteriors_that_contain_a_network(regularizer):
     (found, at_found), (expected, at_expected) = (
         _trained(jaxvae.trainable(_net_vae(posterior)), steps=2, regularizer=regularizer)
         for posterior in (_net_posterior, _plain_posterior)
@@ -403,7 +403,7 @@ def test_a_regularizer_takes_posteriors_that_hold_a_network(regularizer):
     jax.tree.map(close, found.params, expected.params)
 
 
-def test_functions_of_many_posteriors_take_ones_that_hold_a_network():
+def test_functions_of_many_posteriors_accept_ones_that_contain_a_network():
     net = eqx.nn.MLP(3, LATENT_DIM, 4, 1, key=KEY)
     h = jax.random.normal(KEY, (5, 3))
     log_scale = jnp.zeros((5, LATENT_DIM))
@@ -482,7 +482,7 @@ def test_replay_diagnoses_a_model_with_integers():
     [
         ("{}", "own:make has no parameters to train"),
         ("{'count': jnp.arange(3), 'act': jnp.tanh}", "own:make has no parameters to train"),
-        ("{'slope': 1.0}", "own:make has no parameters to train.*Make a number that is"),
+        ("{'slope': 1.0}", "own:make has no parameters to train.*Turn Python numbers that"),
         ("{'w': jnp.ones(2, jnp.complex64)}", r"own:make.*parameter w is complex64\[2\]"),
         ("{'w': jnp.ones(2), 'k': key}", r"own:make.*parameter k is key<fry>\[\]"),
     ],

@@ -1,4 +1,4 @@
-"""Folders and files of any name: a run works there, or is rejected before it trains."""
+"""Folders and files of any name: a run works there, or is rejected before training."""
 
 import dataclasses
 import logging
@@ -33,21 +33,21 @@ CHARACTERS = (
     *"[]{}()<>*?!%#&;|=,:~$^@+\\'\"` \t\n\r\x01\x7f",
     *("é", "e\u0301", "漢", "😀", "א", "\u202e", "\u200b", "\udcff"),
 )
-"""What some layer might read as syntax; the last is a byte that is not UTF-8."""
+"""Names that some layer might interpret as syntax; the last has a byte that is not UTF-8."""
 NAMES = (
     *(f"a{character}b" for character in CHARACTERS),
     *("[x]", "[!a]", "**", "*", "?", "{a,b}", "logs:", "gs:", "s3:", "-x", "--x=y", "~", "$HOME"),
     *(" x ", "..x..", "x.", "%2F", "a\\..\\b", "n" * 255, "ü" * 127, "jaxvae-x"),
 )
 EVERYTHING = "-a [x]*?{b,c} %#&;|=,:~$\\d'\"`<b>\n\té e\u0301 漢😀א\u202e\u200b \udcff gs:"
-"""All in the name of one folder."""
+"""Name of a folder that combines all of them."""
 PARAMS = {"w": np.arange(3, dtype=np.float32)}
 BYTE_LOCALE = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path_factory, monkeypatch):
-    """The folder of temporary files, which must be empty in the end."""
+    """Folder for temporary files, which must be empty at the end."""
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -79,7 +79,7 @@ def rows(run):
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_checkpoints_work_in_a_folder_of_any_name(name, tmp_path):
-    """There, and after a move to a plain name; nothing is written beside it."""
+    """They work there and after a move to a plain name; nothing is written beside the folder."""
     parent = tmp_path / "parent"
     save_and_read(parent / name / "checkpoints")
     assert [path.name for path in parent.iterdir()] == [name]
@@ -90,12 +90,12 @@ def test_checkpoints_work_in_a_folder_of_any_name(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["logs:", "[x]"])
-def test_a_folder_itself_may_have_such_a_name(name, tmp_path):
+def test_the_checkpoint_folder_itself_may_have_an_odd_name(name, tmp_path):
     save_and_read(tmp_path / name)
 
 
 @pytest.mark.parametrize("root", ["/gs", "/s3", "/az", "/hf", "/a[b", "/a\\b"])
-def test_paths_that_epath_takes_for_addresses_or_patterns_are_never_shown_to_it(root):
+def test_epath_never_gets_paths_that_look_like_addresses_or_patterns(root):
     with plain_path(Path(root) / "run" / "checkpoints") as path:
         assert str(path.readlink()) == f"{root}/run/checkpoints"
         assert path.parent.parent == Path(os.environ["TMPDIR"]).resolve()
@@ -108,7 +108,7 @@ def test_a_plain_path_is_used_as_it_is(path, temporary):
         assert not list(temporary.iterdir())
 
 
-def test_a_path_as_long_as_is_allowed_works(tmp_path):
+def test_a_path_of_the_greatest_length_works(tmp_path):
     longest = os.pathconf(tmp_path, "PC_PATH_MAX") - ROOM_BELOW
     run = tmp_path
     while (room := longest - len(os.fsencode(run)) - 1) > 255:
@@ -121,7 +121,7 @@ def test_a_path_as_long_as_is_allowed_works(tmp_path):
 
 
 def test_checkpoints_of_the_first_release_work_below_any_name(first_release):
-    """Its checkpoints are of the same kind as today's."""
+    """Checkpoints of that release have today's form."""
     from tests.experiments.run.test_first_release import OF_PARAMETERS
 
     odd = first_release.parent / EVERYTHING
@@ -137,7 +137,7 @@ def test_checkpoints_of_the_first_release_work_below_any_name(first_release):
 
 
 def test_a_run_is_killed_resumed_evaluated_and_moved_below_any_name(data, small, tmp_path):
-    """Bit for bit the run in a plain folder that nothing stopped; killed in a byte locale."""
+    """Killed in a byte locale, it still equals an uninterrupted run in a plain folder."""
     (tmp_path / EVERYTHING).mkdir()
     file = Path(data.removeprefix("npz:"))
     dataset = f"npz:{tmp_path / EVERYTHING / 'data [1].npz'}"
@@ -160,7 +160,7 @@ def test_a_run_is_killed_resumed_evaluated_and_moved_below_any_name(data, small,
         process.kill()
         errors = process.communicate()[1]
     assert process.returncode == -9, errors
-    for left in Path(os.environ["TMPDIR"]).iterdir():  # links, which a killed process leaves
+    for left in Path(os.environ["TMPDIR"]).iterdir():  # links that a killed process leaves behind
         assert [path.name for path in left.iterdir()] == ["checkpoints"]
         (left / "checkpoints").unlink()
         left.rmdir()
@@ -187,7 +187,7 @@ def test_a_run_is_killed_resumed_evaluated_and_moved_below_any_name(data, small,
 
 
 def test_commands_work_in_a_byte_locale(first_release):
-    """Their output is of ASCII; a name in config.json is found by its bytes in UTF-8."""
+    """Output is ASCII; files named in config.json are found by their bytes in UTF-8."""
     run = first_release.rename(first_release.parent / "rün")
     first_release.parent.joinpath("bars.npz").rename(first_release.parent / "bärs.npz")
     config = run / "config.json"
@@ -224,7 +224,7 @@ def test_data_may_have_any_name(name, data, tmp_path, monkeypatch):
     assert len(datasets.load(f"npz:{name}").train)
 
 
-def test_compiled_programs_are_kept_in_a_folder_of_any_name(tmp_path):
+def test_compiled_programs_are_stored_in_a_folder_of_any_name(tmp_path):
     folder = tmp_path / "[x]*\\y"
     code = f"""
 from experiments.machine import compilation_cache
@@ -236,8 +236,8 @@ jax.jit(lambda x: x + 1)(1.0)
     assert [path for path in folder.rglob("*-cache") if path.is_file()]
 
 
-def test_codes_are_written_under_the_name_that_was_asked_for(first_release, capsys):
-    """numpy adds .npz to a path that has another end."""
+def test_codes_are_written_under_the_requested_name(first_release, capsys):
+    """numpy would append .npz to a path with another suffix."""
     path = first_release.parent / "codes [1].of"
     encode(EncodeConfig(first_release, output=path, num_devices=1))
     assert f"written: {path} (" in capsys.readouterr().out
@@ -251,7 +251,7 @@ def test_loading_prints_nothing(first_release, caplog):
     assert caplog.records == []
 
 
-def test_a_name_that_standard_output_has_no_letters_for_is_printed(capsys, monkeypatch):
+def test_a_name_that_standard_output_cannot_encode_is_printed(capsys, monkeypatch):
     @dataclasses.dataclass
     class Flags:
         pass
@@ -267,7 +267,7 @@ def test_a_name_that_standard_output_has_no_letters_for_is_printed(capsys, monke
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://b", "file:///x/y", "https://a.org/x"])
-def test_an_address_is_rejected_and_no_folder_of_its_name_is_made(
+def test_an_address_is_rejected_without_creating_a_folder(
     address, small, first_release, monkeypatch
 ):
     before = set(first_release.parent.rglob("*"))
@@ -279,14 +279,14 @@ def test_an_address_is_rejected_and_no_folder_of_its_name_is_made(
         (lambda: encode(EncodeConfig(first_release, output=path / "x.npz")), "--output"),
         (lambda: train(dataclasses.replace(small, compilation_cache=address)), "--compilation"),
     ):
-        with pytest.raises(Refused, match=rf"^{flag}.* it is an address; .* local folders alone"):
+        with pytest.raises(Refused, match=rf"^{flag}.* it is an address; .* to a local folder"):
             run()
     assert set(first_release.parent.rglob("*")) == before
     with pytest.raises(FileNotFoundError, match="no run at"):
         load(address)
 
 
-def test_a_link_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+def test_a_link_that_cannot_be_created_gives_one_line(tmp_path, monkeypatch):
     (tmp_path / "t[m]p").mkdir()
     odd = tmp_path / "[x]" / "checkpoints"
     with monkeypatch.context() as patch:
@@ -306,12 +306,12 @@ def test_a_link_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
     save_and_read(tmp_path / "plain")
 
 
-def test_a_name_that_the_locale_cannot_encode_is_rejected_with_the_cure(monkeypatch):
+def test_a_name_that_the_locale_cannot_encode_is_rejected_with_a_remedy(monkeypatch):
     def unable(path):
         "ü".encode("ascii")
 
     monkeypatch.setattr(Path, "stat", unable)
-    with pytest.raises(ValueError, match=r"has not all of its characters\. Set PYTHONUTF8=1 or"):
+    with pytest.raises(ValueError, match=r"lacks some of its characters\. Set PYTHONUTF8=1 or"):
         require_folder(Path("r"), "--run")
 
 

@@ -1,4 +1,4 @@
-"""A run goes on as the same run: after damage, on other devices, and one process at a time."""
+"""Continuing a run: after damage, on other devices, and with one process at a time."""
 
 import contextlib
 import dataclasses
@@ -50,7 +50,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(
     _same_parameters(config.run, whole_run.run)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(small, tmp_path):
+def test_a_run_with_only_damaged_checkpoints_is_not_changed(small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run")
     _advance(config, 30)
     for path in (config.run / "checkpoints").rglob("*"):
@@ -77,7 +77,7 @@ def test_a_damaged_best_checkpoint_is_named_before_the_report(small, tmp_path):
         train(config)
 
 
-def test_a_second_training_in_the_folder_is_refused(small, tmp_path):
+def test_a_second_training_in_the_folder_is_rejected(small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=5)
     with training(config, jax.devices()[:1]):
         before = {path: path.stat().st_mtime_ns for path in config.run.rglob("*")}
@@ -100,10 +100,10 @@ EVERYWHERE = ((10, 8), (20, 2), (30, 1), (40, 4))
     ],
     ids=["mlp", "mlp everywhere", "conv everywhere"],
 )
-def test_with_a_deterministic_reduction_devices_change_nothing(
+def test_deterministic_reduction_does_not_depend_on_devices(
     model, moves, data, tmp_path, monkeypatch
 ):
-    """Started on some devices, continued on others: bit for bit the run that always had one."""
+    """Started on some devices and continued on others, a run equals that of one device."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # as a user compiles it
     flags = (f"--dataset={data}", "--deterministic-reduction", "--batch-size=24", "--eval-every=5",
              "--log-every=5", *model)  # fmt: skip
@@ -127,7 +127,9 @@ def test_with_a_deterministic_reduction_devices_change_nothing(
          "virtual_shards must be a multiple of the 3 devices"),
     ],
 )  # fmt: skip
-def test_a_reduction_that_cannot_be_deterministic_is_refused(changes, message, small, tmp_path):
+def test_flags_that_exclude_a_deterministic_reduction_are_rejected(
+    changes, message, small, tmp_path
+):
     config = dataclasses.replace(small, run=tmp_path / "run", **changes)
     with pytest.raises(Refused, match=message):
         train(config)

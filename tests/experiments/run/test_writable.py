@@ -1,6 +1,6 @@
-"""Folders that cannot be written: refused before any work by those that write, read by the others.
+"""Folders that cannot be written: commands that write reject them early, other commands read them.
 
-Permissions do not bind root, so these fail where Python asks the system, or by a read-only mount.
+Permissions do not bind root, so writes fail by an audit hook of Python or on a read-only mount.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def lies_in_one(path):
 
 
 def refuse_changes(event, arguments):
-    """Python's own audit of what it asks the system; a hook stays until Python ends."""
+    """Audit hook that makes changes of protected folders fail; hooks stay until Python ends."""
     if READ_ONLY and (event == "open" or event in CHANGES):
         path = arguments[0]
         writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -51,7 +51,7 @@ sys.addaudithook(refuse_changes)
 
 @pytest.fixture
 def read_only(monkeypatch):
-    """Makes a folder one of a read-only file system, as far as Python goes."""
+    """Return a function that makes a folder read-only for this Python process."""
     asked = os.access
     monkeypatch.setattr(
         os,
@@ -65,37 +65,41 @@ def read_only(monkeypatch):
 
 @pytest.fixture
 def finished(first_release):
-    """A run with a save that was cut short."""
+    """Run with a save that was interrupted."""
     (first_release / "checkpoints" / UNFINISHED).mkdir()
     return first_release
 
 
-def test_a_folder_that_is_there_or_can_be_made_is_accepted(tmp_path, monkeypatch):
+def test_a_folder_that_exists_or_can_be_created_is_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path, tmp_path / "new" / "one", Path("new"), Path()):
         require_folder(folder, "--run")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_a_folder_is_refused(tmp_path, read_only):
+def test_a_path_that_cannot_be_a_folder_is_rejected(tmp_path, read_only):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"--run must be .*file/run is not: .*file is no folder\."):
+    with pytest.raises(
+        ValueError, match=r"--run must be .*file/run is not: .*file is not a folder"
+    ):
         require_folder(tmp_path / "file" / "run", "--run")
     read_only(tmp_path)
-    with pytest.raises(ValueError, match=rf"--output must be .*x/y is not: {tmp_path} may not be"):
+    with pytest.raises(ValueError, match=rf"--output must be .*x/y is not: {tmp_path} is not"):
         require_folder(tmp_path / "x" / "y", "--output")
 
 
-def test_training_is_refused_before_it_is_set_up(small, tmp_path, read_only, monkeypatch):
+def test_training_in_an_unwritable_folder_is_rejected_before_setup(
+    small, tmp_path, read_only, monkeypatch
+):
     monkeypatch.setattr("experiments.run.build.load_data", None)  # it is not called
     read_only(tmp_path)
-    with pytest.raises(Refused, match=r"--run must be a folder, .* may not be written"):
+    with pytest.raises(Refused, match=r"--run must be a folder, .* is not writable"):
         train(dataclasses.replace(small, run=tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_cannot_be_written_is_read(finished, tmp_path, read_only):
-    """Through a link; nobody tidies up in it."""
+def test_a_run_that_cannot_be_written_can_be_read(finished, tmp_path, read_only):
+    """The run is reached through a link, and unfinished files in it are not cleaned up."""
     run = tmp_path / "link"
     run.symlink_to(finished, target_is_directory=True)
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
@@ -106,19 +110,19 @@ def test_a_run_that_cannot_be_written_is_read(finished, tmp_path, read_only):
         (sample, SampleConfig(run, **sizes)),
         (encode, EncodeConfig(run, num_devices=1)),
     ):
-        with pytest.raises(Refused, match=r"--output must be a folder, .* may not be written"):
+        with pytest.raises(Refused, match=r"--output must be a folder, .* is not writable"):
             command(config)
         name = "codes.npz" if command is encode else command.__name__
         command(dataclasses.replace(config, output=tmp_path / "out" / name))
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"codes.npz", "evaluate", "sample"}
-    with pytest.raises(Refused, match=r"--run must be a folder, .*link may not be written"):
+    with pytest.raises(Refused, match=r"--run must be a folder, .*link is not writable"):
         train(dataclasses.replace(read_config(run), run=run))
     assert TRIED == []
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_a_linked_run_folder_is_gone_on_with(finished, tmp_path):
+def test_a_linked_run_folder_is_continued(finished, tmp_path):
     (tmp_path / "disk").mkdir()
     there = finished.rename(tmp_path / "disk" / "there")
     finished.symlink_to(there, target_is_directory=True)
@@ -130,8 +134,8 @@ def test_a_linked_run_folder_is_gone_on_with(finished, tmp_path):
     assert not (there / "checkpoints" / UNFINISHED).exists()
 
 
-def test_a_run_on_a_read_only_mount(finished):
-    """The system itself: only root may mount."""
+def test_a_run_on_a_read_only_mount_can_be_read_but_not_continued(finished):
+    """Skipped without root, since only root may mount."""
     mounted = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
     inside = ["unshare", "--mount", "sh", "-c", mounted, "sh", str(finished)]
     try:
@@ -152,5 +156,5 @@ require_folder(run, "--run")
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.stdout.strip() == digest(load(finished)[1]), result.stderr
-    assert f"{finished} may not be written. Give another" in result.stderr
+    assert f"{finished} is not writable. Fix it" in result.stderr
     assert (finished / "checkpoints" / UNFINISHED).is_dir()

@@ -1,4 +1,4 @@
-"""What `experiments.show.drawing` draws, by decoders that show the latents themselves."""
+"""Drawings of `experiments.show.drawing`, checked with decoders that return the latents."""
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,14 @@ KEY = jax.random.key(0)
 
 @jax.tree_util.register_static
 class Shift:
-    """z -> z + 1, as a transform of a flow."""
+    """Flow transform z -> z + 1."""
 
     def forward(self, z):
         return z + 1, jnp.zeros(())
 
 
 def transparent(encode, prior):
-    """A model whose p(x|z) has z itself as its mean."""
+    """Model whose p(x|z) has z itself as its mean."""
     return VAE(
         init=lambda key: {},
         encode=lambda params, x: encode(x),
@@ -45,12 +45,12 @@ def drawing_of(encode, prior, xs, **sizes):
 
 
 def vectors(count=7):
-    """[N, 3] of which the last latent varies most, and the first least."""
+    """Examples [N, 3] whose last latent varies most and whose first varies least."""
     return np.random.default_rng(0).normal(size=(count, 3)) * np.array([0.1, 1.0, 5.0])
 
 
 def rows_of_probabilities(count=6):
-    """[N, 2, 3], the second row varying most."""
+    """Examples [N, 2, 3] whose second row varies most."""
     weights = np.random.default_rng(1).random((count, 2, 3)) ** np.array([1.0, 6.0])[:, None]
     return weights / weights.sum(axis=-1, keepdims=True)
 
@@ -78,14 +78,14 @@ def test_interpolations_are_straight_between_pairs():
     np.testing.assert_allclose(drawing.interpolations, right, rtol=1e-5, atol=1e-6)
 
 
-def test_one_example_is_interpolated_with_itself():
+def test_a_single_example_is_interpolated_with_itself():
     xs = vectors(1)
     drawing = drawing_of(lambda x: Gaussian(x, 0 * x), Gaussian.standard(3), xs, num_steps=3)
     np.testing.assert_allclose(drawing.interpolations, np.tile(xs[:, None], (1, 3, 1)), rtol=1e-6)
 
 
 def test_traversals_change_one_latent_of_the_first_example():
-    """That which varies most over all examples, shown or not, comes first."""
+    """The latent that varies most over all examples, shown or not, comes first."""
     xs = vectors()
     drawing = drawing_of(
         lambda x: Gaussian(x, 0 * x),
@@ -103,7 +103,7 @@ def test_traversals_change_one_latent_of_the_first_example():
 
 
 def test_on_a_sphere_everything_has_length_one():
-    """Directions, not the means inside the sphere; the shorter arc; the rest shrunk to fit."""
+    """Codes are mean directions, paths the shorter arcs; traversals rescale other coordinates."""
     xs = vectors()
     directions = xs / np.linalg.norm(xs, axis=1, keepdims=True)
     drawing = drawing_of(
@@ -130,7 +130,7 @@ def test_on_a_sphere_everything_has_length_one():
 
 
 def test_a_one_hot_latent_takes_each_category_in_turn():
-    """Whatever num_steps is; the other rows stay at the first example's probabilities."""
+    """num_steps has no effect; the other rows stay at the first example's probabilities."""
     xs = rows_of_probabilities()
     drawing = drawing_of(
         lambda x: OneHotCategorical(jnp.log(x)),
@@ -152,7 +152,7 @@ def test_a_one_hot_latent_takes_each_category_in_turn():
     np.testing.assert_allclose(drawing.traversals, right, rtol=1e-5)
 
 
-def test_where_a_mean_has_no_formula_it_is_that_of_draws():
+def test_a_mean_without_a_closed_form_is_estimated_from_draws():
     xs = rows_of_probabilities()
     drawing = drawing_of(
         lambda x: RelaxedCategorical(jnp.log(x), jnp.array(0.5)),

@@ -34,7 +34,7 @@ grid, reconstructions, interpolations, traversals = map(
 
 
 def near(picture, colour, within=40):
-    """Where a picture [h, w, 3] has about this colour, [h, w]."""
+    """Mask [h, w] of the pixels of a picture [h, w, 3] that have about this colour."""
     return (np.abs(picture.astype(int) - colour) <= within).all(axis=-1)
 
 
@@ -77,17 +77,17 @@ def test_images_need_not_be_square():
     assert grid(np.zeros((1, 28, 20, 1))).shape == (28 * 3 + 4, 20 * 3 + 4, 3)
 
 
-def test_limits_become_black_and_white_and_what_lies_beyond_is_cut():
+def test_limits_become_black_and_white_and_values_beyond_are_cut():
     values = levels(-5.0, -1.0, 0.0, 1.0, 5.0)
     picture = grid(values, limits=(-1, 1))
     assert [tile(picture, 0, i)[0, 0, 0] for i in range(5)] == [0, 0, 128, 255, 255]
 
 
-def test_limits_without_width_are_borne():
+def test_equal_limits_are_accepted():
     assert (tile(grid(levels(3.0, 4.0), limits=(3, 3)), 0, 0) == 0).all()
 
 
-def test_pixels_that_are_no_number_stand_out():
+def test_pixels_that_are_not_finite_stand_out():
     image = levels(0.5)
     image[0, 0, 0, 0], image[0, 7, 7, 0] = np.nan, np.inf
     shown = tile(grid(image), 0, 0)
@@ -98,7 +98,7 @@ def test_pixels_that_are_no_number_stand_out():
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (50,), (28, 28), (4, 4, 2), (3, 4, 4, 1)])
 @pytest.mark.parametrize("number", [1, 7, 57])
-def test_anything_that_is_no_image_is_drawn_as_lines(shape, number):
+def test_examples_that_are_not_images_are_drawn_as_lines(shape, number):
     examples = np.random.default_rng(0).normal(size=(number, *shape))
     picture = grid(examples, columns=7)
     rows, columns = -(-number // 7), min(number, 7)
@@ -115,7 +115,7 @@ def test_a_line_rises_where_the_data_rise_and_all_share_one_scale():
         np.testing.assert_allclose(heights, [58, 8 + 50 * end], atol=3)
 
 
-def test_lines_stay_in_their_tile_and_break_at_what_is_no_number():
+def test_lines_stay_in_their_tile_and_break_at_nan():
     wild = np.array([[0.5, 0.5, 1e9, -1e9, np.nan, np.inf], [0.0] * 6])
     picture = grid(wild, columns=1, limits=(0, 1))
     assert not near(picture[70:120], BLUE, within=60).any()
@@ -123,7 +123,7 @@ def test_lines_stay_in_their_tile_and_break_at_what_is_no_number():
     assert grid(np.ones((1, 5))).shape == (70, 88, 3)
 
 
-def test_each_original_stands_above_its_reconstruction():
+def test_each_original_is_above_its_reconstruction():
     originals, means = levels(0.2, 0.4, 0.6), levels(0.0, 0.8, 1.0)
     picture = reconstructions(originals, means, columns=2)
     assert picture.shape[0] == 2 * (2 + 2 * 66)
@@ -143,7 +143,7 @@ def test_reconstructions_are_labelled():
     assert near(picture[68:132, :left], ORANGE).sum() > 20
 
 
-def test_reconstructed_lines_lie_over_their_originals():
+def test_reconstructed_lines_are_drawn_over_their_originals():
     rising = np.linspace(0, 1, 20)[None]
     picture = reconstructions(rising, 1 - rising)[:, -86:-2]
     above, below = picture[2:68], picture[70:136]
@@ -253,7 +253,7 @@ def test_quantities_are_those_of_the_rows_and_the_elbo():
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), -1.0])
-def test_curves_bear_what_is_no_number_or_not_above_zero(value):
+def test_curves_accept_nan_and_values_that_are_not_positive(value):
     rows = metrics(60)
     for row in rows[10:20]:
         row.update(elbo=value, gradient_norm=value)
@@ -270,7 +270,7 @@ def test_equal_rows_give_equal_files():
 
 
 def test_quantities_without_a_row_are_rejected():
-    with pytest.raises(ValueError, match=r"at least one row of metrics, none came. Train first"):
+    with pytest.raises(ValueError, match=r"at least one row of metrics, got none. Train first"):
         pictures.quantities([])
 
 
@@ -297,19 +297,22 @@ def test_latents_are_ordered_by_their_kl():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: grid(np.zeros((0, 8, 8, 1))), r"grid: .*\(0, 8, 8, 1\) came. Stack"),
+        (lambda: grid(np.zeros((0, 8, 8, 1))), r"grid: .*got shape \(0, 8, 8, 1\). Stack"),
         (lambda: grid(np.zeros(5)), r"grid: there must be at least one example"),
         (
             lambda: reconstructions(levels(0.0), levels(0.0, 1.0)),
-            r"same shape, \(1, 8, 8, 1\) and \(2, 8, 8, 1\) came. Decode",
+            r"same shape, got \(1, 8, 8, 1\) and \(2, 8, 8, 1\). Decode",
         ),
-        (lambda: interpolations(np.zeros((5, 3))), r"interpolations: .*\(5, 3\) came"),
+        (
+            lambda: interpolations(np.zeros((5, 3))),
+            r"interpolations: .*got shape \(5, 3\)",
+        ),
         (
             lambda: traversals(np.zeros((2, 3, 5)), [1], [0.0, 1.0, 2.0]),
-            r"\(2, 3\) came with 1 latents and 3 values",
+            r"got \(2, 3\) with 1 latents and 3 values",
         ),
     ],
 )
-def test_wrong_shapes_are_refused(call, message):
+def test_wrong_shapes_are_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -18,7 +18,7 @@ EMPTY_TAGS = {"meta", "img", "br"}
 
 
 class Page(html.parser.HTMLParser):
-    """A report, taken apart; refuses tags that are left open or closed twice."""
+    """Parser of a report; rejects tags that are left open or closed twice."""
 
     def __init__(self, text):
         super().__init__()
@@ -108,14 +108,14 @@ def page_of(run):
 
 
 def levels_of(page):
-    """The grey value of each picture, in the page's order."""
+    """Grey value of each picture, in the order of the page."""
     from PIL import Image
 
     sources = [image["src"].removeprefix("data:image/png;base64,") for image in page.all("img")]
     return [Image.open(io.BytesIO(base64.b64decode(s))).getpixel((0, 0))[0] for s in sources]
 
 
-def test_a_report_holds_everything_itself(tmp_path):
+def test_a_report_is_self_contained(tmp_path):
     page = page_of(full_run(tmp_path))
     text = (tmp_path / "a run" / "report.html").read_text(encoding="utf-8")
     without_data = re.sub(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", text)
@@ -204,7 +204,7 @@ def test_everything_from_the_files_is_escaped(tmp_path):
 
 
 @pytest.mark.parametrize("kept", ["config", "metrics", "results", "pictures", "nothing"])
-def test_what_is_missing_is_left_out(tmp_path, kept):
+def test_missing_files_are_left_out(tmp_path, kept):
     run = full_run(tmp_path)
     for path in [*run.glob("*.json*"), *run.glob("pictures/*")]:
         if kept not in (path.stem, path.parent.name):
@@ -215,13 +215,13 @@ def test_what_is_missing_is_left_out(tmp_path, kept):
     assert ("interrupted" in page.words) == (kept != "results")
 
 
-def test_an_interrupted_run_says_how_far_it_came(tmp_path):
+def test_the_report_of_an_interrupted_run_names_its_last_step(tmp_path):
     run = full_run(tmp_path)
     (run / "results.json").unlink()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9999, "spl')
     words = page_of(run).words
-    assert "This run has no results: it was interrupted, or it is still going on." in words
+    assert "This run has no results: it was interrupted, or it is still training." in words
     assert "The last row of its metrics is of step 3,400." in words
 
 
@@ -235,19 +235,19 @@ def test_results_with_gaps_still_make_a_report(tmp_path):
     assert "KL( q(z|x) ‖ p(z) ) 3.5" in words
 
 
-def test_validation_speaks_where_there_is_no_test_split(tmp_path):
+def test_the_summary_uses_validation_without_a_test_split(tmp_path):
     run = make_run(tmp_path, results={"validation": {"elbo": number(-94.5, 0.3)}})
     assert "elbo -94.50 ± 0.30 nats on the validation split." in page_of(run).words
 
 
-def test_of_numbered_pictures_the_last_is_shown_and_unknown_ones_follow(tmp_path):
+def test_the_last_numbered_picture_is_shown_and_unknown_kinds_follow(tmp_path):
     drawn = ["samples_000200.png", "samples_001000.png", "curves.png", "my_own-3.png"]
     page = page_of(make_run(tmp_path, drawn))
     assert levels_of(page) == [1, 3]
     assert "My own" in page.words
 
 
-def test_the_real_curves_fit_in(tmp_path, monkeypatch):
+def test_a_report_with_real_curves_is_well_formed_and_reproducible(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "curves", pictures.curves)
     run = full_run(tmp_path)
     page_of(run)
@@ -256,13 +256,15 @@ def test_the_real_curves_fit_in(tmp_path, monkeypatch):
     assert (run / "report.html").read_bytes() == first
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"must be the folder of a run, .*gone is no folder. Pass"):
+def test_a_missing_folder_is_rejected(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"must be the folder of a run, .*gone is not a folder. Pass"
+    ):
         write_report(tmp_path / "gone")
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", ""])
-def test_a_file_that_is_no_json_object_is_named(tmp_path, text):
+def test_a_file_that_is_not_a_json_object_is_rejected_by_name(tmp_path, text):
     run = make_run(tmp_path)
     (run / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json must hold a JSON object.* Delete it"):

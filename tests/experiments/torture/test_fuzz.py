@@ -203,7 +203,7 @@ def test_commands_reject_an_unwritable_output_before_they_compute(whole_run, tmp
     (tmp_path / "file").write_text("a file")
     with pytest.raises(Refused, match=r"--output must be a file; .* is something else"):
         encode(EncodeConfig(whole_run.run, output=tmp_path))
-    with pytest.raises(Refused, match=r"--output must be a folder, .*file is no folder"):
+    with pytest.raises(Refused, match=r"--output must be a folder, .*file is not a folder"):
         sample(SampleConfig(whole_run.run, output=tmp_path / "file"))
     require_new_file(tmp_path / "new.npz", "--output")
 
