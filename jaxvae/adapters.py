@@ -62,7 +62,7 @@ class Adapted:
         """The log density of each independent entry of a value, for `mask`.
 
         Raises:
-            AttributeError: `inner` is no Independent, numpyro's `to_event` included.
+            AttributeError: `inner` is not an Independent (numpyro's `to_event` makes one).
         """
         base = _base_of(self.inner)
         if base is None:
@@ -70,9 +70,9 @@ class Adapted:
         return base.log_prob
 
     def native(self) -> Any:
-        """The same distribution as one of this library, where it is known; else this object.
+        """Return the same distribution as a class of this library, if there is one; else self.
 
-        Known are independent normals over a vector, for which `jaxvae.kl` has closed forms.
+        Independent normals over a vector become a `Gaussian`, for which `jaxvae.kl` has formulas.
         """
         base = _base_of(self.inner)
         if base is not None and type(base).__name__ == "Normal" and jnp.ndim(base.loc) <= 1:
@@ -82,7 +82,7 @@ class Adapted:
         return self
 
     def kl_to(self, other: Any) -> jax.Array | None:
-        """KL(self || other) in closed form by their own library; None where it has none.
+        """KL(self || other) by the formula of their own library; None without one.
 
         Args:
             other: `inner` of another adapted distribution.
@@ -151,12 +151,12 @@ def adapt(distribution: Any) -> Adapted:
 
 
 def root(distribution: Any) -> str:
-    """The package that a distribution is from."""
+    """Name of the package that defines a distribution."""
     return type(distribution).__module__.partition(".")[0]
 
 
 def _base_of(distribution: Any) -> Any:
-    """What an Independent of numpyro, distrax or TFP holds an array of; None: it is no such."""
+    """The base of an Independent of numpyro, distrax or TFP; None for another distribution."""
     if type(distribution).__name__ not in ("Independent", "DistraxIndependent"):
         return None
     named = (getattr(distribution, name, None) for name in ("base_dist", "distribution"))

@@ -146,7 +146,7 @@ def write_pictures(drawing: Drawing, folder: Path) -> None:
 
 
 def _limits(examples: np.ndarray) -> tuple[tuple[Any, Any], str]:
-    """The values at the bottom and the top of what is drawn, and a line that explains them.
+    """Limits of a drawing, and a line that explains them.
 
     The columns of vectors may have any unit, so each is drawn between its own least and largest.
     """

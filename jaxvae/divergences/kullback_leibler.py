@@ -148,7 +148,7 @@ def kl(
 
 
 def _native(p: Distribution) -> Any:
-    """An adapted distribution as one of ours, where it is known; else itself."""
+    """An adapted distribution as a class of this library, if there is one; else itself."""
     return p.native() if hasattr(p, "native") else p
 
 
@@ -157,7 +157,7 @@ def _types(q: Distribution, p: Distribution) -> tuple[type, type]:
 
 
 def _by_their_library(q: Distribution, p: Distribution) -> jax.Array | None:
-    """The formula of another library for two of its distributions, a scalar; None: it has none."""
+    """KL of two distributions by the formula of their library, a scalar; None without one."""
     if not (hasattr(q, "kl_to") and hasattr(p, "inner")):
         return None
     divergence = q.kl_to(p.inner)

@@ -94,7 +94,7 @@ def test_a_vamp_prior_is_not_that_of_a_misplaced_parenthesis():
     """PyTorch-VAE's VampVAE divides log_var by the variance too, and has no 2 pi.
 
     -0.5 * (log_var + (z - mu)**2) / log_var.exp() is no density: at a log variance of -2 it is
-    too high by 6 nats for each latent. Adding the constant does not mend it.
+    too high by 6 nats for each latent. Adding the constant does not correct it.
     """
     params = {"logits": np.zeros(2, np.float32), "pseudo_inputs": np.eye(2, DATA, dtype=np.float32)}
     weights = np.zeros((2 * DIM, DATA), np.float32)
