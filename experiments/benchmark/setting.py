@@ -9,13 +9,13 @@ from experiments.benchmark.images import check_images
 from experiments.benchmark.nets import NETS, Net
 from experiments.data import Dataset
 from experiments.data.preprocessing import Preprocessing
+from experiments.data.run_data import RunData, load_data
 from experiments.flags.config import TrainConfig
 from experiments.flags.processes import Processes
 from experiments.machine import accelerators
 from experiments.machine.keys import root_key
 from experiments.machine.versions import versions
 from experiments.run.build import Built, build_from
-from experiments.run.folder import RunData, load_data
 from experiments.run.model import initial_vae, recipe
 from jaxvae.models.vae import VAE
 from jaxvae.training.devices import AXIS

@@ -181,7 +181,7 @@ def _read_other(form: str, where: str, data_dir: str | None) -> "Source":
 
             return arrays.read_source(form, where)
         case "folder":
-            from experiments.data import folder
+            from experiments.data import picture_folder as folder
 
             return folder.read_source(where)
         case _:

@@ -147,7 +147,7 @@ def _for_8_bit_pixels(
     _refuse_binary_flags(binarize, grey_probabilities)
     if dataset.train.dtype != np.uint8:
         raise ValueError(
-            f"A mass over 256 values needs 8-bit integers; {dataset.name} is stored as "
+            f"this likelihood needs 8-bit integers (uint8); {dataset.name} is stored as "
             f"{dataset.train.dtype}. Use --likelihood=gaussian, or store it as uint8."
         )
     return dataset, _scaled(dataset, 1, "none (integers 0 to 255)", "8-bit pixels")

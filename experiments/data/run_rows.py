@@ -18,7 +18,8 @@ from experiments.data.identity import (
     to_json,
     unusual_range,
 )
-from experiments.data.preprocessing import RULES, Preprocessing, preprocess
+from experiments.data.preprocessing import RULES, Preprocessing
+from experiments.data.run_data import choose_preprocessing, own_data
 from experiments.data.splits import SPLITS, Source, assemble, select_rows
 from experiments.flags.config import TrainConfig
 from jaxvae.checkpoints.hosts import is_first
@@ -126,32 +127,11 @@ def load_run_rows(
     identity = identify(rows.examples, quiet=not is_first())
     split, is_of_run = _relation(config, source, split, identity, trained)
     warnings = [] if trained is None else _check_scale(name, config, identity, trained)
-    data, preprocessing = prepare(config, data)
+    data, preprocessing = choose_preprocessing(config, data)
     examples: np.ndarray = data.train if source else getattr(data, split)
     rows = rows._replace(examples=examples)
     found = RunRows(name, rows, split, identity, trained, is_of_run, warnings)
     return Loaded(found, data, preprocessing)
-
-
-def own_data(config: TrainConfig) -> Dataset:
-    """Load the data set that the flags of a run name."""
-    return datasets.load(
-        config.dataset,
-        manual_dir=config.manual_dir,
-        data_dir=config.data_dir,
-        num_validation=config.num_validation,
-    )
-
-
-def prepare(config: TrainConfig, data: Dataset) -> tuple[Dataset, Preprocessing]:
-    """Prepare data for the likelihood of a run, according to its flags."""
-    return preprocess(
-        data,
-        likelihood=config.likelihood,
-        binarize=config.binarize,
-        grey_probabilities=config.grey_probabilities,
-        standardize=config.standardize,
-    )
 
 
 def _relation(

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+LOCATION_SCALE = ("gaussian", "laplace")
+"""Likelihoods with a location and a scale, as in `jaxvae.models.likelihoods`."""
 GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     **dict.fromkeys(
         ("beta", "beta_warmup_steps", "free_bits", "capacity"), ("objective", ("elbo",))
@@ -13,8 +15,8 @@ GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "num_intervals": ("objective", ("tvo",)),
     "num_components": ("prior", ("mixture", "vamp")),
     "num_categories": ("posterior", ("categorical", "relaxed_categorical")),
-    "sigma": ("likelihood", ("gaussian", "laplace")),
-    "standardize": ("likelihood", ("gaussian", "laplace")),
+    "sigma": ("likelihood", LOCATION_SCALE),
+    "standardize": ("likelihood", LOCATION_SCALE),
     "weight_decay": ("optimizer", ("adamw",)),
 }
 """Flag -> the other flag, and its values with which the first flag has an effect."""
@@ -42,6 +44,6 @@ def check_combinations(config: Any) -> None:
             )
     if config.sigma_rate is not None and not config.learns_sigma:
         raise ValueError(
-            "--sigma-rate goes with --sigma=learned or per_channel of --likelihood=gaussian or "
-            "laplace, and with every optimizer except sgd. Leave it out."
+            "--sigma-rate has no effect except with --sigma=learned or per_channel, a likelihood "
+            f"among {', '.join(LOCATION_SCALE)}, and an optimizer other than sgd. Leave it out."
         )

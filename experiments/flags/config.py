@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.flags.combinations import check_combinations
+from experiments.flags.combinations import LOCATION_SCALE, check_combinations
 from experiments.flags.processes import ALONE, Processes
 
 Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
@@ -123,36 +123,37 @@ class TrainConfig:
     objective: ObjectiveName = "elbo"
     """Bound on log p(x) to maximise: elbo; iwae, miwae, piwae, ciwae
     (importance weighted, tighter with more --num-samples); renyi; tvo
-    (thermodynamic)."""
+    (thermodynamic). jaxvae/README.md says how they differ."""
     estimator: EstimatorName = "reparameterized"
     """Gradient estimator: reparameterized; stl (for elbo) and dreg (for the
-    others) are less noisy; vimco (needs --num-samples of 2 or more) and
-    score are for --posterior=categorical."""
+    others) are less noisy; score is for --posterior=categorical alone, and
+    vimco, made for it, needs --num-samples of 2 or more."""
     num_samples: int = 1
-    """Posterior samples per example and step: K of the importance weighted
-    bounds."""
+    """Posterior samples per example and step, K. miwae and piwae split them
+    into --num-groups, which must divide them."""
     num_groups: int = 1
-    """Number of groups that the samples are split into, each with its own
-    bound (miwae, piwae)."""
+    """Only with --objective=miwae or piwae: number of groups that the samples
+    are split into, each with its own bound."""
     elbo_weight: float = 0.5
-    """Weight of the ELBO in the mix of ELBO and IWAE (ciwae)."""
+    """Only with --objective=ciwae: weight of the ELBO in its mix with IWAE."""
     alpha: float = 0.5
-    """Order of the Renyi objective: 0 gives iwae, 1 gives elbo (renyi)."""
+    """Only with --objective=renyi: its order; 0 gives iwae, 1 gives elbo."""
     num_intervals: int = 5
-    """Number of intervals of the thermodynamic integral; more are tighter
-    (tvo)."""
+    """Only with --objective=tvo: number of intervals of the integral; more are
+    tighter."""
     beta: float = 1.0
-    """Weight of the KL term: above 1 gives a beta-VAE (elbo)."""
+    """Only with --objective=elbo, as the next five: weight of the KL term;
+    above 1 gives a beta-VAE."""
     beta_warmup_steps: int = 0
-    """Steps over which beta rises from 0 to --beta (elbo)."""
+    """Steps over which beta rises from 0 to --beta."""
     beta_schedule: Literal["linear", "cosine", "cyclical"] = "linear"
-    """Shape of that rise: linear, cosine, or cyclical (four times: a linear
-    rise from 0, then as many constant steps)."""
+    """Shape of that rise: linear, cosine, or cyclical (four cycles, each
+    --beta-warmup-steps of linear rise and as many at --beta)."""
     free_bits: float | None = None
-    """Nats of KL per latent that are not penalised: a latent's KL is not
-    reduced below them (elbo)."""
+    """Nats (not bits) of KL per latent that are not penalised: a latent's KL
+    is not reduced below them."""
     capacity: float | None = None
-    """Nats towards which the KL is drawn, with weight beta (elbo)."""
+    """Target of the KL in nats: the penalty is beta |KL - capacity|."""
     capacity_steps: int = 0
     """Steps over which the capacity rises from 0."""
     regularizer: RegularizerName = "none"
@@ -160,9 +161,10 @@ class TrainConfig:
     dip_ii (DIP-VAE), mmd (InfoVAE, WAE), density_ratio (FactorVAE, with a
     discriminator)."""
     regularizer_weight: float = 1.0
-    """Weight of the regularizer: beta - 1 of beta-TCVAE, lambda of DIP-VAE,
-    lambda - beta of InfoVAE (lambda of WAE, with --beta=0), gamma of
-    FactorVAE."""
+    """Number that multiplies the penalty. In the papers' symbols: beta - 1 of
+    beta-TCVAE, lambda of DIP-VAE (dip_i: lambda of the off-diagonal, ten
+    times it of the diagonal), lambda - beta of InfoVAE (lambda of WAE, with
+    --beta=0), gamma of FactorVAE."""
 
     batch_size: int = 128
     """Examples per step, over all devices."""
@@ -187,11 +189,12 @@ class TrainConfig:
     steps that the run was started with. To continue past that step, give
     a later one: the learning rate then falls to 0 there instead."""
     schedule_start: int | None = None
-    """Step, not after the current one, at which warm-up and schedule
-    restart; combine it with --decay-steps, the step at which they then
-    end. Default: 0, or the run's own value."""
+    """Step at which warm-up and schedule start again, at or before the
+    current one; --decay-steps is then the step at which they end.
+    Default: 0, or the run's own value."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of matrices and kernels (adamw)."""
+    """Only with --optimizer=adamw: decoupled weight decay of matrices and
+    kernels."""
     gradient_clip: float | None = None
     """Largest global norm of a gradient; longer ones are scaled down. None:
     no limit."""
@@ -245,7 +248,7 @@ class TrainConfig:
     processes: Processes = ALONE
     """Flags for running as one of several processes."""
     tensorboard: bool = False
-    """Also write TensorBoard event files."""
+    """Also write TensorBoard event files; needs the extra `tensorboard`."""
     quiet: bool = False
     """Show no progress on the screen."""
 
@@ -265,7 +268,7 @@ class TrainConfig:
     @property
     def learns_sigma(self) -> bool:
         """True if sigma is a parameter that --sigma-rate applies to."""
-        family = self.likelihood in ("gaussian", "laplace")
+        family = self.likelihood in LOCATION_SCALE
         return family and self.sigma in ("learned", "per_channel") and self.optimizer != "sgd"
 
     def check(self) -> None:
@@ -314,18 +317,20 @@ class TrainConfig:
             if getattr(self, name) != defaults[name] and self.model == "conv":
                 raise ValueError(f"--{name}={getattr(self, name)} goes with --model=mlp, not conv.")
         if self.capacity_steps and self.capacity is None:
-            raise ValueError("--capacity-steps goes with --capacity.")
+            raise ValueError("--capacity-steps has no effect without --capacity. Add --capacity.")
         if self.beta_schedule != "linear" and not self.beta_warmup_steps:
-            raise ValueError("--beta-schedule goes with --beta-warmup-steps.")
+            raise ValueError("--beta-schedule has no effect without --beta-warmup-steps. Add it.")
         start, end = self.schedule_start or 0, self.decay_steps
         ends_later = self.schedule == "constant" or end is None or end > start
         require(ends_later, "decay_steps", end, f"above --schedule-start={start}")
         if self.regularizer_weight != 1 and self.regularizer == "none":
-            raise ValueError("--regularizer-weight goes with --regularizer.")
+            raise ValueError("--regularizer-weight has no effect without --regularizer. Add it.")
         if self.deterministic_reduction:
             self._check_deterministic_reduction()
         elif self.virtual_shards != defaults["virtual_shards"]:
-            raise ValueError("--virtual-shards goes with --deterministic-reduction.")
+            raise ValueError(
+                "--virtual-shards has no effect without --deterministic-reduction. Add it."
+            )
 
     def _check_deterministic_reduction(self) -> None:
         if self.regularizer != "none":

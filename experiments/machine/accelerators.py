@@ -93,7 +93,7 @@ def _chosen(
         if accelerator not in ("auto", devices[0].platform):
             raise ValueError(
                 f"--accelerator={accelerator}, but jax finds only {describe(devices)}. Install "
-                f"jaxvae with the extra for your hardware (BUILD.md), or use --accelerator="
+                f"jaxvae with the extra for your hardware (README.md), or use --accelerator="
                 f"{devices[0].platform}."
             )
         here = [device for device in devices if device.process_index == devices[0].process_index]

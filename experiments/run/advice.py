@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from experiments.flags.combinations import LOCATION_SCALE
 from experiments.flags.config import TrainConfig
 
 LEAST_SIGMA = 1e-3
@@ -52,7 +53,7 @@ def not_finite(config: TrainConfig, steps: Steps, last_saved: int, spread: float
 
 
 def _in_the_loss(config: TrainConfig, spread: float) -> Iterator[str]:
-    if config.likelihood in ("gaussian", "laplace"):
+    if config.likelihood in LOCATION_SCALE:
         sigma = config.sigma
         if not isinstance(sigma, str) and sigma < LEAST_SIGMA * spread:
             yield (

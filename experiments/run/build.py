@@ -10,12 +10,13 @@ from jax.sharding import Mesh
 from experiments.data import Dataset
 from experiments.data.identity import DataIdentity
 from experiments.data.preprocessing import Preprocessing
+from experiments.data.run_data import RunData, agree_on_data, load_data
 from experiments.data.units import ColumnUnits
 from experiments.flags.config import TrainConfig
 from experiments.flags.continuing import continued, refuse_other_run
 from experiments.flags.memory import require_room_for
 from experiments.machine.keys import root_key
-from experiments.run.folder import RunData, agree_on_data, load_data, read_own_config
+from experiments.run.folder import read_own_config
 from experiments.run.model import initial_vae, recipe
 from experiments.run.optimization import (
     make_objective,
@@ -97,6 +98,7 @@ def build(config: TrainConfig, devices: list[jax.Device]) -> Built:
             refuse_other_run(config, saved)
         check_divisible(config.batch_size, len(devices))
         data = load_data(config)
+    # Both of these talk to the other processes themselves, and raise on all of them.
     agree_on_data(data.identity)
     units = units_of_run(config.folder, data.preprocessing, data.dataset)
     with raise_on_all_processes():
@@ -128,21 +130,21 @@ def build_from(
     if config.schedule != "constant" and config.decay_steps is None:
         config = dataclasses.replace(config, decay_steps=num_steps)
     config = as_done(config, preprocessing)
-    made = recipe(config, dataset.train.shape[1:], units)
-    vae, mesh = initial_vae(made, config, preprocessing, dataset.train), make_mesh(devices)
-    rows = rows_at_once(config, devices[0].platform)
+    model_recipe = recipe(config, dataset.train.shape[1:], units)
+    vae, mesh = initial_vae(model_recipe, config, preprocessing, dataset.train), make_mesh(devices)
+    most_rows = rows_at_once(config, devices[0].platform)
     options: dict[str, Any] = {
-        "objective": make_objective(config, rows),
+        "objective": make_objective(config, most_rows),
         "schedules": make_schedules(config),
         "regularizer": make_regularizer(config, num_train),
         "prepare": preprocessing.prepare,
         "average_decay": config.average_decay,
-        **parts_of_batch(config, vae, mesh.size, rows),
+        **parts_of_batch(config, vae, mesh.size, most_rows),
     }
     optimizer = make_optimizer(config, num_steps)
     averaging, regularizer = config.average_decay is not None, options["regularizer"]
 
-    def start(key: jax.Array) -> TrainState:
+    def initial_state(key: jax.Array) -> TrainState:
         return init_state(vae, optimizer, key, averaging=averaging, regularizer=regularizer)
 
     return Built(
@@ -151,15 +153,15 @@ def build_from(
         preprocessing=preprocessing,
         data_identity=identity,
         units=units,
-        recipe=made,
+        recipe=model_recipe,
         vae=vae,
         mesh=mesh,
         keys=Keys(*jax.random.split(root_key(config.seed), 4)),
         num_steps=num_steps,
         options=options,
         train_step=make_train_step(vae, optimizer, axis_name=axis_name, **options),
-        init_state=start,
-        state_shapes=_checked_shapes(start, config),
+        init_state=initial_state,
+        state_shapes=_checked_shapes(initial_state, config),
     )
 
 

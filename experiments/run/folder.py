@@ -4,19 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import jax
-
 from experiments import data as datasets
-from experiments.data.identity import DataIdentity, from_json, identify_splits
+from experiments.data.identity import DataIdentity, from_json
 from experiments.data.preprocessing import Preprocessing
-from experiments.data.run_rows import RunRows, load_run_rows, own_data, prepare
+from experiments.data.run_data import agree_on_data
+from experiments.data.run_rows import RunRows, load_run_rows
 from experiments.flags import saved_flags
 from experiments.flags.config import TrainConfig
 from experiments.flags.path_checks import require_folder
-from experiments.machine.processes import agree
 from experiments.record.recorder import Recorder
 from experiments.run.own_files import require_own_files
-from jaxvae.checkpoints.hosts import from_first, is_first, raise_on_all_processes
+from jaxvae.checkpoints.hosts import from_first, raise_on_all_processes
 from jaxvae.models.vae import VAE, Params
 
 if TYPE_CHECKING:
@@ -47,14 +45,6 @@ class OpenRun(NamedTuple):
     preprocessing: Preprocessing
     dataset: datasets.Dataset
     data: RunRows
-
-
-class RunData(NamedTuple):
-    """Data of a run, ready for training, and their identity as they were loaded."""
-
-    dataset: datasets.Dataset
-    preprocessing: Preprocessing
-    identity: DataIdentity
 
 
 def read_config(run: Path) -> TrainConfig | None:
@@ -94,27 +84,6 @@ def _read_own(config: TrainConfig) -> dict[str, Any] | None:
         )
     Recorder.check(folder)
     return values
-
-
-def load_data(config: TrainConfig) -> RunData:
-    """Load the data of a run."""
-    data = own_data(config)
-    identity = identify_splits(data, quiet=config.quiet or not is_first())
-    return RunData(*prepare(config, data), identity)
-
-
-def agree_on_data(identity: DataIdentity) -> None:
-    """Check that all processes have read the same examples.
-
-    Raises:
-        ValueError: they have not; the text names the split that differs.
-    """
-    if jax.process_count() > 1:
-        facts = {
-            f"{split} data": f"{rows.shape} {rows.dtype} with digest {rows.digest[:12]}"
-            for split, rows in identity.items()
-        }
-        agree("data", facts)
 
 
 def recorded_data(checkpoints: "Checkpoints", steps: Iterable[int]) -> DataIdentity | None:

@@ -19,6 +19,8 @@ from experiments.run.saving import Saving
 from experiments.run.training_folder import TrainingFolder
 from experiments.run.validation import make_validation
 
+FAILED = 1
+"""Exit code of a run whose numbers are not finite."""
 LOST = 1
 """Exit code of a run whose last steps could not be saved."""
 
@@ -91,6 +93,8 @@ class Loop:
             self._read_at = time.perf_counter()
             while self.step < end:
                 self._dispatch(chunk)
+                # Before the metrics are read: the host gathers these rows while devices compute.
+                # After the last step only the signal of this chunk is used.
                 chunk = self._dispatcher.after(self.step, end, stop.signal)
                 evaluates = self.step % config.eval_every == 0
                 to_be_read = evaluates or chunk.signal or self.step == end
@@ -197,7 +201,7 @@ class Loop:
         data_scale = spread(self.built.preprocessing, self.built.dataset.train)
         saved = self.folder.checkpoints.latest_step() or 0
         self.recorder.say(not_finite(self.built.config, steps, saved, data_scale))
-        return 1
+        return FAILED
 
     def _elapsed(self) -> float:
         return round(time.perf_counter() - self._started, 3)

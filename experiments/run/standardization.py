@@ -8,6 +8,7 @@ from typing import Literal
 from experiments.data import Dataset
 from experiments.data.preprocessing import Preprocessing
 from experiments.data.units import ColumnUnits, units_of
+from experiments.flags.combinations import LOCATION_SCALE
 from experiments.flags.config import TrainConfig
 from experiments.run.model import takes_units
 from experiments.run.optimization import SIGMA_RATE
@@ -30,7 +31,7 @@ def with_choices(config: TrainConfig, saved: TrainConfig | None) -> TrainConfig:
     if saved is not None:
         standardize = saved.standardize if standardize == "auto" else standardize
         sigma_rate = saved.sigma_rate if sigma_rate is None else sigma_rate
-    elif config.likelihood in ("gaussian", "laplace"):
+    elif config.likelihood in LOCATION_SCALE:
         standardize = "none" if standardize == "auto" and not takes_units(config) else standardize
         default = SIGMA_RATE if config.learns_sigma else None
         sigma_rate = default if sigma_rate is None else sigma_rate

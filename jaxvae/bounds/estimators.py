@@ -1,9 +1,9 @@
 """Gradient estimators: from a function of K log weights to an objective with its gradient.
 
 A bound is F(r_1, ..., r_K) of terms r_k = log p(x|z_k) + c (log p(z_k) - log q(z_k|x)). With
-F_k = dF/dr_k and F_kk = d2F/dr_k2, the gradient of E F has three parts for each draw: by the
-parameters of the model, with weight F_k; along z_k into q, with weight p_k; and by log q(z_k|x) at
-fixed z_k, with weight s_k.
+F_k = dF/dr_k and F_kk = d2F/dr_k2, the gradient of E F has three parts for each draw: with respect
+to the parameters of the model, with weight F_k; along z_k into q, with weight p_k; and by
+log q(z_k|x) at fixed z_k, with weight s_k.
 
     reparameterized   p_k = F_k           s_k = -c F_k              pathwise, as by plain autodiff
     stl               p_k = F_k           s_k = 0                   unbiased where F_kk = 0
@@ -12,8 +12,10 @@ fixed z_k, with weight s_k.
     vimco             p_k = 0             s_k = F - F_(-k) - c F_k  F_(-k): r_k replaced by the
                                                                     mean of the others
 
-All have the same expectation as the first. dreg reparameterizes the part that stl leaves out a
-second time, into a path; for the importance-weighted bound that gives the weights w_k^2.
+Where the last column holds, each has the expectation of the first. dreg rewrites the score term
+that stl drops as a second pathwise term, which gives the weights w_k^2 for the importance-weighted
+bound.
+In code r_k is `log_weights`, p_k `GradientWeights.path` and s_k `GradientWeights.log_q`.
 
 Ref: Kingma & Welling 2013; Roeder, Wu & Duvenaud, Sticking the Landing, 2017, NeurIPS; Tucker,
 Lawson, Gu & Maddison, Doubly Reparameterized Gradient Estimators, 2019, ICLR; Williams 1992,
@@ -133,10 +135,10 @@ def estimate(
         estimator: as in the table above.
         kl_weight: c; None for 0, when the KL is in closed form and not part of F.
     """
-    rewards = terms.log_weights(kl_weight)
+    log_weights = terms.log_weights(kl_weight)
     if estimator == "reparameterized":
-        return function.value(rewards)
-    fixed = stop_gradient(rewards)
+        return function.value(log_weights)
+    fixed = stop_gradient(log_weights)
     value, first = jax.value_and_grad(function.value)(fixed)
     if estimator in ("stl", "dreg"):
         path = first if estimator == "stl" else first - function.curvature(fixed)
@@ -180,6 +182,8 @@ def with_gradient(
     The model's terms are computed again, with q's parameters fixed and at a z whose cotangent is
     rescaled on its way back to q. XLA merges the two forward passes.
     """
+    # The cotangent of z is multiplied by weights.model below and must end as weights.path: so it is
+    # divided by weights.model first, which therefore may not be 0.
     tiny = jnp.abs(weights.model) < SMALLEST_WEIGHT
     model = stop_gradient(jnp.where(tiny, SMALLEST_WEIGHT, weights.model))
     z = stop_gradient(terms.samples)
@@ -187,14 +191,14 @@ def with_gradient(
         scale = (stop_gradient(weights.path) / model).astype(terms.samples.dtype)
         z = jax.vmap(_scale_gradient)(terms.samples, scale)
     # A network among q's fields has functions as leaves, which stop_gradient rejects.
-    still = jax.tree.map(lambda leaf: stop_gradient(leaf) if is_array(leaf) else leaf, example.q)
+    q_fixed = jax.tree.map(lambda leaf: stop_gradient(leaf) if is_array(leaf) else leaf, example.q)
 
     def of_draw(z: jax.Array) -> Terms:
-        log_q = still.log_prob(z)
+        log_q = q_fixed.log_prob(z)
         return terms_of(z, example.log_likelihood(z), example.prior.log_prob(z), log_q)
 
-    fixed = over_draws(of_draw, z, sample_chunk_size=example.sample_chunk_size)
-    surrogate = jnp.sum(model * fixed.log_weights(kl_weight))
+    recomputed = over_draws(of_draw, z, sample_chunk_size=example.sample_chunk_size)
+    surrogate = jnp.sum(model * recomputed.log_weights(kl_weight))
     if weights.log_q is not None:
         log_q = jax.vmap(example.q.log_prob)(stop_gradient(terms.samples))
         log_q = log_q.astype(terms.log_q.dtype)

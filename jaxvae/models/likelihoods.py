@@ -311,6 +311,8 @@ def _logits_of_grey(mean: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, 40, halve, (-limit, limit))[0]
 
 
+LOCATION_SCALE = ("gaussian", "laplace")
+"""Likelihoods with a location and a scale: they have a sigma and the unit of the columns."""
 LIKELIHOODS: dict[str, Callable[[Sigma, tuple[int, ...]], Likelihood]] = {
     "bernoulli": lambda sigma, data_shape: bernoulli(),
     "continuous_bernoulli": lambda sigma, data_shape: continuous_bernoulli(),

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
 from jaxvae.distributions import Distribution, at_least_float32
-from jaxvae.models.likelihoods import Likelihood, Sigma, likelihood_named
+from jaxvae.models.likelihoods import LOCATION_SCALE, Likelihood, Sigma, likelihood_named
 from jaxvae.models.posteriors import Posterior, posterior_named
 from jaxvae.models.priors import Prior, Setting, prior_named
 from jaxvae.models.start import Start
@@ -291,10 +291,10 @@ def _units(
         return None
     if loc is None or unit is None:
         raise ValueError("data_loc and data_unit need each other, got only one. Give both.")
-    if likelihood not in ("gaussian", "laplace"):
+    if likelihood not in LOCATION_SCALE:
         raise ValueError(
-            f"data_unit needs likelihood=gaussian or laplace, got {likelihood}, whose data have no "
-            "unit. Leave out data_loc and data_unit."
+            f"data_unit needs likelihood={' or '.join(LOCATION_SCALE)}, got {likelihood}, whose "
+            "data have no unit. Leave out data_loc and data_unit."
         )
     return Units.of(loc, unit, data_shape[-1])
 

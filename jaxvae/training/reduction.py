@@ -49,7 +49,7 @@ def over_whole_batch(
 ) -> tuple[Any, Any]:
     """Compute all rows of a device at once, then take the mean over the devices."""
     mean, kept = function(*rows)
-    return _over_devices(mean, axis_name), kept
+    return _mean_over_devices(mean, axis_name), kept
 
 
 def over_microbatches(
@@ -68,14 +68,14 @@ def over_microbatches(
             f"{size}. Use None, or a divisor."
         )
     if size == num_rows:
-        return _over_devices(function(*rows)[0], axis_name), None
+        return _mean_over_devices(function(*rows)[0], axis_name), None
     blocks = [all.reshape(-1, size, *all.shape[1:]) for all in rows]
     of_block = lambda *block: function(*block)[0]
     zeros = _zeros_of(of_block, *(all[0] for all in blocks))
     add = lambda total, block: (jax.tree.map(jnp.add, total, of_block(*block)), None)
     total, _ = jax.lax.scan(add, zeros, blocks)
     mean = jax.tree.map(lambda leaf: leaf / len(blocks[0]), total)
-    return _over_devices(mean, axis_name), None
+    return _mean_over_devices(mean, axis_name), None
 
 
 def over_shards(
@@ -96,8 +96,8 @@ def over_shards(
     num_rows = len(rows[0])
     if num_shards < 1 or rest or num_rows % count:
         raise ValueError(
-            f"virtual_shards must be a multiple of the {num_devices} devices and divide the batch "
-            f"of {num_rows * num_devices} examples, got {num_shards}."
+            f"virtual_shards must be a multiple of the number of devices ({num_devices}) and "
+            f"divide the batch of {num_rows * num_devices} examples, got {num_shards}."
         )
     blocks = [all.reshape(count, -1, *all.shape[1:]) for all in rows]
     of_block = lambda i: function(*(all[i] for all in blocks))[0]
@@ -120,7 +120,7 @@ def _check_not_explicit(option: str, rows: jax.Array) -> None:
         )
 
 
-def _over_devices(tree: Any, axis_name: str | None) -> Any:
+def _mean_over_devices(tree: Any, axis_name: str | None) -> Any:
     alone = axis_name is None or jax.lax.axis_size(axis_name) == 1
     return tree if alone else jax.lax.pmean(tree, axis_name)
 

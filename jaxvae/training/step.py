@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,14 @@ Objective = Callable[..., Bound]
 """(key, x, *, encode, decode, prior) -> Bound: `jaxvae.elbo` or another bound."""
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 """(key, one stored example) -> x: scaling, binarization, dequantization."""
+
+
+class Penalized(NamedTuple):
+    """A penalty [], and the posteriors [B] and first draws [B, Z] that it was computed from."""
+
+    penalty: jax.Array
+    posteriors: Any
+    draws: jax.Array
 
 
 def make_train_step(
@@ -91,7 +99,7 @@ def make_train_step(
     >>> int(state.step), int(metrics["skipped"])
     (1, 0)
     """
-    reduce = make_reduction(microbatch_size, virtual_shards, regularizer, axis_name)
+    mean_over_batch = make_reduction(microbatch_size, virtual_shards, regularizer, axis_name)
     penalize = partial(_penalize, regularizer, axis_name)
 
     def train_step(
@@ -102,14 +110,14 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # as for optax's updates
             scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
 
-        error = jnp.zeros(())
-        if vae.with_log_scale is not None:
+        batch_error = jnp.zeros(())
+        if vae.with_log_scale is not None:  # sigma="optimal" alone
             of_rows = lambda *rows: (
                 squared_error(vae, state.params, *_prepare(prepare, *rows)),
                 None,
             )
-            error, _ = reduce(of_rows, keys, examples)
-        params = with_optimal_sigma(vae, state.params, error)
+            batch_error, _ = mean_over_batch(of_rows, keys, examples)
+        params = with_optimal_sigma(vae, state.params, batch_error)
         key_penalty, key_update = _keys_of_batch(keys, regularizer, axis_name)
 
         def value_and_gradient(keys: jax.Array, stored: jax.Array) -> tuple[Any, Any]:
@@ -119,15 +127,19 @@ def make_train_step(
             gradients, (bounds, means, kept) = _gradient(bounds_of, penalty, params)
             return (gradients, _batch_means(bounds), _moments(means)), kept
 
-        (gradients, metrics, moments), kept = reduce(value_and_gradient, keys, examples)
+        (gradients, metrics, moments), penalized = mean_over_batch(
+            value_and_gradient, keys, examples
+        )
         metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
         if moments:
             metrics["active_units"] = active_units(*moments)
-        carried, more = _after_penalty(regularizer, state.regularizer, key_update, kept, metrics)
+        carried, more = _after_penalty(
+            regularizer, state.regularizer, key_update, penalized, metrics
+        )
         metrics |= more
 
         def update(state: TrainState) -> TrainState:
-            new = _updated(vae, optimizer, state, gradients, error)
+            new = _updated(vae, optimizer, state, gradients, batch_error)
             new = _averaged(vae, new, average_decay)._replace(regularizer=carried)
             # In x64 the error, and sigma with it, may be wider than the parameters.
             return jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
@@ -217,7 +229,7 @@ def _penalize(
     key: Any,
     bounds: Bound,
     prior: Any,
-) -> tuple[jax.Array, Any, jax.Array] | None:
+) -> Penalized | None:
     """Penalty, posteriors and first draws of the global batch; None without a regularizer."""
     if regularizer is None:
         return None
@@ -233,16 +245,20 @@ def _penalize(
             "without a regularizer."
         )
     q, z = gathered((bounds.posterior, bounds.samples[:, 0]), axis_name)
-    return regularizer.penalty(carried, key, q, z, prior), q, z
+    return Penalized(regularizer.penalty(carried, key, q, z, prior), q, z)
 
 
 def _after_penalty(
-    regularizer: Regularizer | None, carried: Any, key: Any, kept: Any, metrics: Metrics
+    regularizer: Regularizer | None,
+    carried: Any,
+    key: Any,
+    penalized: Penalized | None,
+    metrics: Metrics,
 ) -> tuple[Any, Metrics]:
     """New state of the regularizer, and its metrics."""
-    if regularizer is None:
+    if regularizer is None or penalized is None:
         return carried, {}
-    penalty, *batch = kept
+    penalty, *batch = penalized
     added = {"objective": metrics["objective"] - penalty, "regularizer": penalty}
     if regularizer.update is None:
         return carried, added

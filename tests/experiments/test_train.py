@@ -301,8 +301,11 @@ def test_a_folder_with_another_configuration_is_rejected(changes, message, whole
         ({"objective": "iwae", "estimator": "stl"}, r"biased"),
         ({"posterior": "categorical"}, r"carry no gradient"),
         ({"objective": "miwae", "num_samples": 4, "num_groups": 3}, r"num_groups must divide"),
-        ({"beta_schedule": "cyclical"}, r"--beta-schedule goes with --beta-warmup-steps"),
-        ({"regularizer_weight": 2.0}, r"--regularizer-weight goes with --regularizer"),
+        (
+            {"beta_schedule": "cyclical"},
+            r"--beta-schedule has no effect without --beta-warmup",
+        ),
+        ({"regularizer_weight": 2.0}, r"--regularizer-weight has no effect without --regularizer"),
     ],
 )
 def test_invalid_flags_give_one_line_and_write_nothing(changes, message, small, tmp_path):

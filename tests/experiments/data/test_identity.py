@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data import Dataset, run_rows
+from experiments.data import Dataset, run_data, run_rows
 from experiments.data import identity as identity_module
 from experiments.data.identity import identify
 from experiments.encode import EncodeConfig, encode
@@ -258,7 +258,7 @@ def test_evaluation_of_a_changed_file_is_labelled_and_keeps_the_earlier_results(
 
 def rows_for(config, dataset=None, split=None):
     """Load rows as the commands do, without the model of a run."""
-    known = identity_module.identify_splits(run_rows.own_data(config))
+    known = identity_module.identify_splits(run_data.own_data(config))
     return run_rows.load_run_rows(config, [8, 8, 1], known, dataset, split).rows
 
 

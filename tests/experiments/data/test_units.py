@@ -13,12 +13,12 @@ import scipy.stats
 
 import jaxvae
 from experiments.data import units as units_module
+from experiments.data.run_data import load_data
 from experiments.data.units import RESOLVED, units_of
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import Refused
 from experiments.flags.config import TrainConfig
 from experiments.flags.saved_flags import from_json
-from experiments.run.folder import load_data
 from experiments.run.model import initial_vae, recipe
 from experiments.run.standardization import as_done, with_choices
 from experiments.train import train

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data import Dataset
+from experiments.data import Dataset, run_data
 from experiments.data import identity as identity_module
 from experiments.data.batches import Batches
 from experiments.evaluate import EvaluateConfig, evaluate
@@ -24,7 +24,6 @@ from experiments.flags.command import Refused, refusing
 from experiments.flags.processes import LOG_LEVEL, Processes
 from experiments.machine import processes
 from experiments.record.metrics import read_metrics
-from experiments.run import folder as run_folder
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints
 from tests.files import ROOT
@@ -400,7 +399,7 @@ def test_a_lost_process_is_distinguished_from_a_user_error(error, code, line, mo
 def test_processes_compare_every_byte_and_the_order_of_the_data(monkeypatch):
     said = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(run_folder, "agree", lambda _, facts: said.append(facts["train data"]))
+    monkeypatch.setattr(run_data, "agree", lambda _, facts: said.append(facts["train data"]))
     monkeypatch.setattr(identity_module, "PIECE_BYTES", 1000)
     examples = np.random.default_rng(0).integers(0, 256, (500, 4, 4, 1), np.uint8)
     others = [examples.copy() for _ in range(3)]
@@ -408,7 +407,7 @@ def test_processes_compare_every_byte_and_the_order_of_the_data(monkeypatch):
     others[2][[0, 1]] = others[2][[1, 0]]
     for train_split in (examples, *others):
         data = Dataset("", train_split, examples, examples, "", {})
-        run_folder.agree_on_data(identity_module.identify_splits(data))
+        run_data.agree_on_data(identity_module.identify_splits(data))
     assert said[1] == said[0]
     assert len(set(said)) == 3
 

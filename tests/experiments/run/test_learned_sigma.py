@@ -117,7 +117,7 @@ def test_sigma_rate_is_saved_with_the_run():
     ],
 )
 def test_sigma_rate_without_effect_is_rejected(flags):
-    with pytest.raises(ValueError, match="--sigma-rate goes with --sigma=learned or per_channel"):
+    with pytest.raises(ValueError, match="--sigma-rate has no effect except with --sigma=learned"):
         TrainConfig(**flags).check()
 
 

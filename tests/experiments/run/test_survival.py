@@ -120,11 +120,11 @@ def test_deterministic_reduction_does_not_depend_on_devices(
     [
         ({"deterministic_reduction": True, "batch_size": 20}, "--batch-size must be a multiple of "
          "--virtual-shards=8, got 20"),
-        ({"virtual_shards": 4}, "--virtual-shards goes with --deterministic-reduction"),
+        ({"virtual_shards": 4}, "--virtual-shards has no effect without --deterministic-reduction"),
         ({"deterministic_reduction": True, "regularizer": "mmd", "batch_size": 24},
-         "--regularizer=mmd needs it whole"),
+         "--regularizer=mmd needs the whole batch"),
         ({"deterministic_reduction": True, "batch_size": 24, "num_devices": 3},
-         "virtual_shards must be a multiple of the 3 devices"),
+         "virtual_shards must be a multiple of the number of devices \\(3\\)"),
     ],
 )  # fmt: skip
 def test_flags_that_exclude_a_deterministic_reduction_are_rejected(

@@ -10,7 +10,9 @@ import scipy.special
 import scipy.stats
 
 import jaxvae.distributions as families_of
+from experiments.flags import combinations
 from jaxvae import soft_clamp
+from jaxvae.models import likelihoods
 from jaxvae.models.likelihoods import LIKELIHOODS, Likelihood, gaussian, laplace, likelihood_named
 
 SHAPE = (3, 2, 2)
@@ -466,3 +468,9 @@ def test_laplace_rejects_an_optimal_sigma():
 def test_an_unknown_likelihood_is_rejected():
     with pytest.raises(ValueError, match=r"likelihood must be one of .*gaussian.*, got 'normal'"):
         likelihood_named("normal", "learned", SHAPE)
+
+
+def test_likelihoods_with_location_and_scale_are_those_of_the_flags():
+    """The flags cannot import jax to ask, so they hold a list of their own."""
+    assert likelihoods.LOCATION_SCALE == combinations.LOCATION_SCALE
+    assert set(likelihoods.LOCATION_SCALE) < set(LIKELIHOODS)

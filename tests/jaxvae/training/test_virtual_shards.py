@@ -95,7 +95,7 @@ def test_without_virtual_shards_the_device_count_changes_the_last_bits():
     [
         ({"virtual_shards": 5}, 1, "divide the batch of 32 examples, got 5"),
         ({"virtual_shards": 0}, 1, "got 0"),
-        ({"virtual_shards": 4}, 8, "a multiple of the 8 devices"),
+        ({"virtual_shards": 4}, 8, "a multiple of the number of devices \\(8\\)"),
         ({"virtual_shards": 4, "microbatch_size": 4}, 1, "exclude each other"),
         ({"virtual_shards": 4, "regularizer": total_correlation(weight=1.0, num_data=9)}, 1,
          "a regularizer needs the whole batch at once, got virtual_shards=4"),

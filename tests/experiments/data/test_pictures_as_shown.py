@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.data import load, load_rows
-from experiments.data.folder import decode, decode_as_shown
+from experiments.data.picture_folder import decode, decode_as_shown
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
 ORIENTATIONS = {
