@@ -416,7 +416,7 @@ def test_adapt_rejects_an_object_that_is_not_a_distribution(wrong):
     with pytest.raises(
         TypeError,
         match=r"adapt: a distribution must have log_prob\(value\) and sample\(key\) or "
-        rf"sample\(seed=key\), {name} has not\. Pass an instance with both\.",
+        rf"sample\(seed=key\), but {name} lacks one of them\. Pass an instance with both\.",
     ):
         adapt(wrong)
 

@@ -253,7 +253,7 @@ def test_trainable_rejects_a_leaf_without_an_update_by_its_path(leaf, line):
         (EXTRA["string"], "parameter name is str, which is not an array"),
         (
             lambda key: {"half": jnp.ones(2, jnp.bfloat16)},
-            r"parameter half is bfloat16\[2\], too narrow to be averaged. Use vae",
+            r"parameter half is bfloat16\[2\], which is too narrow to average. Use vae",
         ),
     ],
 )

@@ -277,7 +277,8 @@ def test_a_change_of_x64_is_named(was, now):
     here = int(now == np.float64)
     message = (
         rf"saved with JAX_ENABLE_X64={1 - here}, and this program runs with "
-        rf"JAX_ENABLE_X64={here}: params\['a'\] is .* here\. Set JAX_ENABLE_X64={1 - here}\."
+        rf"JAX_ENABLE_X64={here}: params\['a'\] is .* in this program\. "
+        rf"Set JAX_ENABLE_X64={1 - here}\."
     )
     with pytest.raises(ValueError, match=message):
         check_leaves(1, "params", leaves(saved), leaves(asked))

@@ -278,7 +278,7 @@ def test_pairs_that_do_not_split_are_rejected():
     q, p = VonMisesFisher(jnp.eye(3)[0], jnp.array(0.0)), UniformSphere(3)
     with pytest.raises(
         ValueError,
-        match=r"kl_per_latent: q and p must have independent latents, VonMisesFisher against "
+        match=r"kl_per_latent: q and p must have independent latents, but VonMisesFisher against "
         r"UniformSphere has no formula per latent\. Use kl, or add the formula to divergences\.PER",
     ):
         kl_per_latent(q, p)

@@ -129,7 +129,7 @@ def test_another_kind_is_rejected():
 
 
 def test_parameters_of_another_kind_are_rejected():
-    with pytest.raises(ValueError, match=r"kind 'spline' must have 23 outputs for each.*has 4 in"):
+    with pytest.raises(ValueError, match=r"kind 'spline' must have 23 outputs for each.*got 4 in"):
         Coupling(network("affine", 3), kind="spline").forward(jnp.zeros(3))
-    with pytest.raises(ValueError, match=r"kind 'affine' must have 2 outputs for each.*has 46 in"):
+    with pytest.raises(ValueError, match=r"kind 'affine' must have 2 outputs for each.*got 46 in"):
         Coupling(network("spline", 3), kind="affine").inverse(jnp.zeros(3))
