@@ -122,7 +122,7 @@ def test_deterministic_reduction_does_not_depend_on_devices(
          "--virtual-shards=8, got 20"),
         ({"virtual_shards": 4}, "--virtual-shards goes with --deterministic-reduction"),
         ({"deterministic_reduction": True, "regularizer": "mmd", "batch_size": 24},
-         "--regularizer=mmd needs it whole"),
+         "--regularizer=mmd needs the whole batch"),
         ({"deterministic_reduction": True, "batch_size": 24, "num_devices": 3},
          "virtual_shards must be a multiple of the 3 devices"),
     ],
