@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_made_is_refused_and_nothing_made(name, tmp_path
     (tmp_path / "loop").symlink_to("loop")
     before = contents(tmp_path)
     with pytest.raises(
-        ValueError, match=r"--run must be a folder, or a place where .* is not: .*Give"
+        ValueError, match=r"--run must be a folder, or a path where .* is not: .*Fix"
     ):
         require_folder(tmp_path / name, "--run")
     assert contents(tmp_path) == before
@@ -212,7 +212,8 @@ def test_what_the_system_refuses_is_said_in_words(tmp_path):
     with pytest.raises(Refused) as refusal, refusing():
         (tmp_path / "nowhere" / "deeper").mkdir()
     assert "Errno" not in str(refusal.value)
-    assert "deeper must be a file or folder that can be used" in str(refusal.value)
+    assert "cannot use " in str(refusal.value)
+    assert "deeper: No such file or directory. Fix it" in str(refusal.value)
 
 
 @pytest.mark.parametrize("form", ["npy", "npz"])
@@ -279,7 +280,7 @@ def test_a_run_that_lost_a_file_is_refused_and_nothing_written(whole_run, tmp_pa
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     shutil.copytree(whole_run.run, config.run)
     (config.run / "metrics.jsonl").unlink()
-    with pytest.raises(Refused, match=r"must have metrics\.jsonl"):
+    with pytest.raises(Refused, match=r"has no metrics\.jsonl"):
         replay(ReplayConfig(config.run, 5))
     (config.run / "config.json").unlink()
     before = contents(tmp_path)
@@ -344,12 +345,12 @@ def test_dip_of_a_flow_is_refused_in_its_own_words(small, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"latent_dim": 10**9}, "what is learned .* Lower --latent-dim, --hidden"),
-        ({"hidden": (4, 10**9)}, "what is learned .* Lower --latent-dim, --hidden"),
+        ({"latent_dim": 10**9}, "parameters and .* Lower --latent-dim, --hidden"),
+        ({"hidden": (4, 10**9)}, "parameters and .* Lower --latent-dim, --hidden"),
         ({"posterior": "full_covariance", "latent_dim": 2**31 - 1}, "--latent-dim=2147483647 must"),
-        ({"batch_size": 2**30}, "--batch-size=1073741824 must have room .* Lower --batch-size"),
-        ({"prior": "vamp", "num_components": 2**30}, "--num-components=1073741824 must have room"),
-        ({"objective": "iwae", "num_samples": 2**31 - 1}, "--num-samples=2147483647 must have"),
+        ({"batch_size": 2**30}, "--batch-size=1073741824 must fit .* Lower --batch-size"),
+        ({"prior": "vamp", "num_components": 2**30}, "--num-components=1073741824 must fit"),
+        ({"objective": "iwae", "num_samples": 2**31 - 1}, "--num-samples=2147483647 must fit"),
     ],
 )
 def test_what_has_no_room_is_refused_before_a_folder_is_made(
