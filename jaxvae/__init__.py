@@ -58,12 +58,12 @@ from jaxvae.training.devices import make_chunk_step, make_mesh
 from jaxvae.training.state import TrainState, init_state
 from jaxvae.training.step import make_train_step
 
-__all__ = [  # in the order in which data flow through them
+__all__ = [  # in the order in which data pass through them
     "VAE",
     "mlp_vae",
     "conv_vae",
     "in_units",
-    # distributions: of latents, then of data
+    # distributions: over latents, then over data
     "Distribution",
     "adapt",
     "Gaussian",
@@ -120,7 +120,7 @@ __all__ = [  # in the order in which data flow through them
 
 
 def __getattr__(name: str) -> str:
-    """`__version__`, looked up when it is asked for: the metadata cost more than the import."""
+    """Look up `__version__` on first use: reading the metadata takes longer than the import."""
     if name != "__version__":
         raise AttributeError(f"module 'jaxvae' has no attribute {name!r}")
     from importlib import metadata

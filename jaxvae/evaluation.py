@@ -1,4 +1,4 @@
-"""Numbers of a whole data set: bounds with standard errors, bits per dimension, active units."""
+"""Scores of a whole data set: bounds with standard errors, bits per dimension, active units."""
 
 import math
 from collections.abc import Callable
@@ -35,18 +35,18 @@ def log_likelihood(
     sample_chunk_size: int = 10,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """The K-sample estimate of log p(x) of one example, a lower bound in expectation: [] nats.
+    """K-sample estimate of log p(x) of one example, a lower bound in expectation: [] nats.
 
         log 1/K sum_k p(x, z_k) / q(z_k|x)    with z_k ~ q(z|x)
 
-    `jaxvae.iwae` in value, made for large K: samples stream through a running log-sum-exp,
-    sample_chunk_size at a time, so that memory does not grow with K. Draw k has the key
-    fold_in(key, k): the result does not depend on the chunk size, but to rounding.
+    The value is that of `jaxvae.iwae`, for large K: samples pass through a running log-sum-exp,
+    sample_chunk_size at a time, so that memory does not grow with K. Draw k uses the key
+    fold_in(key, k), so that the chunk size changes only the rounding of the result.
 
     Args:
         key, x, encode, decode, prior, mask: as in `jaxvae.elbo`.
         num_samples: K, at least 1.
-        sample_chunk_size: draws held at once.
+        sample_chunk_size: number of draws in memory at once.
 
     Raises:
         TypeError: as in `jaxvae.elbo`.
@@ -84,29 +84,29 @@ def log_likelihood(
 
     sample_chunk_size = min(sample_chunk_size, num_samples)
     firsts = jnp.arange(0, num_samples, sample_chunk_size)
-    start = jnp.full_like(log_weight(firsts[0]), -jnp.inf)  # of the type, and mesh, of a weight
+    start = jnp.full_like(log_weight(firsts[0]), -jnp.inf)  # has a weight's type and mesh
     total, _ = jax.lax.scan(add_chunk, start, firsts)
     return total - math.log(num_samples)
 
 
 MEAN_SAMPLES = 256
-"""Draws for a posterior mean without a formula: noise of 1/256 of the posterior's variance, below
-what makes a latent active for variances up to 2.5."""
+"""Draws that estimate a posterior mean without a formula. The noise is 1/256 of the posterior's
+variance: below `ACTIVE_VARIANCE` for variances up to 2.5."""
 
 
 class Scores(NamedTuple):
-    """What is measured of one example, or of many as arrays [N, ...]; in nats.
+    """Scores of one example, or of many as arrays [N, ...]; in nats.
 
     Attributes:
         elbo: [] with one draw of q.
         reconstruction: [] E_q log p(x|z).
         kl: [] KL(q(z|x) || p(z)).
-        kl_per_latent: [Z], or None where it does not split.
-        log_likelihood: [] K-sample estimate of log p(x), or None where none is asked for.
-        posterior_mean: [Z], or [Z, C] of one-hot latents; estimated from 256 draws where q has
-            none in closed form.
-        sigma_squared: [] mean variance of p(x|z) over the dimensions of x, at one draw of q, of a
-            Gaussian likelihood; else None.
+        kl_per_latent: [Z], or None where the KL is not a sum over latents.
+        log_likelihood: [] K-sample estimate of log p(x), or None if num_samples is 0.
+        posterior_mean: [Z], or [Z, C] for one-hot latents; estimated from 256 draws where q has
+            no mean in closed form.
+        sigma_squared: [] mean variance of a Gaussian p(x|z) over the dimensions of x, at one draw
+            of q; None for other likelihoods.
     """
 
     elbo: Any
@@ -121,12 +121,12 @@ class Scores(NamedTuple):
 def make_score(
     vae: VAE, *, prepare: Prepare = lambda key, x: x, num_samples: int = 0
 ) -> Callable[[Params, jax.Array, jax.Array], Scores]:
-    """A pure function (params, key, one stored example) -> Scores.
+    """Make a pure function (params, key, one stored example) -> Scores.
 
     Args:
         vae: the model.
         prepare: (key, stored example) -> x, as in training.
-        num_samples: K of `Scores.log_likelihood`; 0 leaves it out.
+        num_samples: K of `Scores.log_likelihood`; 0 skips that estimate.
     """
 
     def score(params: Params, key: jax.Array, stored: jax.Array) -> Scores:
@@ -140,7 +140,7 @@ def make_score(
         }
         pathwise = getattr(q, "reparameterized", True)
         estimator: EstimatorName = "reparameterized" if pathwise else "score"
-        bound = elbo(key_elbo, x, estimator=estimator, **parts)  # the value is the same
+        bound = elbo(key_elbo, x, estimator=estimator, **parts)  # same value for either estimator
         many = None
         if num_samples:
             many = log_likelihood(key_samples, x, num_samples=num_samples, **parts)
@@ -158,7 +158,7 @@ def make_score(
 
 
 def _variance(p: Any) -> jax.Array | None:
-    """Mean over the dimensions of sigma^2, where p has one."""
+    """Mean of sigma^2 over the dimensions of x, or None where p is not a Gaussian."""
     return jnp.mean(jnp.exp(2 * p.parameters()[1])) if isinstance(p, Gaussian) else None
 
 
@@ -173,20 +173,20 @@ def map_dataset(
     microbatch_size: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Any:
-    """A mapped function's results for every example of a data set: numpy arrays [N, ...].
+    """Results of a mapped function for every example of a data set: numpy arrays [N, ...].
 
-    Example i gets the key fold_in(key, i), and the last batch is padded and its padding dropped
-    again, so that neither batch size nor number of devices changes what is computed. Of several
-    processes each computes the rows of its own devices, and returns the results of all.
+    Example i gets the key fold_in(key, i). The last batch is padded and the padding's results are
+    dropped, so that neither batch size nor number of devices changes the results. With several
+    processes, each computes the rows of its own devices and returns the results of all.
 
     Args:
-        mapped: from `jaxvae.training.devices.make_map`.
+        mapped: function from `jaxvae.training.devices.make_map`.
         params, key: on every device of the mesh (`jaxvae.training.devices.replicate`).
         examples: [N, ...] as stored, N >= 1.
-        mesh: of devices.
-        batch_size: examples in flight; rounded up to a multiple of the devices, and of
-            `microbatch_size` on each.
-        microbatch_size: as `make_map` was given.
+        mesh: the devices.
+        batch_size: examples computed at once; rounded up to a multiple of the number of devices,
+            and of `microbatch_size` on each device.
+        microbatch_size: the value given to `make_map`.
         progress: called with the number of examples done, after each batch.
 
     Raises:
@@ -215,7 +215,7 @@ def map_dataset(
 
 
 class Estimate(NamedTuple):
-    """A mean over examples and its standard error, sampling noise of the bound included."""
+    """Mean over examples and its standard error, which includes the sampling noise of the bound."""
 
     value: float
     standard_error: float
@@ -233,15 +233,15 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def bits_per_dimension(bound: Estimate, num_dimensions: int, offset_bits: float = 0.0) -> Estimate:
-    """A bound in nats per example as bits per dimension; smaller is better.
+    """Convert a bound in nats per example to bits per dimension; smaller is better.
 
         -bound / (D log 2) + offset_bits
 
     Args:
-        bound: in nats, of a bound on log p(x).
+        bound: estimate of a bound on log p(x), in nats.
         num_dimensions: D.
         offset_bits: log2 of the factor that the data were divided by: 8 for 8-bit data
-            dequantized and scaled to [0, 1], 0 for data left in their own unit.
+            dequantized and scaled to [0, 1], 0 for unscaled data.
 
     Ref: Theis, van den Oord & Bethge, A note on the evaluation of generative models, 2016, ICLR.
 
@@ -255,7 +255,7 @@ def bits_per_dimension(bound: Estimate, num_dimensions: int, offset_bits: float 
 def count_active_units(posterior_means: np.ndarray) -> int:
     """Number of latents that are active over a data set, from posterior means [N, Z] or [N, Z, C].
 
-    Ref: see `jaxvae.training.step.active_units`, which is the same over a batch.
+    Ref: see `jaxvae.training.step.active_units`, which does the same for a batch.
 
     >>> count_active_units(np.array([[0.0, 1.0], [0.1, 2.0]]))
     1

@@ -1,8 +1,8 @@
-"""Pytrees whose leaves are not all arrays to be trained: split them, and put them together again.
+"""Splitting and recombining pytrees with leaves that are not arrays to be trained.
 
-The parameters of a model may be any pytree, such as an Equinox module. Training moves its floating
-point arrays. Integer and boolean arrays are part of the state and of checkpoints, without a
-gradient. Everything else (functions, strings, Python numbers) is no part of the state.
+The parameters of a model may be any pytree, such as an Equinox module. Training updates its
+floating point arrays. Integer and boolean arrays are part of the state and of checkpoints, but have
+no gradient. All other leaves (functions, strings, Python numbers) are not part of the state.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array of numbers or booleans, or the shape of one; Python numbers not.
+    """True for an array of numbers or booleans, or the shape of one, but not for Python numbers.
 
     >>> [is_array(leaf) for leaf in (np.zeros(2), jnp.arange(3), 1.0, "relu", jax.nn.relu)]
     [True, True, False, False, False]
@@ -25,15 +25,15 @@ def is_array(leaf: Any) -> bool:
 
 
 def is_trained(leaf: Any) -> bool:
-    """Whether a leaf is an array of floating point numbers, which has a gradient."""
+    """True for an array of floating point numbers, which has a gradient."""
     return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def partition(tree: Any, keep: Callable[[Any], bool]) -> tuple[Any, Any]:
-    """Two trees, with the leaves that `keep` selects and with all others; `combine` undoes it.
+    """Split a tree into the leaves that `keep` selects and all others; `combine` is the inverse.
 
-    Both have None in place of what is in the other. Where `keep` selects every leaf, they are the
-    tree itself and None: classes that check their fields are not filled with None then.
+    Each of the two trees has None in place of the other's leaves. If `keep` selects every leaf, the
+    result is (tree, None), so that classes that check their fields are not filled with None.
 
     >>> partition({"kernel": jnp.zeros(2), "count": 3}, is_array)
     ({'count': None, 'kernel': Array([0., 0.], dtype=float32)}, {'count': 3, 'kernel': None})
@@ -45,7 +45,7 @@ def partition(tree: Any, keep: Callable[[Any], bool]) -> tuple[Any, Any]:
 
 
 def combine(kept: Any, rest: Any) -> Any:
-    """The tree of the two that `partition` returned.
+    """Recombine the two trees that `partition` returned.
 
     >>> combine(*partition({"kernel": 1.0, "count": 3}, lambda leaf: leaf == 3))
     {'count': 3, 'kernel': 1.0}
@@ -57,7 +57,7 @@ def combine(kept: Any, rest: Any) -> Any:
 
 
 def path_of(path: tuple[Any, ...]) -> str:
-    """The name of a leaf in a message.
+    """Name of a leaf for a message.
 
     >>> path_of(jax.tree_util.tree_leaves_with_path({"layers": [1.0]})[0][0])
     'layers/0'
@@ -67,16 +67,16 @@ def path_of(path: tuple[Any, ...]) -> str:
 
 @jax.tree_util.register_pytree_node_class
 class ArraysOnly:
-    """An object whose leaves are not all arrays, as a pytree whose leaves are: `arrays_only`.
+    """A pytree with only the array leaves of an object; see `arrays_only`.
 
-    It has the attributes and methods of the object.
+    It has the attributes and methods of that object.
     """
 
     def __init__(self, arrays: Any, rest: Any) -> None:
         self._arrays, self._rest = arrays, rest
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # copy and pickle ask for some before __init__ has run
+        if name.startswith("_"):  # copy and pickle look some up before __init__ has run
             raise AttributeError(name)
         return getattr(combine(self._arrays, self._rest), name)
 
@@ -93,9 +93,10 @@ class ArraysOnly:
 
 
 def arrays_only(tree: Any) -> Any:
-    """A pytree as one that `jax.vmap` and collectives take: itself, if all its leaves are arrays.
+    """Convert a pytree to one that `jax.vmap` and collectives accept.
 
-    Otherwise an `ArraysOnly`: a posterior with a network among its fields has functions as leaves.
+    If all its leaves are arrays, return it as it is; otherwise an `ArraysOnly`. A posterior with a
+    network among its fields, for example, has functions as leaves.
 
     >>> arrays_only({"loc": jnp.zeros(2)})
     {'loc': Array([0., 0.], dtype=float32)}

@@ -1,4 +1,4 @@
-"""Every test runs on 8 simulated CPU devices, with jax's strict settings and warnings as errors."""
+"""Test set-up: 8 simulated CPU devices, strict settings of jax, and shared fixtures."""
 
 import dataclasses
 import gc
@@ -10,12 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 # More threads than simulated devices need: with fewer, collectives on a small machine can wait
-# for a thread for ever (see BUILD.md, "Simulated devices").
+# forever for a thread (see BUILD.md, "Simulated devices").
 os.environ.setdefault("PJRT_NPROC", "32")
-# Most of a test is compilation: machine code as it comes, and by the plainer of the two ways to
-# make it that jaxlib 0.10 has (later ones, which have one, end at a flag they do not know). XLA's
-# passes, fusions too, are those of a user; XLA_FLAGS= in front of the command runs the tests on
-# optimised code.
+# Compilation takes most of a test's time, so LLVM does not optimise here. jaxlib 0.10 has two ways
+# to emit code for fusions, of which the plainer is used; later versions have one, and abort at this
+# flag. XLA's own passes, fusion included, are those of a user. Put XLA_FLAGS= in front of the
+# command to run the tests on optimised code.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -30,7 +30,7 @@ from experiments.flags.config import TrainConfig
 from experiments.machine.compilation_cache import give_back_memory
 from experiments.train import train
 
-# What one test has compiled, no other compiles again; gone when the session ends.
+# Programs are compiled once per session and shared by all tests; the folder is deleted at its end.
 _compiled = tempfile.TemporaryDirectory(prefix="jaxvae-tests-", ignore_cleanup_errors=True)
 jax.config.update("jax_compilation_cache_dir", _compiled.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -58,18 +58,18 @@ SMALL = TrainConfig(
 
 
 def pytest_collection_finish():
-    """Leave thousands of collected tests and imported modules out of garbage collections.
+    """Exclude the thousands of collected tests and imported modules from garbage collection.
 
-    A training run collects garbage five times, which would take 0.13 s each.
+    A training run collects garbage five times; without this each collection takes 0.13 s.
     """
     gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_is_given_back():
-    """Forget the programs of a test file at its end: few are used again, and all are kept on disk.
+    """Clear jax's in-memory caches after each test file: the programs remain cached on disk.
 
-    Without it a worker of pytest grows by 50 to 450 MB a file, to more than 6 GB.
+    Otherwise a pytest worker grows by 50 to 450 MB per file, to more than 6 GB.
     """
     yield
     jax.clear_caches()
@@ -78,10 +78,10 @@ def memory_is_given_back():
 
 @pytest.fixture(scope="session", autouse=True)
 def no_noise_of_closed_loops():
-    """Ignore what the commands ignore, too: reads that end after orbax has left its event loop.
+    """Ignore errors of reads that end after orbax has closed its event loop, as the commands do.
 
-    orbax reads a checkpoint's arrays side by side. If one is damaged it closes its loop, and the
-    threads that still read the others find it closed.
+    orbax reads a checkpoint's arrays in parallel. If one is damaged, it closes its event loop while
+    threads are still reading the others.
     """
     reported = sys.unraisablehook
 
@@ -96,7 +96,7 @@ def no_noise_of_closed_loops():
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Images of one bright bar, 8 x 8."""
+    """Value of --dataset for 330 images, 8 x 8, each with one bright row."""
     rng = np.random.default_rng(0)
     images = np.zeros((330, 8, 8), np.uint8)
     images[np.arange(330), rng.integers(0, 8, 330)] = 250
@@ -112,7 +112,7 @@ def small(data):
 
 @pytest.fixture(scope="session")
 def whole_run(small, tmp_path_factory):
-    """A run of 60 steps that nothing stopped."""
+    """Flags of a finished, uninterrupted run of 60 steps."""
     config = dataclasses.replace(small, run=tmp_path_factory.mktemp("whole") / "run")
     assert train(config) == 0
     return config
@@ -120,7 +120,7 @@ def whole_run(small, tmp_path_factory):
 
 @pytest.fixture
 def first_release(tmp_path, monkeypatch):
-    """A finished run of 20 steps, `run` in the current folder (see test_first_release.py)."""
+    """Finished run of 20 steps, in `run` of the current directory (see test_first_release.py)."""
     with zipfile.ZipFile(Path(__file__).with_name("first_release.zip")) as archive:
         archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Files that tests read: the checkout, reference values, and real data where they are present."""
+"""Files that tests read: the checkout, reference values, and real data if they are available."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = Path(os.environ.get("JAXVAE_TEST_DATA", ROOT.parent / "shared" / "data"))
-"""Real MNIST and others; tests that need them skip where they are absent."""
+"""Folder of real data such as MNIST; tests that need a missing file are skipped."""
 
 
 def golden(name: str) -> dict[str, Any]:

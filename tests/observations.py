@@ -1,4 +1,4 @@
-"""What every family of observations is held to: golden values, transforms, refusals."""
+"""Checks of every family of observations: golden values, draws, transforms, rejected values."""
 
 import json
 import re
@@ -14,10 +14,10 @@ from tests.golden.make_observations import FAMILIES
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "observations.json").read_text())
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
-"""Error allowed for each unit of summed absolute terms: 8 eps in float32, 4,500 in float64."""
+"""Allowed error per unit of summed absolute terms: 8 eps in float32, 4,500 eps in float64."""
 EPS = float(np.finfo(np.float32).eps)
 FLOOR = 1e3 * float(np.finfo(np.float32).tiny)
-"""Where float32 may flush a factor to 0, of which no more is asked."""
+"""Absolute error that is always allowed: float32 may flush a factor of this size to 0."""
 NUM_DRAWS = 20_000
 
 log_probs = jax.jit(lambda p, value: p.log_prob_per_entry(value))
@@ -26,14 +26,14 @@ sample = jax.jit(lambda p, key: p.sample(key))
 
 @jax.jit
 def log_probs_and_gradient(p, value):
-    """log p of each entry, and the gradient of their sum in the parameters."""
+    """Return log p of each entry, and the gradient of their sum in the parameters."""
     score = lambda p: (jnp.sum(entries := p.log_prob_per_entry(value)), entries)
     gradient, entries = jax.grad(score, has_aux=True)(p)
     return entries, gradient
 
 
 def assert_golden(family, make, names, precision):
-    """log p and its gradients, entry by entry, are the golden values."""
+    """Assert that log p and its gradients, entry by entry, are the golden values."""
     golden = GOLDEN[family]
     with jax.enable_x64(precision == "float64"):
         p = make(*(jnp.asarray(golden[name], float) for name in names))
@@ -52,23 +52,23 @@ def assert_near(result, exact, terms, precision, what):
 
 
 def assert_made_by_script(family):
-    """The file is what its script makes; numpy may move by some eps from release to release."""
+    """Assert that the script reproduces the file, up to some eps between numpy releases."""
     made = json.loads(json.dumps(FAMILIES[family]()))
     chex.assert_trees_all_close(made, GOLDEN[family], rtol=1e-11, atol=1e-300)
 
 
 def repeated(p, times):
-    """The event `times` over: its draws are independent draws of p."""
+    """Repeat the event `times`: a draw of the result is `times` independent draws of p."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (times, *leaf.shape)), p)
 
 
 def draws(p, seed=0):
-    """NUM_DRAWS draws of p, [NUM_DRAWS, *D]."""
+    """Draw NUM_DRAWS values of p, [NUM_DRAWS, *D]."""
     return np.asarray(sample(repeated(p, NUM_DRAWS), jax.random.key(seed)), np.float64)
 
 
 def masses(p, num_values):
-    """P(0), P(1), ... of each entry of p: [num_values, *D]."""
+    """Compute P(0), P(1), ... of each entry of p: [num_values, *D]."""
     p = repeated(p, num_values)
     shape = jax.eval_shape(p.sample, jax.random.key(0)).shape
     values = jnp.arange(num_values).reshape(-1, *[1] * (len(shape) - 1))
@@ -76,25 +76,26 @@ def masses(p, num_values):
 
 
 def assert_draws_have_the_masses(x, mass):
-    """Each value as often as its mass says, within 4 standard errors; rare ones at most so."""
+    """Assert that each value's frequency is its mass, within 4 standard errors."""
     num_draws, num_values = len(x), len(mass)
     assert set(np.unique(x)) <= set(range(num_values))
     share = np.stack([(x == value).mean(0) for value in range(num_values)])
-    # A value seen 4 times or less may exceed its standard error: 1 / num_draws for each.
+    # The standard error is too small for rare values: allow 4 occurrences more.
     error = 4 * np.sqrt(mass * (1 - mass).clip(0) / num_draws) + 4 / num_draws
     assert (np.abs(share - mass) <= error).all()
 
 
 def assert_mean_of_draws(x, mean, variance):
-    """Within 4 standard errors, and the rounding of the mean itself."""
+    """Assert that the mean of draws is right, within 4 standard errors and the mean's rounding."""
     error = 4 * np.sqrt(variance / len(x)) + 4 * EPS * np.abs(mean)
     assert (np.abs(x.mean(0) - mean) <= error).all()
 
 
 def assert_transforms_agree(p, value, terms, *, thorough=True):
-    """jit and vmap: the same operations fused in other ways, some eps of the terms.
+    """Assert that jit and vmap give the same result, up to some eps of the terms.
 
-    If thorough, eager too, and draws: of few operations, as each takes time to compile.
+    They fuse the same operations in other ways. If thorough, also test draws and eager execution,
+    which is slow for many operations, as each is compiled on its own.
     """
 
     def draw_and_score(p, value, key):
@@ -113,7 +114,7 @@ def assert_transforms_agree(p, value, terms, *, thorough=True):
 
 
 def assert_computed_in_float32(p, value):
-    """From bfloat16 parameters the numbers that the same parameters give in float32."""
+    """Assert that bfloat16 parameters give the same numbers as after conversion to float32."""
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), p)
     high = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
     result = log_probs(low, value.astype(jnp.bfloat16))
@@ -124,7 +125,7 @@ def assert_computed_in_float32(p, value):
 
 
 def assert_refused(p, event_shape, family):
-    """A value of another shape, at trace time."""
+    """Assert that a value of another shape raises an error at trace time."""
     message = f"value has shape (7, 2), this {family} has event shape {event_shape}. Reshape"
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(p.log_prob, jax.ShapeDtypeStruct((7, 2), jnp.float32))

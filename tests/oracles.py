@@ -1,4 +1,4 @@
-"""Models whose answers are known, and every bound on them, for the tests of the bounds."""
+"""Models with known log p(x) and posterior, and every bound on them, for tests of the bounds."""
 
 from dataclasses import dataclass
 from functools import cache, partial
@@ -35,14 +35,14 @@ BOUNDS = {
     "renyi -1": partial(renyi, alpha=-1.0),
     "tvo": partial(tvo, num_intervals=3),
 }
-"""Every bound, for num_samples that 2 divides."""
+"""Every bound; num_samples must be even, as miwae and piwae have two groups."""
 LOWER = [name for name in BOUNDS if name != "renyi -1"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Foreign:
-    """Another library's distribution behind an adapter: its KL has no closed form here."""
+    """Distribution of another library behind an adapter; its KL has no closed form in jaxvae."""
 
     inner: Any
 
@@ -62,7 +62,7 @@ def in_float64(tree):
 
 
 def linear_gaussian(case):
-    """A model and an x, in float64."""
+    """Return a model and an x, in float64."""
     dim, latent_dim, noise_shape = CASES[case]
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(dim, latent_dim)) / np.sqrt(latent_dim)
@@ -71,21 +71,21 @@ def linear_gaussian(case):
 
 
 def gaussian(case, loc, covariance):
-    """The Gaussian of the case's kind with these moments, as far as its kind can have them."""
+    """Return the Gaussian of the case's kind with these moments; diagonal ones drop covariances."""
     if case.endswith("full"):
         return FullCovarianceGaussian(loc, np.linalg.cholesky(covariance))
     return Gaussian(loc, 0.5 * np.log(np.diag(covariance)))
 
 
 def posterior_moments(model, x):
-    """By W^T (W W^T + R)^-1, another route than the library's."""
+    """Posterior mean and covariance by W^T (W W^T + R)^-1, another method than the library's."""
     noise = np.diag(np.broadcast_to(np.exp(2 * model.log_scale), model.bias.shape))
     gain = model.weight.T @ np.linalg.inv(model.weight @ model.weight.T + noise)
     return gain @ (x - model.bias), np.eye(model.weight.shape[1]) - gain @ model.weight
 
 
 def oracle(case, inflation=1.3**2):
-    """A model, an x, and a q(z|x) that is wider than the posterior and off it, in float64."""
+    """Return a model, a q(z|x) that is shifted and wider than the posterior, and x, in float64."""
     model, x = linear_gaussian(case)
     loc, covariance = posterior_moments(model, x)
     shifted = loc + 0.3 * np.sqrt(np.diag(covariance))
@@ -93,8 +93,10 @@ def oracle(case, inflation=1.3**2):
 
 
 def at_posterior(case):
-    """A model, q(z|x) = p(z|x), and x. A diagonal q is the posterior where the columns of W are
-    orthogonal."""
+    """Return a model, q(z|x) = p(z|x), and x.
+
+    Diagonal cases orthogonalize the columns of W, which makes the posterior diagonal.
+    """
     model, x = linear_gaussian(case)
     if case.endswith("diagonal"):
         columns, _ = np.linalg.qr(model.weight)
@@ -108,8 +110,10 @@ def functions(model, q):
 
 @partial(jax.jit, static_argnames="num_samples")
 def over_keys(model, q, x, keys, num_samples):
-    """{name: Bound} for each key, and log p(x). By lax.map, which compiles in a third of vmap's
-    time."""
+    """Compute {name: Bound} for each key, and log p(x).
+
+    lax.map compiles in a third of vmap's time.
+    """
 
     def of_one(key):
         run = lambda bound: bound(key, x, **functions(model, q), num_samples=num_samples)
@@ -119,27 +123,27 @@ def over_keys(model, q, x, keys, num_samples):
 
 
 def run_over_keys(model, q, x, num_samples=4, num_keys=NUM_KEYS):
-    """over_keys for keys of one root; arrays of the precision in force."""
+    """Call over_keys with keys split from one root; arrays have the precision in force."""
     keys = jax.random.split(jax.random.key(0), num_keys)
     return jax.device_get(over_keys(*to_jax((model, q, x)), keys, num_samples))
 
 
 @cache
 def drawn(case, num_samples=4):
-    """Every bound on the oracle by NUM_KEYS keys, and log p(x), in the case's precision."""
+    """Compute every bound on the oracle with NUM_KEYS keys, and log p(x), in its precision."""
     with jax.enable_x64(PRECISION[case] == "float64"):
         return run_over_keys(*oracle(case), num_samples)
 
 
 @cache
 def drawn_at_posterior(case):
-    """Every bound, with q(z|x) = p(z|x), by NUM_KEYS keys, and log p(x)."""
+    """Compute every bound for q(z|x) = p(z|x) with NUM_KEYS keys, and log p(x)."""
     with jax.enable_x64(PRECISION[case] == "float64"):
         return run_over_keys(*at_posterior(case))
 
 
 def means_and_errors(*draws):
-    """Mean and standard error of each."""
+    """Mean and standard error of each array of draws."""
     draws = in_float64(draws)
     return [(d.mean(), d.std() / np.sqrt(len(d))) for d in draws]
 
@@ -149,8 +153,11 @@ def log_mean_exp(log_weights):
 
 
 def tightness(case, name):
-    """(mean, standard error) of a bound's objective for 1, 4 and 64 samples, and log p(x). For one
-    sample every bound is the ELBO with a sampled KL, whose mean does not depend on how many."""
+    """(mean, standard error) of a bound's objective for 1, 4 and 64 samples, and log p(x).
+
+    For one sample every bound is the ELBO with a sampled KL, whose mean does not depend on the
+    number of samples: the draws for 4 samples serve for 1, too.
+    """
     (few, log_prob), (many, _) = drawn(case), drawn(case, num_samples=64)
     by_size = (few["elbo, sampled KL"], few[name], many[name])
     return means_and_errors(*[result.objective for result in by_size]), log_prob
@@ -159,7 +166,7 @@ def tightness(case, name):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Constant:
-    """A likelihood of a given log p(x|z), whatever x."""
+    """Likelihood with a given log p(x|z) for every x."""
 
     value: Any
 
@@ -168,7 +175,7 @@ class Constant:
 
 
 def weighted_by(scale):
-    """Sides of a model whose log weights are scale * z exactly, z ~ N(0, 1)."""
+    """Arguments of a bound whose log weights are exactly scale * z, z ~ N(0, 1)."""
     q = Gaussian.standard(1)
     decode = lambda z: Constant(jnp.sum(scale * z))
     return {"x": jnp.zeros(()), "encode": lambda x: q, "decode": decode, "prior": q}

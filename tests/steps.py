@@ -1,6 +1,6 @@
 """Small models, batches and compiled steps, for the tests of the training step.
 
-`jax.vmap` with an axis name stands in for the devices; `test_parallel` has the real ones.
+`jax.vmap` with an axis name stands in for the devices; `test_devices` uses simulated devices.
 """
 
 from functools import cache, partial
@@ -27,7 +27,7 @@ LIKELIHOODS = {
 
 @cache
 def toy(likelihood="bernoulli"):
-    """A small network whose start is drawn by numpy: flax's own takes seconds to compile."""
+    """Small network with parameters drawn by numpy: Flax's initialization compiles for seconds."""
     vae = mlp_vae(data_shape=(DIM,), latent_dim=2, hidden=(6,), **LIKELIHOODS[likelihood])
     shapes = jax.eval_shape(vae.init, jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def toy(likelihood="bernoulli"):
 
 
 def linear(scales=1.0):
-    """Without a network: q(z|x) = N(3 + scales * x, I), and p(x|z) with logits z + bias."""
+    """VAE without networks: q(z|x) = N(3 + scales * x, I), and p(x|z) with logits z + bias."""
     return VAE(
         init=lambda key: {"bias": jnp.zeros(DIM)},
         encode=lambda params, x: Gaussian(3.0 + x * scales, jnp.zeros(DIM)),
@@ -47,7 +47,7 @@ def linear(scales=1.0):
 
 
 def batch(seed=0):
-    """Keys [BATCH] and examples [BATCH, DIM] of zeros and ones."""
+    """Make keys [BATCH] and examples [BATCH, DIM] of zeros and ones."""
     xs = np.random.default_rng(seed).integers(0, 2, (BATCH, DIM))
     return jax.random.split(jax.random.key(seed), BATCH), jnp.asarray(xs, float)
 
@@ -59,13 +59,13 @@ def bad_batch():
 
 @cache
 def jitted(likelihood, optimizer, average_decay=None):
-    """The steps that several tests share, since compiling is what takes their time."""
+    """Compile a step once for several tests: compilation takes most of their time."""
     return jax.jit(make_train_step(toy(likelihood), optimizer, average_decay=average_decay))
 
 
 @cache
 def jitted_shards():
-    """The SGD step on shards [4, BATCH / 4] of a batch, and the results of each shard."""
+    """Compile the SGD step on shards [4, BATCH / 4] of a batch; results are those of each shard."""
     step = make_train_step(toy(), SGD, axis_name="devices")
     return jax.jit(jax.vmap(step, (None, 0, 0), axis_name="devices"))
 
@@ -87,7 +87,7 @@ def parts(vae, params):
 
 
 def bounds(vae, params, keys, xs, objective=jaxvae.elbo):
-    """The bound of each row, with the second of the two keys that its key is split into."""
+    """Compute the bound of each row, with the second of the two keys split from the row's key."""
 
     def of_one(key, x):
         return objective(jax.random.split(key)[1], x, **parts(vae, params))
@@ -111,7 +111,7 @@ def movement(new, old):
 
 
 def learned(state):
-    """All that a skipped step must leave alone."""
+    """Return the parts of a state that a skipped step must not change."""
     return state._replace(step=0, skipped=0, skipped_in_row=0)
 
 

@@ -1,4 +1,4 @@
-"""Who may import whom, and what an import sets off."""
+"""Architecture rules: allowed imports, side effects of imports, and length of functions."""
 
 import ast
 import re
@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "evaluation": {"bounds", "distributions", "models", "training"},
     "testing": {"distributions", "divergences"},
 }
-"""Layer by layer: what each file, or folder, of jaxvae takes from the others."""
+"""File or folder of jaxvae -> the others that it may import."""
 FLOORS = [
     {"flags"},
     {"record", "machine"},
@@ -39,7 +39,7 @@ FLOORS = [
     {"train", "evaluate", "sample", "encode", "replay"},
     {"benchmark", "torture", "examples"},
 ]
-"""The folders and commands of experiments, lowest first: imports go down or stay in a folder."""
+"""Folders and commands of experiments, lowest floor first; imports go down or stay in a folder."""
 OUTSIDE = {
     "cpu": {"flax"},
     "networks": {"flax"},
@@ -48,11 +48,11 @@ OUTSIDE = {
     "training": {"optax"},
     "checkpoints": {"orbax", "tempfile"},
 }
-"""What each imports besides jax, numpy and what is no side effect in the standard library."""
+"""File or folder -> packages it may import besides jax, numpy and harmless standard modules."""
 SIDE_EFFECTS = {"argparse", "logging", "os", "random", "subprocess", "sys", "tempfile", "time"}
 VAGUE = {"util", "utils", "helper", "helpers", "common", "core", "misc", "base", "shared"}
 MAX_LINES_OF_FUNCTION = 60
-"""Without its docstring."""
+"""Most lines of a function, without its docstring."""
 
 
 def dotted(path):
@@ -76,7 +76,7 @@ def tree(name):
 
 
 def imports(nodes):
-    """Modules that import statements name; `from package import module` is an import of both."""
+    """Return the modules that import statements name; `from package import module` names both."""
     found = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -89,12 +89,12 @@ def imports(nodes):
 
 
 def layer(name):
-    """The file or folder of a package that holds a module: "bounds" of "jaxvae.bounds.elbo"."""
+    """Return a module's file or folder in its package: "bounds" for "jaxvae.bounds.elbo"."""
     return name.split(".")[1]
 
 
 def names_used(name):
-    """Every identifier that the code of a file mentions; docstrings and comments do not count."""
+    """Return every identifier in the code of a file, not in docstrings or comments."""
     used = set()
     for node in ast.walk(tree(name)):
         used |= {getattr(node, field, None) for field in ("id", "attr", "name", "module")}
@@ -102,7 +102,7 @@ def names_used(name):
 
 
 def run_python(code):
-    """A fresh interpreter's standard output, in which jax has not started."""
+    """Run code in a fresh interpreter, where jax has not started; return its standard output."""
     command = [sys.executable, "-W", "error", "-c", code]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -110,24 +110,21 @@ def run_python(code):
 
 
 def loaded(code, candidates):
-    """Those of the packages that are loaded after the code."""
+    """Return the candidate packages that are loaded after the code has run."""
     report = f"import sys; print(*[name for name in {candidates} if name in sys.modules])"
     return run_python(f"{code}\n{report}").split()
 
 
-# Law
-
-
 @every_module
 def test_each_layer_imports_only_those_below_it(name):
-    assert layer(name) in MAY_IMPORT, "a new file: say in MAY_IMPORT what it may import"
+    assert layer(name) in MAY_IMPORT, "a new file: list its allowed imports in MAY_IMPORT"
     ours = {module for module in imports(ast.walk(tree(name))) if module.startswith("jaxvae")}
     assert {layer(module) for module in ours} <= MAY_IMPORT[layer(name)] | {layer(name)}
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("experiments.")])
 def test_each_experiment_imports_only_floors_below_it(name):
-    """Imports inside functions too."""
+    """Imports inside functions count, too."""
     ours = {module for module in imports(ast.walk(tree(name))) if module.startswith("experiments.")}
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     other = {layer(module) for module in ours} - {layer(name)}
@@ -135,15 +132,15 @@ def test_each_experiment_imports_only_floors_below_it(name):
 
 
 @every_module
-def test_each_module_imports_only_its_own_share_of_the_outside(name):
-    """So jaxvae never imports experiments, tfds, files, flags or clocks."""
+def test_each_module_imports_only_its_allowed_packages(name):
+    """The library never imports experiments, tfds, files, flags or clocks."""
     modules = {module.split(".")[0] for module in imports(ast.walk(tree(name)))}
     outside = modules - {"jaxvae", "jax", "numpy"}
     assert outside - set(sys.stdlib_module_names) <= OUTSIDE.get(layer(name), set())
     assert not outside & SIDE_EFFECTS - OUTSIDE.get(layer(name), set())
 
 
-def test_families_of_distributions_know_the_protocol_only_and_are_used_as_one_package():
+def test_distribution_families_import_only_shared_modules_and_are_imported_as_a_package():
     inner = "jaxvae.distributions."
     for name in LIBRARY:
         found = {module for module in imports(ast.walk(tree(name))) if module.startswith(inner)}
@@ -157,7 +154,7 @@ def test_families_of_distributions_know_the_protocol_only_and_are_used_as_one_pa
 
 @pytest.mark.parametrize("package", ["jaxvae", "experiments"])
 def test_there_are_no_import_cycles(package):
-    """Among imports that run when a module is loaded: those inside functions come later."""
+    """Only imports that run when a module is loaded count, not those inside functions."""
     graph = {
         name: (imports(tree(name).body) & FILES.keys()) - {name}
         for name in FILES
@@ -168,29 +165,29 @@ def test_there_are_no_import_cycles(package):
 
 
 @every_file
-def test_only_parallel_says_pmap(name):
+def test_only_the_devices_module_uses_pmap(name):
     assert ("pmap" in names_used(name)) == (name == "jaxvae.training.devices")
 
 
 @every_file
-def test_nothing_leans_on_the_inside_of_jax_or_on_what_flax_gives_up(name):
+def test_no_module_uses_private_jax_or_deprecated_flax(name):
     assert not names_used(name) & {"_src", "jax_utils", "train_state"}
     assert "flax.training" not in " ".join(imports(ast.walk(tree(name))))
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("experiments")])
-def test_experiments_reach_networks_and_files_of_checkpoints_through_jaxvae(name):
+def test_experiments_use_flax_and_orbax_only_through_jaxvae(name):
     modules = imports(ast.walk(tree(name)))
     beyond = {"flax", "orbax", "chex", "tests"}
     if name == "experiments.benchmark.flax_script" or name.startswith("experiments.examples."):
-        beyond.remove("flax")  # it is measured, or shown
+        beyond.remove("flax")  # these files measure or demonstrate Flax itself
     assert not {module.split(".")[0] for module in modules} & beyond
     inner = {module for module in modules if module.startswith("jaxvae.distributions.")}
     assert not inner
 
 
 @every_file
-def test_functions_are_short_and_files_say_what_they_are(name):
+def test_functions_are_short_and_files_have_a_docstring_and_a_clear_name(name):
     text = FILES[name].read_text()
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.FunctionDef):
@@ -201,8 +198,8 @@ def test_functions_are_short_and_files_say_what_they_are(name):
     assert ast.get_docstring(tree(name)) or not text.strip()
 
 
-def test_only_commands_can_be_run():
-    """Those that the package names, and the scripts make_*.py beside what they have made."""
+def test_only_documented_commands_and_make_scripts_can_be_run():
+    """The docstring of experiments names the commands; make_*.py scripts write the files beside."""
     guarded = {
         name.removesuffix(".__main__")
         for name in FILES
@@ -216,8 +213,8 @@ def test_only_commands_can_be_run():
 
 
 @pytest.mark.parametrize("name", jaxvae.__all__)
-def test_what_the_library_offers_is_there_and_described(name):
-    """By a docstring of its own: NamedTuples and dataclasses have one that repeats their fields."""
+def test_every_public_name_exists_and_has_a_docstring_with_an_example(name):
+    """The docstring is not the automatic one of NamedTuples and dataclasses."""
     thing = getattr(jaxvae, name)
     assert thing.__doc__
     assert not re.fullmatch(rf"{name}\(.*\)", thing.__doc__)
@@ -225,7 +222,7 @@ def test_what_the_library_offers_is_there_and_described(name):
     assert ">>>" in thing.__doc__ or name == "Distribution"  # a protocol has nothing to run
 
 
-def test_the_library_offers_all_that_it_imports_once_and_nothing_foreign():
+def test_public_names_are_exactly_the_imports_from_jaxvae_modules():
     statements = [node for node in tree("jaxvae").body if isinstance(node, ast.ImportFrom)]
     assert {module.split(".")[0] for module in imports(statements)} == {"jaxvae"}
     assert sorted(jaxvae.__all__) == sorted(
@@ -244,7 +241,7 @@ def test_importing_jaxvae_starts_no_backend_and_loads_nothing_heavy():
 
 
 def test_flags_are_read_before_jax_is_imported():
-    """So that --help answers at once, and that the device can still be chosen."""
+    """This makes --help fast, and allows the commands to choose the device first."""
     commands = ["flags.config", "flags.command", "machine.accelerators", "benchmark.__main__"]
     commands += ["train", "evaluate", "sample", "encode"]
     code = "\n".join(f"import experiments.{name}" for name in commands)

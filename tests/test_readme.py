@@ -1,4 +1,4 @@
-"""The code blocks of README.md print what stands below them; commands and links of texts exist."""
+"""Documentation: README's code blocks print the output shown, and commands and links exist."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ BLOCKS = re.findall(
 
 
 @pytest.mark.parametrize(("code", "output"), BLOCKS)
-def test_code_block_prints_what_stands_below_it(code, output):
+def test_code_block_prints_the_output_below_it(code, output):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), jax.numpy_rank_promotion("allow"):
         exec(code, {})
@@ -39,7 +39,7 @@ def test_readme_has_two_code_blocks_and_about_a_hundred_lines():
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_and_link_of_text_exists(path):
+def test_commands_and_links_of_a_text_exist(path):
     text = path.read_text()
     for module in set(re.findall(r"python -m (experiments(?:\.\w+)+)", text)):
         file = ROOT / module.replace(".", "/")
@@ -48,7 +48,7 @@ def test_every_command_and_link_of_text_exists(path):
         assert (path.parent / target).exists(), target
 
 
-def test_tables_name_all_that_the_library_offers_to_choose_from():
+def test_tables_name_every_public_choice_of_the_library():
     offered = set(jaxvae.__all__) - {*NO_CHOICE, *jaxvae.flows.__all__}
     named = set(re.findall(r"`(?:jaxvae\.)?(\w+)[`(]", (ROOT / "jaxvae/README.md").read_text()))
     assert offered - named == set()

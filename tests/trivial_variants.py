@@ -1,4 +1,4 @@
-"""Variants that need neither jax nor time, for the tests of the benchmark's workers."""
+"""Instant variants without jax, for the tests of the benchmark's workers."""
 
 import itertools
 import os
@@ -9,7 +9,7 @@ SEGMENT = {"steps": 4, "images": 40, "seconds": 0.5, "peak_bytes": 10**8, "rows_
 
 
 class Trivial:
-    """Answers at once, with a rate that rises from round to round."""
+    """Variant that answers at once, with a rate that rises from round to round."""
 
     def __init__(self, rate=100.0):
         print("noise on standard output")
@@ -45,14 +45,14 @@ class Trivial:
 
 
 class Judge(Trivial):
-    """Judges all weights alike, whatever net and data it is asked about."""
+    """Judge that gives all weights the same bound."""
 
     def __init__(self, **net_and_data):
         super().__init__()
 
 
 def without_torch(**arguments):
-    """What PyTorch's variant is on a machine that has no PyTorch."""
+    """Prepare the PyTorch variant as on a machine without PyTorch."""
     sys.modules["torch"] = None
     from experiments.benchmark.pytorch.training import prepare
 
@@ -60,7 +60,7 @@ def without_torch(**arguments):
 
 
 class OneOfTwo(Trivial):
-    """Of two processes, the one that fails or the one that would wait for it for ever."""
+    """Variant of two processes: the second one fails, and the first one waits forever for it."""
 
     def __init__(self, process_id):
         super().__init__()

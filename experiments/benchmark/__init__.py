@@ -1,8 +1,8 @@
-"""How fast it is: one question a subcommand, answered in interleaved rounds.
+"""Speed measurements: each subcommand answers one question, in interleaved rounds.
 
 python -m experiments.benchmark step | peers | scaling | evaluate | startup
 
-The variants of a comparison are processes of their own (`workers`) that are ready and wait; in
-every round each runs one timed segment, so that what else the machine does hits all alike, and
-ratios are formed within a round.
+Each variant of a comparison is a separate process (`workers`) that waits for its turn. In every
+round each variant runs one timed segment, so that other load on the machine affects all variants
+alike, and ratios are formed within a round.
 """

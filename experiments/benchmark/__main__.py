@@ -28,7 +28,8 @@ Flags = (
 
 
 def benchmark(config: Any) -> None:
-    """Run the subcommand whose flags these are; SIGTERM ends its workers too."""
+    """Run the subcommand that the type of `config` selects; SIGTERM ends its workers too."""
+    # As an exception, so that every `with Workers()` ends its processes.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     COMMANDS[type(config)](config)
 

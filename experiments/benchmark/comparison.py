@@ -1,4 +1,4 @@
-"""One comparison: its variants prepared, measured in rounds, and what each said of itself."""
+"""One comparison: prepare its variants, measure them in rounds, collect their descriptions."""
 
 import sys
 from collections import Counter
@@ -10,12 +10,12 @@ from experiments.benchmark.workers import Variant, WorkerFailed, Workers
 
 
 class Comparison(NamedTuple):
-    """What came of the variants.
+    """Results of the variants of one comparison.
 
     Attributes:
-        rounds: what each measured, in the order of the variants.
-        about: what each said when it was ready.
-        failed: those that could not be measured, and why, in one line.
+        rounds: measurements of each variant, in the order of the variants.
+        about: description that each variant returned once it was prepared.
+        failed: variants that could not be measured, each with the reason in one line.
     """
 
     rounds: Rounds
@@ -23,9 +23,9 @@ class Comparison(NamedTuple):
     failed: dict[str, str]
 
     def setting(self, name: str) -> str:
-        """The setting that a variant had in most rounds, or said that it has; "" where it has none.
+        """Setting that a variant used in most rounds, or reported itself; "" if it has no setting.
 
-        Which of its settings is the fastest may differ from round to round.
+        The fastest of a variant's settings may differ from round to round.
         """
         seen = [round_["setting"] for round_ in self.rounds[name] if "setting" in round_]
         if not seen:
@@ -34,7 +34,7 @@ class Comparison(NamedTuple):
         return most if count == len(seen) else f"{most} ({count} of {len(seen)} rounds)"
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON's types."""
+        """Convert the results to JSON types."""
         variants = {
             name: {"about": self.about[name], "rounds": rounds}
             for name, rounds in self.rounds.items()
@@ -43,7 +43,7 @@ class Comparison(NamedTuple):
 
 
 def say(text: str) -> None:
-    """Show what is going on; the tables alone go to standard output."""
+    """Print progress to standard error; standard output holds only the tables."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -51,10 +51,10 @@ def compare(workers: Workers, variants: Sequence[Variant], rounds: int, title: s
     """Prepare the variants one after the other, then measure them in rounds.
 
     Args:
-        workers: that hold them; they stay.
-        variants: to be compared.
-        rounds: how many.
-        title: of the comparison, for what is shown meanwhile.
+        workers: processes that hold the variants; still running on return.
+        variants: variants to compare.
+        rounds: number of rounds.
+        title: name of the comparison in progress messages.
     """
     about: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}

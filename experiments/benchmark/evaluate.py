@@ -1,4 +1,4 @@
-"""How fast is log p(x) estimated from K samples?"""
+"""Subcommand evaluate: speed of the K-sample estimate of log p(x)."""
 
 import math
 import statistics
@@ -27,30 +27,30 @@ TRAINED_STEPS = 400
 
 @dataclass(frozen=True)
 class EvaluateConfig(Measurement):
-    """How fast is log p(x) estimated from K samples?
+    """Measure how fast log p(x) is estimated from K samples.
 
-    The estimate of `experiments.evaluate` against a tuned PyTorch loop (no gradients, chunks of
-    rows that suit the cache), both from the same trained weights, for every K. A segment takes
-    some of the images, and the time for 10,000 is extrapolated; --full evaluates 10,000 in every
-    segment. Both estimates of the same images are compared, too.
+    Compares the estimate of `experiments.evaluate` with a tuned PyTorch loop (no gradients, chunks
+    of rows that fit the cache), both with the same trained weights, for every K. A segment
+    evaluates some of the images, and the time for 10,000 is extrapolated; --full evaluates 10,000
+    in every segment. The two estimates are also compared on the same images.
     """
 
     segment_seconds: float = 3.0
-    """Length of a segment, about."""
+    """Approximate length of a segment."""
     num_samples: tuple[int, ...] = (50, 500, 5000)
-    """The numbers K of samples."""
+    """Values of K, the number of samples."""
     net: NetName = "b"
     """a: 784-400-20; b: 784-200-200-50; d: convolutional."""
     full: bool = False
     """Evaluate 10,000 images in every segment (take --rounds=1: at K = 5,000 several minutes)."""
     num_devices: int = 1
-    """Devices of ours. CPU devices are simulated."""
+    """Devices that jaxvae uses. CPU devices are simulated."""
 
     def check(self) -> None:
-        """Refuse values that mean nothing.
+        """Reject invalid values.
 
         Raises:
-            ValueError: one line, naming the flag.
+            ValueError: a flag is invalid; the message is one line that names it.
         """
         super().check()
         smallest = min(self.num_samples, default=0)
@@ -58,7 +58,7 @@ class EvaluateConfig(Measurement):
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Measure, print the table, write numbers and plot."""
+    """Measure, print the table, and write the numbers and the plot."""
     with command.refusing():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
@@ -100,7 +100,7 @@ def _variants(config: EvaluateConfig, arguments: dict[str, Any], num_samples: in
 
 
 def _agreement(workers: Workers, compared: Comparison) -> dict[str, float] | None:
-    """Both estimates of the same images, where both are there."""
+    """Compare both estimates on the same images; None unless both variants were measured."""
     if not {OURS, TORCH} <= compared.rounds.keys():
         return None
     try:
@@ -114,7 +114,7 @@ def _agreement(workers: Workers, compared: Comparison) -> dict[str, float] | Non
 
 
 def compare_estimates(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Means of both, and of their differences image by image with its standard error, in nats.
+    """Mean of each estimate, and mean and standard error of the differences per image, in nats.
 
     >>> compare_estimates([-1.0, -2.0, -4.5], [-1.0, -2.5, -4.0])["difference"]
     0.0
@@ -165,7 +165,7 @@ def _print(
 
 
 def _ratios(compared: Comparison) -> list[float]:
-    """Our speed over PyTorch's, round by round; empty without both."""
+    """Ratio of jaxvae's speed to PyTorch's in each round; empty unless both were measured."""
     if not {OURS, TORCH} <= compared.rounds.keys():
         return []
     return ratios(compared.rounds[OURS], compared.rounds[TORCH], "images_per_second")

@@ -1,4 +1,4 @@
-"""What all subcommands take."""
+"""Flags that all subcommands share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,32 +10,32 @@ from experiments.flags.packages import require_packages
 
 @dataclass(frozen=True)
 class Measurement:
-    """Flags of every subcommand."""
+    """Flags shared by every subcommand."""
 
     rounds: int = 5
-    """Timed segments of every variant, taken in turn. More make median and worst round surer."""
+    """Timed segments per variant, interleaved. More make median and worst round more certain."""
     segment_seconds: float = 1.5
-    """Length of a segment, about."""
+    """Approximate length of a segment."""
     dataset: str = "mnist_small"
-    """8-bit images of 28 x 28 pixels: mnist_small (ships with the code), mnist, fashion_mnist,
+    """Data set of 8-bit 28 x 28 images: mnist_small (ships with the code), mnist, fashion_mnist,
     kmnist, npz:PATH or npy:PATH."""
     manual_dir: str | None = None
-    """Folder with a data set's original files, where they cannot be downloaded."""
+    """Folder with the original files of a data set that cannot be downloaded."""
     output: Path = Path("runs/benchmarks")
-    """Folder for the numbers (JSON) and the plot (PNG), named after the subcommand."""
+    """Folder for the numbers (JSON) and the plot (PNG); the subcommand names both files."""
     accelerator: Accelerator = "auto"
-    """Where to run. auto: what jax finds. Anything else is verified."""
+    """Platform to run on. auto: what jax finds. Any other value must match what jax finds."""
 
     def check(self) -> None:
-        """Refuse values that mean nothing, and a plot that could not be drawn.
+        """Reject invalid values, and check that matplotlib is installed for the plot.
 
         Raises:
-            ValueError: one line, naming the flag or the package.
+            ValueError: invalid flag or missing package; the message is one line that names it.
         """
         require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         require(self.segment_seconds > 0, "segment_seconds", self.segment_seconds, "positive")
         require_packages("matplotlib")
 
     def data(self) -> dict[str, Any]:
-        """Arguments that say which data."""
+        """Arguments that select the data set."""
         return {"dataset": self.dataset, "manual_dir": self.manual_dir}

@@ -1,4 +1,4 @@
-"""A VAE as a plain flax script has it: batched modules, optax, one jitted call a step."""
+"""A VAE as a plain Flax script writes it: batched modules, optax, one jitted call per step."""
 
 import math
 import time
@@ -26,7 +26,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """As the class says."""
+        """Encode a batch."""
         net = self.net
         activation = nn.tanh if net.activation == "tanh" else nn.relu
         widths = net.hidden
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        """As the class says."""
+        """Decode a batch of latents."""
         net = self.net
         activation = nn.tanh if net.activation == "tanh" else nn.relu
         if net.model == "mlp":
@@ -87,7 +87,7 @@ def loss_of(params: Any, net: Net, key: jax.Array, images: jax.Array) -> jax.Arr
 
 
 class Script:
-    """The script's loop: a permutation of the rows, and for each batch a call of the step."""
+    """Training loop of the script: a permutation of the rows, one call of the step per batch."""
 
     _key: jax.Array
     _params: Any
@@ -112,7 +112,7 @@ class Script:
         self._restart(self._initial, 0)
 
     def advance(self, steps: int) -> None:
-        """Do a number of steps, and wait for the last."""
+        """Train for a number of steps, and wait for the last."""
         for _ in range(steps):
             self._key, key = jax.random.split(self._key)
             self._params, self._opt_state, _ = self._train_step(
@@ -121,7 +121,7 @@ class Script:
         jax.block_until_ready(self._params)
 
     def train(self, initial: str, snapshots: Snapshots, seed: int) -> None:
-        """From given weights; writes those after numbers of steps."""
+        """Train from given weights, and write the weights after the given numbers of steps."""
         self._restart(weights.as_tree(weights.load(initial), self._initial), seed)
         done = 0
         for steps, path in snapshots:
@@ -132,7 +132,7 @@ class Script:
     def _restart(self, params: Any, seed: int) -> None:
         self._key = root_key(seed)
         self._rng, self._order = np.random.default_rng(seed), np.zeros(0, np.int64)
-        # A copy: the step donates them, and the script starts from these again.
+        # A copy: the step donates its arguments, and the script restarts from these parameters.
         params = jax.tree.map(jnp.copy, jax.device_put(params, self._setting.devices[0]))
         self._params = params
         self._opt_state = self._optimizer.init(self._params)
@@ -145,7 +145,7 @@ class Script:
 
 
 def prepare(net: str, segment_seconds: float, **where: Any) -> Timed:
-    """The script as a variant; `where` is that of `make_setting`, on one device."""
+    """Prepare the script as a variant on one device; `where`: arguments of `make_setting`."""
     setting = make_setting(net, **where)
     script = Script(setting)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What devices spend on averaging gradients, alone: as a variant."""
+"""Variant that times only the averaging of gradients over devices."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from experiments.machine.keys import root_key
 from jaxvae.training.devices import AXIS, make_mesh
 
 REPETITIONS = 20
-"""Averages of one dispatch, each of the result of the one before."""
+"""Averages per dispatch; each averages the result of the previous one."""
 
 
 def prepare(net: str, segment_seconds: float, **where: Any) -> Timed:
-    """The mean over devices of a tree of the net's parameters' shapes; a step is one mean."""
+    """Prepare the mean over devices of a tree shaped like the net's parameters; one mean a step."""
     setting = make_setting(net, **where)
     mesh, whole = make_mesh(setting.devices), PartitionSpec()
     shapes = jax.eval_shape(setting.vae.init, root_key(0))

@@ -1,4 +1,4 @@
-"""The images that the nets are for, and binary ones that all evaluate alike."""
+"""Images that the nets accept, and binary images shared by all evaluations."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from experiments.benchmark.nets import DATA_SIDE
 
 
 def check_images(examples: np.ndarray) -> None:
-    """Refuse examples that the nets are not for.
+    """Reject examples whose shape or type the nets do not accept.
 
     Raises:
-        ValueError: it says what came.
+        ValueError: the examples are not 8-bit images of shape (28, 28, 1).
     """
     shape = (DATA_SIDE, DATA_SIDE, 1)
     if examples.shape[1:] != shape or examples.dtype != np.uint8:
@@ -20,6 +20,6 @@ def check_images(examples: np.ndarray) -> None:
 
 
 def binary_images(examples: np.ndarray) -> np.ndarray:
-    """8-bit images with every pixel drawn from Bernoulli(value / 255): 0 or 255, uint8."""
+    """Draw every pixel from Bernoulli(value / 255), with a fixed seed: 0 or 255, uint8."""
     uniform = np.random.default_rng(0).random(examples.shape, np.float32)
     return np.where(uniform < examples / np.float32(255), 255, 0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""log p(x) of test images by the library, as `experiments.evaluate` has it, as a variant."""
+"""Variant that estimates log p(x) of test images as `experiments.evaluate` does."""
 
 import time
 from typing import Any
@@ -15,31 +15,32 @@ from experiments.show.numbers import make_scorer
 from jaxvae.training.devices import make_mesh
 
 BATCH_SIZE = 100
-"""Images in flight: the command's default."""
+"""Images evaluated at once: the command's default."""
 
 
 class Trained:
-    """Trains a net for a while, so that there is something to evaluate."""
+    """Train a net for some steps, to have weights to evaluate."""
 
     def __init__(self, net: str, steps: int, path: str, **where: Any) -> None:
         setting = make_setting(net, **where)
         initial = f"{path}.initial.npz"
         weights.save(initial, weights.named(setting.initial_params()))
         loop = Loop(setting, one_draw_for_the_batch())
+        # Rounded up to whole chunks: a scan of another length would be compiled anew.
         loop.train(initial, [(-(-steps // CHUNK_STEPS) * CHUNK_STEPS, path)], seed=0)
         self.about: dict[str, Any] = {}
 
 
 class LogLikelihoods:
-    """The library's K-sample estimates over a data set: what a worker keeps.
+    """K-sample estimates of the library over a data set; a worker holds this object.
 
     Args:
         net: a key of `NETS`.
         num_samples: K.
         path: file of the weights.
-        segment_seconds: what a segment is to last, about.
-        num_images: evaluated in a segment; None: as many as it has time for.
-        where: of `make_setting`.
+        segment_seconds: approximate length of a segment.
+        num_images: images per segment; None: as many as fit into `segment_seconds`.
+        where: arguments of `make_setting`.
     """
 
     def __init__(
@@ -70,11 +71,11 @@ class LogLikelihoods:
         self._timed = Timed(Work(self._advance, BATCH_SIZE, 1, self.about), segment_seconds, calls)
 
     def segment(self) -> dict[str, Any]:
-        """Evaluate as many images as a segment has time for."""
+        """Evaluate the images of one segment."""
         return with_rows(self._timed.segment(), self._num_samples)
 
     def values(self, num_images: int) -> list[float]:
-        """The estimates of the first images, in nats."""
+        """Estimate log p(x) of the first images, in nats."""
         return self._values(num_images).tolist()
 
     def _advance(self, batches: int) -> None:

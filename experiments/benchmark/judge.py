@@ -1,4 +1,4 @@
-"""One function that judges weights, wherever they were trained."""
+"""Judge of trained weights: one test bound, applied to the weights of every variant."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ BATCH_SIZE = 500
 
 
 class Judge:
-    """Gives a net's first weights, and the test bound of the mean of any others.
+    """Provide a net's initial weights, and compute the test bound of trained weights.
 
-    The bound is the one that the net is trained on, the ELBO or that of K samples. All weights meet
-    the same binary images and the same draws of q, so that their difference is that of the weights.
+    The bound is the one that the net is trained on, the ELBO or the K-sample bound. All weights are
+    evaluated on the same binary images with the same draws of q, so that only the weights differ.
     """
 
     def __init__(self, net: str, **where: Any) -> None:
@@ -32,11 +32,14 @@ class Judge:
         self.about: dict[str, Any] = {}
 
     def write_initial(self, path: str, seed: int = 0) -> None:
-        """Write the weights that a training run of a seed starts from."""
+        """Write the initial weights of a training run with this seed."""
         weights.save(path, weights.named(self._setting.initial_params(seed)))
 
     def bound(self, paths: list[str]) -> dict[str, float]:
-        """Mean test bound of the mean of the weights in files, and its standard error, in nats."""
+        """Average the weights of some files; return their mean test bound and its standard error.
+
+        Both are in nats.
+        """
         params = weights.as_tree(weights.mean([weights.load(path) for path in paths]), self._like)
         scores = map_dataset(
             self._score,

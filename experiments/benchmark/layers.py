@@ -1,6 +1,6 @@
-"""The nets' layers on whole batches, by hand: a product of matrices and a bias each.
+"""Layers of the nets on whole batches, written by hand: a matrix product and a bias each.
 
-Convolutions alone are the library's functions, which are no less by hand.
+Only the convolutions come from the library, whose own are written by hand, too.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from jaxvae.cpu.convolution import convolution, transposed_convolution
 
 
 def encoder_outputs(params: Any, net: Net, x: jax.Array) -> jax.Array:
-    """Batch [B, 784] -> loc and unclamped log_scale, [B, 2 Z]."""
+    """Encode a batch: x [B, 784] -> loc and unclamped log_scale, [B, 2 Z]."""
     layers, h = params["encoder"]["params"], x
     if net.model == "conv":
         h = h.reshape(len(h), DATA_SIDE, DATA_SIDE, 1)
@@ -24,7 +24,7 @@ def encoder_outputs(params: Any, net: Net, x: jax.Array) -> jax.Array:
 
 
 def decoder_logits(params: Any, net: Net, z: jax.Array) -> jax.Array:
-    """Latents [N, Z] -> logits [N, 784]."""
+    """Decode latents: z [N, Z] -> logits [N, 784]."""
     layers = params["decoder"]["params"]
     h = _dense_layers(layers, net, z)
     if net.model == "mlp":
@@ -38,7 +38,7 @@ def decoder_logits(params: Any, net: Net, z: jax.Array) -> jax.Array:
 
 
 def _dense_layers(layers: Any, net: Net, h: jax.Array) -> jax.Array:
-    """All fully connected layers, activated but for the last."""
+    """Apply all fully connected layers, with an activation after each but the last."""
     activate = jnp.tanh if net.activation == "tanh" else jax.nn.relu
     count = sum(name.startswith("Dense_") for name in layers)
     for index in range(count):

@@ -1,4 +1,4 @@
-"""The library's train step, dispatched in the way that was chosen and in others."""
+"""Train step of the library, dispatched as the training command does and in other ways."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +23,11 @@ from jaxvae.training.devices import (
 )
 
 CHUNK_STEPS = 20
-"""Steps of one dispatch, but for the variant that dispatches each."""
+"""Steps per dispatch, except in the variant that dispatches every step."""
 
 
 def chunk_step_and_arguments(setting: Setting) -> tuple[Any, tuple[Any, ...]]:
-    """The function of the training command, and its state, key, chunk and count."""
+    """Return the chunk function of the training command, and its state, key, chunk and count."""
     mesh, batch_size = make_mesh(setting.devices), setting.config.batch_size
     built = setting.built(setting.devices)
     chunk_step = make_chunk_step(built.train_step, mesh, batch_size, CHUNK_STEPS)
@@ -38,13 +38,13 @@ def chunk_step_and_arguments(setting: Setting) -> tuple[Any, tuple[Any, ...]]:
 
 
 def chunked(setting: Setting) -> Work:
-    """Chosen: the pmapped call of up to so many steps, state donated, a key per example."""
+    """Dispatch as the command does: up to CHUNK_STEPS steps a call, state donated, sharded."""
     chunk_step, (state, *others) = chunk_step_and_arguments(setting)
     return _work(setting, state, lambda state: chunk_step(state, *others), CHUNK_STEPS)
 
 
 def jitted(setting: Setting) -> Work:
-    """One dispatch a step."""
+    """Dispatch every step on its own."""
     device, batch_size = setting.devices[0], setting.config.batch_size
     built = setting.built([device], axis_name=None)
 
@@ -59,7 +59,7 @@ def jitted(setting: Setting) -> Work:
 
 
 def scanned(setting: Setting, *, donated: bool = True) -> Work:
-    """A scan of fixed length under jit, on one device."""
+    """Dispatch a scan of fixed length under jit, on one device."""
     device, batch_size = setting.devices[0], setting.config.batch_size
     built = setting.built([device], axis_name=None)
 
@@ -77,7 +77,7 @@ def scanned(setting: Setting, *, donated: bool = True) -> Work:
 
 
 def scanned_keeping(setting: Setting) -> Work:
-    """The scan without donation of the state."""
+    """Dispatch the scan without donating the state."""
     return scanned(setting, donated=False)
 
 
@@ -90,19 +90,19 @@ WAYS: dict[str, Callable[[Setting], Work]] = {
 
 
 def prepare(net: str, segment_seconds: float, way: str, **where: Any) -> Timed:
-    """A way to dispatch as a variant.
+    """Prepare one way to dispatch as a variant.
 
     Args:
         net: a key of `NETS`.
-        segment_seconds: of `Timed`.
+        segment_seconds: approximate length of a segment.
         way: a key of `WAYS`.
-        where: of `make_setting`; flags of `experiments.train` may be among it.
+        where: arguments of `make_setting`, flags of `experiments.train` included.
     """
     return Timed(WAYS[way](make_setting(net, **where)), segment_seconds)
 
 
 def first_process_says(number: float) -> float:
-    """Process 0's number, on all processes."""
+    """Return the number of process 0 on all processes."""
     return float(from_first(lambda: number))
 
 
@@ -111,13 +111,13 @@ def _state(built: Built) -> TrainState:
 
 
 def _rows(setting: Setting, num_devices: int, positions: Sequence[int] | None = None) -> np.ndarray:
-    """A chunk's batches for this process' devices: [devices, CHUNK_STEPS, B / devices, ...]."""
+    """Batches of a chunk for this process's devices: [devices, CHUNK_STEPS, B / devices, ...]."""
     batches = Batches(setting.dataset.train, setting.config.batch_size, 0, num_devices, positions)
     return batches.chunk(0, CHUNK_STEPS, CHUNK_STEPS)
 
 
 def _work(setting: Setting, state: TrainState, call: Callable[..., Any], steps: int) -> Work:
-    """Calls that hand the state on; the first is timed as the compilation."""
+    """Work whose calls pass the state on; the first call is timed as the compilation."""
     started = time.perf_counter()
     carried = [call(state)[0]]
     jax.block_until_ready(carried)
@@ -126,7 +126,7 @@ def _work(setting: Setting, state: TrainState, call: Callable[..., Any], steps: 
     def advance(calls: int) -> None:
         for _ in range(calls):
             carried[0], metrics = call(carried[0])
-            jax.block_until_ready(metrics)  # as the command, which reads them
+            jax.block_until_ready(metrics)  # as in the command, which reads the metrics
 
     about = {"compile_seconds": seconds}
     return Work(advance, steps, setting.config.batch_size, about, agree=first_process_says)

@@ -1,4 +1,4 @@
-"""The nets that are measured, and how many floating point operations a step of each is."""
+"""Nets that the benchmarks measure, and the floating point operations of a step of each."""
 
 import dataclasses
 from itertools import pairwise
@@ -8,24 +8,24 @@ from experiments.flags.config import TrainConfig
 
 NetName = Literal["a", "b", "b20", "c", "c20", "d"]
 DATA_SIDE = 28
-"""Height and width of the images that the nets are for."""
+"""Height and width of the nets' images."""
 LARGE_PRODUCT = (2048, 2048)
-"""Shape of the two matrices whose product is taken for the hardware's peak."""
+"""Shape of the two matrices whose product measures the hardware's peak."""
 CONV_WIDTH = 256
-"""Of the fully connected layers of the convolutional net."""
+"""Width of the fully connected layers of the convolutional net."""
 
 
 class Net(NamedTuple):
-    """A net and how it is trained.
+    """A net and its training settings.
 
     Attributes:
-        about: in words.
+        about: description in words.
         model: mlp or conv.
-        hidden: widths of the encoder's layers, or channels of its levels.
+        hidden: widths of the encoder's layers (mlp), or channels of its levels (conv).
         latent_dim: Z.
-        activation: of the hidden layers.
+        activation: activation of the hidden layers.
         batch_size: B.
-        num_samples: K of the bound; 1 is the ELBO, more the importance-weighted bound.
+        num_samples: K of the bound; 1: the ELBO, more: the importance-weighted bound.
     """
 
     about: str
@@ -37,7 +37,7 @@ class Net(NamedTuple):
     num_samples: int = 1
 
     def flags(self) -> dict[str, Any]:
-        """What `experiments.train` takes, by the names of its flags."""
+        """Flags of `experiments.train` for this net, by name."""
         flags = {name: getattr(self, name) for name in ("model", "hidden", "latent_dim")}
         flags |= {"batch_size": self.batch_size}
         if self.activation != "relu":
@@ -47,12 +47,12 @@ class Net(NamedTuple):
         return flags
 
     def config(self, **more: Any) -> TrainConfig:
-        """The flags as a configuration, with more of them."""
+        """Configuration of `experiments.train` with this net's flags, and `more` over them."""
         return dataclasses.replace(TrainConfig(), **self.flags() | more)
 
 
 class Product(NamedTuple):
-    """A product of matrices [m, k] and [k, n] in the forward pass of one image."""
+    """Matrix product [m, k] x [k, n] in the forward pass of one image."""
 
     m: int
     k: int
@@ -76,10 +76,10 @@ assert set(NETS) == set(get_args(NetName))
 
 
 def products(net: Net) -> list[Product]:
-    """The products of one image's forward pass, first layer first.
+    """Matrix products of one image's forward pass, first layer first.
 
-    A 4 x 4 convolution with stride 2 is a product over the positions of the smaller image; so
-    is its transpose. The decoder's come once per sample.
+    A 4 x 4 convolution with stride 2 is a product over the positions of the smaller image, and so
+    is its transpose. The decoder's products are repeated for each of the K samples.
 
     >>> products(NETS["a"])[1]
     Product(m=1, k=400, n=40)
@@ -91,7 +91,7 @@ def products(net: Net) -> list[Product]:
     else:
         encoder = _convolutions(net.hidden)
         smallest = (DATA_SIDE // 2 ** len(net.hidden)) ** 2 * net.hidden[-1]
-        # Transposed: the same positions, the channels' roles exchanged.
+        # A transposed convolution has the same positions, with input and output channels swapped.
         decoder = [Product(p.m, p.n, p.k) for p in reversed(encoder)]
         encoder.append(Product(1, smallest, CONV_WIDTH))
         decoder.insert(0, Product(1, CONV_WIDTH, smallest))
@@ -111,9 +111,9 @@ def _convolutions(channels: tuple[int, ...]) -> list[Product]:
 
 
 def step_flops(net: Net) -> int:
-    """Operations of the matrix products of one training step of the whole batch.
+    """Floating point operations of the matrix products of one training step on a whole batch.
 
-    2 m n k each, forward once and backward twice, without the first layer's input gradient.
+    2 m n k per product, once forward and twice backward; the first layer has no input gradient.
 
     >>> step_flops(NETS["a"])
     419840000
@@ -123,6 +123,6 @@ def step_flops(net: Net) -> int:
 
 
 def large_product_flops() -> int:
-    """Operations of the product that is taken for the hardware's peak."""
+    """Floating point operations of the product that measures the hardware's peak."""
     rows, columns = LARGE_PRODUCT
     return 2 * rows * columns * columns

@@ -1,4 +1,4 @@
-"""Is the training command faster than the same net in PyTorch, and in a plain flax script?"""
+"""Subcommand peers: speed of the training command, next to PyTorch, Flax and a bare loop."""
 
 import tempfile
 from dataclasses import dataclass
@@ -24,32 +24,32 @@ MODULE = "experiments.benchmark"
 
 @dataclass(frozen=True)
 class PeersConfig(Measurement):
-    """How fast is experiments.train, against the same net and work elsewhere?
+    """Measure how fast experiments.train is, against the same net and work elsewhere.
 
-    The whole training command (metrics, progress, checkpoints, validation, averages: all on)
-    against a bare scanned loop in jax, a plain flax script with a jitted step, PyTorch as it is
+    Compares the whole training command (metrics, progress, checkpoints, validation and averages
+    on) with a bare scanned loop in jax, a plain Flax script with a jitted step, PyTorch as it is
     usually written, and PyTorch tuned (arrays, logits, fused Adam, torch.compile). A short race
     finds the two best settings of PyTorch, and in every round the faster one counts. Then all
-    train from the same weights, and one function says what each has learned. PyTorch is the
-    optional extra "peers".
+    variants train from the same weights, and one function computes the test bound of each. PyTorch
+    is the optional extra "peers".
     """
 
     nets: tuple[NetName, ...] = ("a", "b", "b20", "c", "d")
     """a: 784-400-20; b: 784-200-200-50 (b20: batch 20); c: b with 50-sample IWAE (c20: batch 20);
     d: convolutional."""
     segment_seconds: float = 5.0
-    """Length of a segment, about; the command writes its last checkpoint within it."""
+    """Approximate length of a segment; it includes writing the command's last checkpoint."""
     verify_steps: int = 3000
-    """Steps that each variant trains from the same weights, to compare what they learn. 0: none."""
+    """Steps that each variant trains from the same weights, to compare test bounds. 0: none."""
     verify_runs: int = 3
-    """How often they do at most, each time from other weights: again only where one of them differs
-    from the median of all by more than 0.5 nats."""
+    """Most training runs per variant, each from other weights. All variants train again only if one
+    of them differs from the median of all by more than 0.5 nats."""
 
     def check(self) -> None:
-        """Refuse values that mean nothing.
+        """Reject invalid values.
 
         Raises:
-            ValueError: one line, naming the flag.
+            ValueError: a flag is invalid; the message is one line that names it.
         """
         super().check()
         require(self.verify_steps >= 0, "verify_steps", self.verify_steps, "0 or more")
@@ -57,7 +57,7 @@ class PeersConfig(Measurement):
 
 
 def peers(config: PeersConfig) -> None:
-    """Measure, print the table, write numbers and plot; of what is measured where it is stopped."""
+    """Measure, print the table, and write the numbers and the plot, also if it is interrupted."""
     with command.refusing():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": 1}
@@ -75,7 +75,7 @@ def peers(config: PeersConfig) -> None:
                 found[name] = compare(workers, variants, config.rounds, f"net {name}")
                 learned[name] = _learned(config, workers, found[name], arguments)
     finally:
-        if found:  # where it is stopped, too: it takes long
+        if found:  # after an interrupt, too: the measurements take long
             _report(config, found, learned, machine)
 
 
@@ -98,12 +98,13 @@ def _report(
 def _variants(
     config: PeersConfig, name: str, arguments: dict[str, Any], folder: Path
 ) -> list[Variant]:
-    """Those of a net.
+    """Return the variants of a net.
 
     Args:
-        config, name: which.
-        arguments: that all take.
-        folder: for the runs of the command.
+        config: the flags.
+        name: a key of `NETS`.
+        arguments: arguments that all variants take.
+        folder: folder for the runs of the training command.
     """
     arguments = arguments | {"segment_seconds": config.segment_seconds}
     runs = lambda name: {"folder": str(folder / name)}
@@ -123,7 +124,7 @@ def _variants(
 def _learned(
     config: PeersConfig, workers: Workers, compared: Comparison, arguments: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the variants learn; the command with other convolutions is the command."""
+    """Train and judge the variants, except the native convolutions, which learn the same."""
     training = Training(config.verify_steps, config.verify_runs)
     if not training.steps:
         return {}
@@ -132,12 +133,12 @@ def _learned(
     try:
         return verify(workers, names, training, arguments, title)
     except WorkerFailed as error:
-        say(f"{title}: what they learn is not compared: {error}")
+        say(f"{title}: test bounds are not compared: {error}")
         return {}
 
 
 def _ratios(compared: Comparison) -> dict[str, list[float]]:
-    """The command's speed over each variant's, round by round."""
+    """Ratio of the command's speed to each variant's, in each round."""
     ours = compared.rounds.get(COMMAND)
     if ours is None:
         return {}

@@ -13,7 +13,7 @@ from experiments.benchmark.tables import number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's blue, grey and vermilion: apart for every eye.
+# Blue, grey and vermilion of Okabe and Ito, distinguishable with any colour vision.
 _CHOSEN, _OTHER, _DOT = "#0072B2", "#A9B2BC", "#D55E00"
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _BAR_INCHES, _PANEL_INCHES, _WIDTH_INCHES = 0.32, 0.95, 9.0
@@ -23,9 +23,9 @@ class Panel(NamedTuple):
     """Bars on one axis.
 
     Attributes:
-        title: above it.
-        bars: label -> the number of each round.
-        unit: of the axis.
+        title: text above the axis.
+        bars: label -> number of each round.
+        unit: unit of the axis.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Panel(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of `lines`: a label, and at each x the numbers of the rounds."""
+    """One line of `lines`: its label, and the numbers of the rounds at each x."""
 
     label: str
     points: Mapping[float, Sequence[float]]
@@ -42,13 +42,13 @@ class Line(NamedTuple):
 
 
 def bars(path: Path, title: str, panels: Sequence[Panel], *, highlighted: str) -> Path:
-    """Horizontal bars as long as the median, a panel above the other; returns the path.
+    """Draw horizontal bars as long as the median, one panel above another; return the path.
 
     Args:
-        path: of the PNG.
-        title: of the whole.
-        panels: from top to bottom.
-        highlighted: the bars of this label have another colour.
+        path: path of the PNG.
+        title: title of the figure.
+        panels: panels from top to bottom.
+        highlighted: label whose bars have another colour.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
@@ -85,7 +85,7 @@ def bars(path: Path, title: str, panels: Sequence[Panel], *, highlighted: str) -
 
 
 def lines(path: Path, title: str, drawn: Sequence[Line], x_unit: str, y_unit: str) -> Path:
-    """Lines through the medians over powers of two, with a dot for each round; returns the path."""
+    """Draw lines through the medians over powers of two, with a dot per round; return the path."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH_INCHES, 4.5), layout="constrained")

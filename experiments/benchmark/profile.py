@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a trace of the device, sorted by what the code says."""
+"""Profile of a training step: a trace of the device, its time summed by part of the code."""
 
 import re
 import tempfile
@@ -19,14 +19,14 @@ PARTS = {
     "running average": r"/average/",
     "activations, bound and their gradient": r"jvp\(",
 }
-"""Part -> pattern of the name that an operation has in the source; the first that is found."""
+"""Part -> pattern of an operation's name in the source; the first match decides."""
 REST = "gradient norm, metrics, copies"
 CALLS = 5
-"""Dispatches that are traced, after as many that are not."""
+"""Dispatches that are traced, after as many untraced ones."""
 
 
 def part_of(source: str) -> str:
-    """The part that an operation belongs to.
+    """Return the part that an operation belongs to.
 
     >>> part_of("jit(train_step)/transpose(jvp(vmap(MLPDecoder)))/Dense_1/dot_general")
     'matrix products'
@@ -37,7 +37,7 @@ def part_of(source: str) -> str:
 
 
 def sources(program: str) -> dict[str, str]:
-    """Operation -> its name in the source, from the text of a compiled program.
+    """Map each operation to its name in the source, from the text of a compiled program.
 
     >>> sources('  %dot.1 = f32[2]{0} dot(%a, %b), metadata={op_name="jit(f)/dot_general" id=1}')
     {'dot.1': 'jit(f)/dot_general'}
@@ -48,11 +48,11 @@ def sources(program: str) -> dict[str, str]:
 
 
 class Profile:
-    """Milliseconds of the chosen step by part, summed over what runs side by side.
+    """Milliseconds of the command's step by part, summed over operations that run in parallel.
 
     Args:
         net: a key of `NETS`.
-        where: of `make_setting`.
+        where: arguments of `make_setting`.
     """
 
     def __init__(self, net: str, **where: Any) -> None:
@@ -79,7 +79,7 @@ class Profile:
 
 
 def _events(path: Path) -> Iterator[tuple[str, float]]:
-    """Name and duration of all that a trace holds."""
+    """Yield name and duration, in nanoseconds, of every event in a trace."""
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
             for event in line.events:

@@ -1,4 +1,4 @@
-"""Whether all variants learn alike: same first weights, same number of steps, one judge."""
+"""Comparison of what the variants learn: same initial weights, same number of steps, one judge."""
 
 import statistics
 import tempfile
@@ -12,11 +12,11 @@ from experiments.benchmark.workers import Variant, WorkerFailed, Workers
 JUDGE = Variant("judge", "experiments.benchmark.judge:Judge", {})
 TOLERANCE_NATS = 0.5
 NUM_SNAPSHOTS = 10
-"""Weights of a run that are averaged before they are judged, a fiftieth of the steps apart."""
+"""Snapshots of a run's weights that are averaged for the judge, a fiftieth of the steps apart."""
 
 
 class Training(NamedTuple):
-    """How many steps variants are trained to see what they learn, and how often at most."""
+    """Number of steps that the variants train before they are judged, and most runs of each."""
 
     steps: int
     runs: int
@@ -29,24 +29,24 @@ def verify(
     arguments: dict[str, Any],
     title: str,
 ) -> dict[str, dict[str, Any]]:
-    """Train every variant from the same weights, and judge the mean of its last ones.
+    """Train every variant from the same weights, and judge the mean of its last weights.
 
     The judge is the test bound that the net is trained on. The variants draw their own noise and
-    orders of the data, and the weights of one step say more of that step than of what was learned:
-    the raw weights of the last fifth of the steps are averaged, for all in the same way. Every
-    variant is held against the median of all in the same run. Where one lies beyond the tolerance,
-    all train again, from other weights, and the median of a variant's differences counts: of 32
-    runs of net d three, of three programs, were 2 nats off.
+    data order, which makes the weights of a single step noisy; so the raw weights of the last fifth
+    of the steps are averaged, for all variants alike. Every variant is compared with the median of
+    all in the same run. If one differs by more than the tolerance, all train again, from other
+    weights, and the median of a variant's differences counts: three of 32 runs of net d, each of
+    another program, were 2 nats off.
 
     Args:
-        workers: that hold the variants.
-        names: of those to be trained.
-        training: how long and how often.
-        arguments: of `judge.Judge`.
-        title: of the comparison, for what is shown meanwhile.
+        workers: processes that hold the variants.
+        names: names of the variants to train.
+        training: number of steps, and most runs.
+        arguments: arguments of `judge.Judge`.
+        title: name of the comparison in progress messages.
 
     Returns:
-        Name -> what `with_differences` says of it, or an "error" in one line.
+        Name -> result of `with_differences`, or an "error" in one line.
     """
     found: dict[str, dict[str, Any]] = {name: {"bounds": []} for name in names}
     with tempfile.TemporaryDirectory(prefix="jaxvae-benchmark-") as folder:
@@ -58,7 +58,7 @@ def verify(
             workers.ask(JUDGE.name, "write_initial", path=initial, seed=seed)
             for name in [name for name in names if "error" not in found[name]]:
                 say(
-                    f"{title}: training {name} for {training.steps} steps to see what it learns, "
+                    f"{title}: training {name} for {training.steps} steps to judge its weights, "
                     f"run {seed + 1} of {training.runs}"
                 )
                 try:
@@ -75,7 +75,7 @@ def verify(
 
 
 def snapshot_steps(steps: int) -> list[int]:
-    """After how many steps weights are taken.
+    """Numbers of steps after which the weights are stored.
 
     >>> snapshot_steps(1000)
     [820, 840, 860, 880, 900, 920, 940, 960, 980, 1000]
@@ -87,9 +87,10 @@ def snapshot_steps(steps: int) -> list[int]:
 
 
 def with_differences(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What was found, with each variant's "bound", its "difference", and whether it "agrees".
+    """Add to each variant its "bound", its "difference", and whether it "agrees".
 
-    Both are medians over the runs; the difference is that from the median of all in the same run.
+    Bound and difference are medians over the runs; the difference of a run is that from the median
+    of all variants in the same run.
 
     >>> with_differences({"x": {"bounds": [-100.0]}, "y": {"bounds": [-100.2]}})["x"]["agrees"]
     True

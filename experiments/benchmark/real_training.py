@@ -1,4 +1,4 @@
-"""`experiments.train` itself as a variant: metrics, progress, checkpoints, validation, all on."""
+"""Variant that is `experiments.train` itself, with metrics, checkpoints and validation on."""
 
 import contextlib
 import dataclasses
@@ -16,10 +16,11 @@ from experiments.record.metrics import read_metrics
 from experiments.run.loop import Loop, training
 
 DEFAULT_EVAL_EVERY = 500
-"""The command's own: never more rarely than this is it evaluated and saved here."""
+"""Default of the command, and most steps between evaluations and checkpoints here."""
 PACE_STEPS = 40
+"""Steps of the run that measures the pace; its second half counts."""
 NO_END = 10**9
-"""Steps of a run that is told anew each time where to stop."""
+"""Length of a run that `Loop.train` stops earlier, at the step given to it."""
 PERIOD_SECONDS = 10.0
 """Longest evaluation period."""
 
@@ -27,9 +28,9 @@ PERIOD_SECONDS = 10.0
 class ContinuedRun:
     """A training run in a folder, continued by a number of evaluation periods at a time.
 
-    Every period ends as it does in the command, with an evaluation on the validation split and a
-    checkpoint; the last one's writing is waited for. Where 500 steps would last more than ten
-    seconds, the period is shorter, so that the run pays more for both than the command does.
+    Every period ends as in the command: with an evaluation on the validation split, and with a
+    checkpoint. `advance` waits until the last checkpoint is written. If 500 steps would last more
+    than ten seconds, the period is shorter, and the run pays more for both than the command does.
     """
 
     def __init__(self, setting: Setting, folder: Path) -> None:
@@ -48,15 +49,19 @@ class ContinuedRun:
         self._open.close()
 
     def advance(self, calls: int) -> None:
-        """Train for so many periods."""
+        """Train for `calls` evaluation periods."""
         self._advance_to(self._run.step + calls * self.eval_every)
 
     def train(self, initial: str, snapshots: Snapshots, seed: int) -> None:
-        """A run of its own: the raw weights, not their average, after numbers of steps."""
+        """Train another run, and write its raw weights, not their average, at each snapshot.
+
+        Raises:
+            ValueError: the initial weights are not those of the seed.
+        """
         started_from = weights.named(self._setting.initial_params(seed))
         given = weights.load(initial)
         if any((given[name] != started_from[name]).any() for name in started_from):
-            raise ValueError("the command starts from its own seed's weights; give those.")
+            raise ValueError("the command starts from its own seed's weights; pass those.")
         with self._new("quality", num_steps=snapshots[-1][0], seed=seed) as loop:
             target, checkpoints = loop.built.state_shapes.params, loop.folder.checkpoints
             for step, path in snapshots:
@@ -72,7 +77,7 @@ class ContinuedRun:
         return training(config, self._setting.devices)
 
     def _period(self) -> int:
-        """Steps between evaluations: the command's 500, or what there is time for."""
+        """Steps between evaluations: the command's 500, or fewer for at most PERIOD_SECONDS."""
         started = time.perf_counter()
         with self._new("pace", num_steps=PACE_STEPS, log_every=1) as loop:
             loop.train()
@@ -89,13 +94,13 @@ class ContinuedRun:
 
 
 def prepare(net: str, segment_seconds: float, folder: str, **where: Any) -> Timed:
-    """The command's training as a variant; `where` is that of `make_setting`.
+    """Prepare the command's training as a variant.
 
     Args:
         net: a key of `NETS`.
-        segment_seconds: of `Timed`.
-        folder: for its runs; one of its own.
-        where: of `make_setting`.
+        segment_seconds: approximate length of a segment.
+        folder: folder for the runs of this variant only.
+        where: arguments of `make_setting`.
     """
     setting = make_setting(net, **where)
     run = ContinuedRun(setting, Path(folder))

@@ -1,20 +1,20 @@
-"""Rounds: every variant once in each, and what is made of the numbers."""
+"""Rounds that measure every variant once, and statistics of their numbers."""
 
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 Rounds = dict[str, list[dict[str, Any]]]
-"""Variant -> what it measured in each round, in order."""
+"""Variant -> its measurements, one per round, in order."""
 
 
 class Summary(NamedTuple):
-    """Of one number over the rounds.
+    """Summary of one number over the rounds.
 
     Attributes:
-        median: of the rounds.
+        median: median of the rounds.
         low, high: quartiles.
-        worst: smallest of rates and ratios, largest of times.
+        worst: smallest value of rates and ratios, largest value of times.
     """
 
     median: float
@@ -31,7 +31,7 @@ def interleaved(
 ) -> Rounds:
     """Measure each of the names once a round, in turn; every other round in reverse order.
 
-    One whose measure is None is lost: it is not measured again, nor among the results.
+    A name for which `measure` returns None is dropped: from later rounds and from the results.
 
     >>> interleaved(["x", "y"], 2, lambda name: {"seconds": 1.0})["y"]
     [{'seconds': 1.0}, {'seconds': 1.0}]
@@ -49,7 +49,7 @@ def interleaved(
 
 
 def summarize(values: Sequence[float], *, higher_is_better: bool = True) -> Summary:
-    """Median, quartiles and the worst round.
+    """Compute median, quartiles and the worst round.
 
     >>> summarize([3.0, 1.0, 2.0])
     Summary(median=2.0, low=1.5, high=2.5, worst=1.0)
@@ -64,7 +64,7 @@ def summarize(values: Sequence[float], *, higher_is_better: bool = True) -> Summ
 def ratios(
     numerator: Sequence[dict[str, Any]], denominator: Sequence[dict[str, Any]], field: str
 ) -> list[float]:
-    """Round by round, one variant's number over another's.
+    """Ratio of one variant's number to another's, round by round.
 
     >>> ratios([{"rate": 6.0}, {"rate": 2.0}], [{"rate": 2.0}, {"rate": 1.0}], "rate")
     [3.0, 2.0]
@@ -74,5 +74,5 @@ def ratios(
 
 
 def column(measured: Sequence[dict[str, Any]], field: str) -> list[float]:
-    """One number of every round."""
+    """Return one number of every round."""
     return [round_[field] for round_ in measured]

@@ -1,4 +1,4 @@
-"""How much do more devices help?"""
+"""Subcommand scaling: speed of a step over numbers of devices and processes."""
 
 import socket
 from collections.abc import Mapping
@@ -24,34 +24,34 @@ MOST_SIMULATED = 8
 
 @dataclass(frozen=True)
 class ScalingConfig(Measurement):
-    """How much do more devices help?
+    """Measure how much more devices help.
 
-    The library's step on 1, 2, 4, 8, ... devices: strong scaling keeps the global batch, weak
-    scaling that of each device. Efficiency is the speed-up over one device by the number of
-    devices; beside it the time that averaging the gradients takes alone. On the CPU the devices
-    are simulated and share the cores, so that the best efficiency is one by their number:
-    for correctness, not for speed. On a pod, start the same command on every host with
+    Runs the library's step on 1, 2, 4, 8, ... devices: strong scaling fixes the global batch size,
+    weak scaling the batch size per device. Efficiency is the speed-up over one device, divided by
+    the number of devices; the time of averaging the gradients alone is shown beside it. CPU devices
+    are simulated and share the cores, so that n of them have an efficiency of at most 1/n: use them
+    to test correctness, not speed. On a pod, start the same command on every host with
     --distributed.
     """
 
     rounds: int = 5
-    """Timed segments of every point, taken in turn."""
+    """Timed segments per point, interleaved."""
     segment_seconds: float = 1.0
-    """Length of a segment, about."""
+    """Approximate length of a segment."""
     net: NetName = "a"
     """a: 784-400-20; b: 784-200-200-50; c: b with 50-sample IWAE; d: convolutional."""
     batch_size: int | None = None
-    """Examples per step: of all devices (strong), or of each one (weak). Default: the net's."""
+    """Examples per step: on all devices (strong), or on each one (weak). Default: the net's."""
     num_devices: int | None = None
-    """Most devices of a process. Default: all there are; on the CPU 8, simulated."""
+    """Most devices per process. Default: all devices; on the CPU, 8 simulated ones."""
     processes: Processes = field(default_factory=Processes)
-    """Several processes. --num-processes alone starts so many on this machine."""
+    """Several processes. --num-processes without --distributed starts them on this machine."""
 
     def check(self) -> None:
-        """Refuse values that mean nothing.
+        """Reject invalid values.
 
         Raises:
-            ValueError: one line, naming the flag.
+            ValueError: a flag is invalid; the message is one line that names it.
         """
         super().check()
         for name in ("batch_size", "num_devices"):
@@ -65,14 +65,14 @@ class ScalingConfig(Measurement):
 
 
 class Point(NamedTuple):
-    """A number of processes, and of the devices that each has."""
+    """A number of processes, and the number of devices of each."""
 
     num_processes: int
     per_process: int
 
     @property
     def num_devices(self) -> int:
-        """Of all processes."""
+        """Number of devices of all processes together."""
         return self.num_processes * self.per_process
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ ONE = Point(1, 1)
 
 
 def scaling(config: ScalingConfig) -> None:
-    """Measure, print the table, write numbers and plot; on a pod, process 0 does the latter."""
+    """Measure, print the table, and write the numbers and the plot; on a pod, process 0 reports."""
     with command.refusing():
         config.check()
     shares_hosts = config.processes.distributed
@@ -125,7 +125,7 @@ def _is_simulated(machine: Mapping[str, Any]) -> bool:
 
 
 def _points(config: ScalingConfig, machine: Mapping[str, Any]) -> list[Point]:
-    """One device, then 2, 4, 8, ... of one process, and of several where asked for."""
+    """Return 1, 2, 4, 8, ... devices of one process, then of several if the flags request them."""
     found = machine["num_devices"] // machine["num_processes"]
     if config.num_devices is None and _is_simulated(machine):
         found = MOST_SIMULATED
@@ -160,18 +160,18 @@ def _variants(config: ScalingConfig, point: Point, machine: Mapping[str, Any]) -
         found.append(Variant(f"{kind} {point}", steps, arguments | more))
     if point != ONE:
         found.append(Variant(f"{EXCHANGE} {point}", exchange, arguments))
-    # One process for all that is measured on the same devices: eight would fill a laptop's memory.
+    # Variants on the same devices share a process: eight processes would fill a laptop's memory.
     peers = _peers(config, point)
     return [variant._replace(process=str(point), peers=peers) for variant in found]
 
 
 def _peers(config: ScalingConfig, point: Point) -> tuple[dict[str, Any], ...]:
-    """What each process of a variant is told of the others."""
+    """Return the arguments by which each process of a variant joins the others."""
     if point.num_processes == 1:
         return ({},)
     if config.processes.distributed:
         return ({"processes": _fields(config.processes)},)
-    with socket.socket() as free:
+    with socket.socket() as free:  # the system chooses a free port
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     start = {
@@ -185,7 +185,7 @@ def _peers(config: ScalingConfig, point: Point) -> tuple[dict[str, Any], ...]:
 def _efficiencies(
     config: ScalingConfig, points: list[Point], compared: Comparison
 ) -> list[dict[str, Any]]:
-    """What is known of each point, in JSON's types; both kinds start from the same one device."""
+    """Speed and efficiency of each point, in JSON types; both kinds share the one-device point."""
     batch_size = config.batch_size or NETS[config.net].batch_size
     alone = compared.rounds.get(f"{WEAK} {ONE}")
     found = []

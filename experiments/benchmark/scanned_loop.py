@@ -1,7 +1,7 @@
-"""The bare loop: a net written out by hand, batch-wide, under `lax.scan`, with nothing besides.
+"""Bare loop: a net written by hand for whole batches, trained under `lax.scan`, with no extras.
 
-What the command's overhead is measured against: no keys per example, metrics, averages, guard,
-files or evaluation; pixels stay on the device as they are stored.
+The command's overhead is measured against this loop, which has no keys per example, metrics,
+averages, guard, files or evaluation. The 8-bit pixels stay on the device.
 """
 
 import time
@@ -25,19 +25,19 @@ from experiments.machine.keys import root_key
 from jaxvae.distributions import soft_clamp
 
 CHUNK_STEPS = 20
-"""Steps of one scan."""
+"""Steps per scan."""
 Draw = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
 class Draws(NamedTuple):
-    """How a batch's random numbers are drawn: (key, shape with the batch first) -> array."""
+    """Functions that draw a batch's random numbers: (key, shape with the batch first) -> array."""
 
     uniform: Draw
     normal: Draw
 
 
 class State(NamedTuple):
-    """What is carried from step to step."""
+    """State carried from step to step."""
 
     step: jax.Array
     params: Any
@@ -45,12 +45,12 @@ class State(NamedTuple):
 
 
 def one_draw_for_the_batch() -> Draws:
-    """One call with one key."""
+    """Draw with one call and one key for the whole batch."""
     return Draws(jax.random.uniform, jax.random.normal)
 
 
 def one_key_per_example() -> Draws:
-    """A key and a call for every row: what makes a run independent of how rows are shared."""
+    """Draw every row with its own key, so that numbers do not depend on the number of devices."""
 
     def per_row(draw: Draw, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jax.vmap(lambda key: draw(key, shape[1:]))(jax.random.split(key, shape[0]))
@@ -61,7 +61,7 @@ def one_key_per_example() -> Draws:
 def negative_bound(
     params: Any, net: Net, draws: Draws, key: jax.Array, pixels: jax.Array
 ) -> jax.Array:
-    """Minus the mean bound of a batch of stored pixels [B, H, W, 1]: [] nats."""
+    """Negative mean bound of a batch of 8-bit pixels [B, H, W, 1]: [] nats."""
     key_data, key_latents = jax.random.split(key)
     probabilities = pixels.reshape(len(pixels), -1).astype(jnp.float32) / 255
     x = (draws.uniform(key_data, probabilities.shape) < probabilities).astype(jnp.float32)
@@ -84,7 +84,7 @@ def negative_bound(
 def make_scan(
     net: Net, optimizer: optax.GradientTransformation, draws: Draws
 ) -> Callable[..., tuple[State, jax.Array]]:
-    """The function (state, key, pixels [N, ...], indices [steps, B]) -> (state, losses)."""
+    """Make the function (state, key, pixels [N, ...], indices [steps, B]) -> (state, losses)."""
 
     def scan(
         state: State, key: jax.Array, pixels: jax.Array, indices: jax.Array
@@ -103,11 +103,11 @@ def make_scan(
 
 
 class Loop:
-    """The loop with its data on a device.
+    """The loop with its data on one device.
 
     Args:
         setting: net, data and device.
-        draws: of its random numbers.
+        draws: functions that draw the random numbers.
     """
 
     def __init__(self, setting: Setting, draws: Draws) -> None:
@@ -120,13 +120,13 @@ class Loop:
         self._restart(self._initial, 0)
 
     def advance(self, calls: int) -> None:
-        """Do chunks of steps, and wait for the last."""
+        """Train for `calls` chunks of steps, and wait for the last."""
         for _ in range(calls):
             self._steps(CHUNK_STEPS)
         jax.block_until_ready(self._state)
 
     def train(self, initial: str, snapshots: Snapshots, seed: int) -> None:
-        """From given weights; writes those after numbers of steps."""
+        """Train from given weights, and write the weights after the given numbers of steps."""
         self._restart(weights.as_tree(weights.load(initial), self._initial), seed)
         for steps, path in snapshots:
             while self._done < steps:
@@ -134,7 +134,7 @@ class Loop:
             weights.save(path, weights.named(self._state.params))
 
     def _restart(self, params: Any, seed: int) -> None:
-        # A copy: the loop donates its state, and starts from these again.
+        # A copy: the scan donates its state, and the loop restarts from these parameters.
         params = jax.tree.map(jnp.copy, jax.device_put(params, self._setting.devices[0]))
         state = State(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
         self._state = jax.device_put(state, self._setting.devices[0])
@@ -152,7 +152,7 @@ class Loop:
 def prepare(
     net: str, segment_seconds: float, per_example_keys: bool = False, **where: Any
 ) -> Timed:
-    """The loop as a variant; `where` is that of `make_setting`, on one device."""
+    """Prepare the loop as a variant on one device; `where`: arguments of `make_setting`."""
     setting = make_setting(net, **where)
     loop = Loop(setting, one_key_per_example() if per_example_keys else one_draw_for_the_batch())
     started = time.perf_counter()

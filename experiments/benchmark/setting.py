@@ -1,4 +1,4 @@
-"""What a variant of ours is made from: a net, its flags, devices, data and first weights."""
+"""Setting of a jaxvae variant: a net, its flags, devices, data and initial weights."""
 
 from typing import Any, NamedTuple
 
@@ -22,13 +22,13 @@ from jaxvae.training.devices import AXIS
 
 
 class Setting(NamedTuple):
-    """A net as `experiments.train` would train it.
+    """A net with everything that `experiments.train` would train it with.
 
     Attributes:
-        net: which.
-        config: the flags.
-        devices: to run on.
-        data: as the training has them.
+        net: the net.
+        config: flags of the training command.
+        devices: devices to run on.
+        data: data as the training command loads them.
         vae: the model.
     """
 
@@ -40,20 +40,20 @@ class Setting(NamedTuple):
 
     @property
     def dataset(self) -> Dataset:
-        """The splits, as they are stored."""
+        """Splits of the data, as stored."""
         return self.data.dataset
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What the model sees of them."""
+        """Preprocessing that turns stored examples into the model's inputs."""
         return self.data.preprocessing
 
     def built(self, devices: list[jax.Device], axis_name: str | None = AXIS) -> Built:
-        """The run of these flags and data, as the training command builds it."""
+        """Build the run of these flags and data, as the training command does."""
         return build_from(self.data, self.config, devices, axis_name=axis_name)
 
     def initial_params(self, seed: int = 0) -> Any:
-        """The parameters that a training run of these flags and this seed starts from."""
+        """Initial parameters of a training run with these flags and this seed."""
         return jax.jit(self.vae.init)(jax.random.split(root_key(seed), 4)[0])
 
 
@@ -73,12 +73,12 @@ def make_setting(
     Args:
         net: a key of `NETS`.
         accelerator, num_devices, dataset, manual_dir: flags of the commands.
-        processes: as `start_devices` has them.
-        native_convolutions: XLA's own in place of the library's.
-        flags: more flags of `experiments.train`, instead of the net's.
+        processes: as in `start_devices`.
+        native_convolutions: whether to use XLA's own convolutions, not the library's.
+        flags: more flags of `experiments.train`, which override the net's.
 
     Raises:
-        ValueError: no such device, or data that the nets are not for.
+        ValueError: there is no such device, or the nets do not accept the data.
     """
     devices = start_devices(accelerator, num_devices, processes)
     if native_convolutions:
@@ -99,12 +99,12 @@ def _data(config: TrainConfig) -> RunData:
 def start_devices(
     accelerator: Any, num_devices: int | None, processes: dict[str, Any] | None = None
 ) -> list[jax.Device]:
-    """Devices to run on; several processes are joined at the first call.
+    """Start jax and return the devices to run on; the first call joins several processes.
 
     Args:
         accelerator, num_devices: flags of the commands.
-        processes: fields of `Processes`, where this process is one of several; None: the devices
-            are this process' own.
+        processes: fields of `Processes` if this process is one of several; None: return only the
+            devices of this process.
     """
     joining = processes is not None and not jax.distributed.is_initialized()
     others = Processes(**processes) if joining and processes is not None else None
@@ -115,10 +115,10 @@ def start_devices(
 
 
 class Machine:
-    """What jax finds, and the versions of what the numbers depend on.
+    """Devices that jax finds, and the versions of the packages that the numbers depend on.
 
-    Made before anything is measured: no such device, or data that the nets are not for, end the
-    benchmark here, in one line.
+    Prepared before anything is measured, so that a missing device or invalid data end the benchmark
+    early, with one line.
     """
 
     def __init__(

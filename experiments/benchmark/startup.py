@@ -1,4 +1,4 @@
-"""How long until the first training step, and how much memory?"""
+"""Subcommand startup: time until the first training step, and peak memory."""
 
 import contextlib
 import shutil
@@ -29,40 +29,40 @@ IMPORTS = ("jax", "jaxvae", "experiments.run.loop")
 POLL_SECONDS = 0.005
 LONG_POLL_SECONDS = 0.5
 MOST_SECONDS = 600.0
-"""After which a command that wrote no metrics is taken for dead."""
+"""Time after which a command that has written no metrics is given up."""
 
 
 @dataclass(frozen=True)
 class StartupConfig(Measurement):
-    """How long until the first training step, and how much memory?
+    """Measure the time until the first training step, and the memory that it takes.
 
     Starts `python -m experiments.train` in fresh processes and waits for its first row of metrics:
-    with an empty folder for compiled programs (cold) and with what the run before has left there
-    (cached). Beside it the time that imports take, and the peak memory at the first step and many
-    steps later.
+    with an empty folder for compiled programs (cold), and with the folder that the previous run has
+    filled (cached). Also measures the time of imports, and the peak memory at the first step and
+    many steps later.
     """
 
     rounds: int = 3
-    """Starts of each kind, taken in turn."""
+    """Starts of each kind, interleaved."""
     nets: tuple[NetName, ...] = ("a", "d")
     """a: 784-400-20; b: 784-200-200-50; c: b with 50-sample IWAE; d: convolutional."""
     later_step: int = 1200
-    """Until where the last start of each net goes on, to see whether its memory grows."""
+    """Step until which the last start of each net runs, to see whether its memory grows."""
     num_devices: int = 1
-    """Devices of the command. CPU devices are simulated."""
+    """Devices that the training command uses. CPU devices are simulated."""
 
     def check(self) -> None:
-        """Refuse values that mean nothing.
+        """Reject invalid values.
 
         Raises:
-            ValueError: one line, naming the flag.
+            ValueError: a flag is invalid; the message is one line that names it.
         """
         super().check()
         require(self.later_step >= 1, "later_step", self.later_step, "at least 1")
 
 
 def startup(config: StartupConfig) -> None:
-    """Measure, print the table, write numbers and plot."""
+    """Measure, print the table, and write the numbers and the plot."""
     with command.refusing():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
@@ -81,14 +81,14 @@ def startup(config: StartupConfig) -> None:
 
 
 def _import(module: str) -> dict[str, Any]:
-    """Seconds of a fresh process that imports a module and ends."""
+    """Time a fresh process that imports a module and ends, in seconds."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True)
     return {"seconds": time.perf_counter() - started}
 
 
 def _starts(config: StartupConfig, name: str, folder: Path) -> Rounds:
-    """Cold and cached starts of the command on a net."""
+    """Measure cold and cached starts of the training command on a net."""
     cache = folder / "cache"
 
     def start(kind: str, later_step: int) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _starts(config: StartupConfig, name: str, folder: Path) -> Rounds:
         words = command_line(config, name, run, cache)
         return first_step(words, run / "metrics.jsonl", later_step)
 
-    # Never in reverse order: a cached start follows a cold one.
+    # Never in reverse order: a cached start needs the programs of the cold start before it.
     found: Rounds = {COLD: [], CACHED: []}
     for index in range(config.rounds):
         say(f"net {name}, round {index + 1} of {config.rounds}")
@@ -110,7 +110,7 @@ def _starts(config: StartupConfig, name: str, folder: Path) -> Rounds:
 
 
 def command_line(config: StartupConfig, name: str, run: Path, cache: Path) -> list[str]:
-    """The training command of a net, with its compiled programs in a folder."""
+    """Return the training command of a net, with `cache` as the folder of compiled programs."""
     flags = NETS[name].flags() | {
         "run": run,
         "dataset": config.dataset,
@@ -130,15 +130,15 @@ def command_line(config: StartupConfig, name: str, run: Path, cache: Path) -> li
 
 
 def first_step(words: Sequence[str], metrics: Path, later_step: int = 0) -> dict[str, Any]:
-    """Seconds from the start of a training command to its first row of metrics, and its peak.
+    """Measure seconds from the start of a training command to its first metrics, and peak memory.
 
     Args:
         words: the command.
-        metrics: the file of its rows.
-        later_step: where its peak is read again; 0: nowhere.
+        metrics: file that the command writes rows of metrics to.
+        later_step: step at which peak memory is read again; 0: it is not.
 
     Raises:
-        Refused: it ended before.
+        Refused: the command ended or timed out before it wrote metrics.
     """
     started = time.perf_counter()
     with tempfile.TemporaryFile() as printed:
@@ -165,7 +165,7 @@ def _wait(
     until: Callable[[], bool],
     poll_seconds: float = POLL_SECONDS,
 ) -> None:
-    """Wait for something that a process does, or refuse with its last line when it ends."""
+    """Wait until a condition holds; raise with the process's last line if it ends or times out."""
     started = time.perf_counter()
     while not until():
         if process.poll() is not None or time.perf_counter() - started > MOST_SECONDS:
@@ -180,7 +180,7 @@ def _last_step(metrics: Path) -> int:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Stop a run; it saves, and if it does not end it is killed."""
+    """Stop a run with SIGTERM, at which it saves; kill it if it does not end within 20 s."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     try:

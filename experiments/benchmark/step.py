@@ -1,4 +1,4 @@
-"""How fast is one training step, and how much of the hardware does it use?"""
+"""Subcommand step: speed of one training step, and its share of the hardware's peak."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ PEAK = "2048^3 product"
 NATIVE = "native convolutions"
 WHOLE = "all samples at once"
 ALL_ROWS = 2**30
+"""More rows than any batch has: nothing is computed in blocks."""
 QUESTION = "How fast is one training step, and how much of the hardware does it use?"
 WAYS = {
     CHOSEN: "chunked",
@@ -29,12 +30,13 @@ LOOPS = {"bare loop, one draw a batch": False, "bare loop, a key a row": True}
 
 @dataclass(frozen=True)
 class StepConfig(Measurement):
-    """How fast is one training step, and how much of the hardware does it use?
+    """Measure how fast one training step is, and how much of the hardware it uses.
 
-    The step that `experiments.train` runs (many of them a dispatch, a key per example, running
-    average, guard against what is not finite) against the ways that were not chosen. Per net and
-    variant: images per second, time of a step, share of the speed of a 2048 x 2048 matrix product
-    measured in the same rounds, time of the first call (which compiles), and peak memory.
+    Compares the step that `experiments.train` runs (many steps per dispatch, a key per example,
+    running average, guard against non-finite values) with the alternatives that were not chosen.
+    For each net and variant: images per second, time of a step, share of the speed of a 2048 x 2048
+    matrix product measured in the same rounds, time of the first call (which compiles), and peak
+    memory.
     """
 
     nets: tuple[NetName, ...] = ("a", "b", "c", "d")
@@ -43,11 +45,11 @@ class StepConfig(Measurement):
     num_devices: int = 1
     """Devices of the chosen variant; the others run on one. CPU devices are simulated."""
     profile: bool = False
-    """Trace the chosen step, too, and say where its time goes."""
+    """Also trace the chosen step, and print the time of each of its parts."""
 
 
 def step(config: StepConfig) -> None:
-    """Measure, print the table, write numbers and plot."""
+    """Measure, print the table, and write the numbers and the plot."""
     with command.refusing():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
@@ -96,7 +98,7 @@ def _variants(config: StepConfig, name: str, where: dict[str, Any]) -> list[Vari
 
 
 def _profile(config: StepConfig, name: str, where: dict[str, Any]) -> dict[str, float]:
-    """Print where a net's step spends its time; milliseconds by part."""
+    """Print and return the milliseconds that a net's step spends in each part."""
     arguments = {"net": name, **where, **config.data()}
     about = ask_once(Variant("profile", "experiments.benchmark.profile:Profile", arguments))
     parts, total = about["parts"], sum(about["parts"].values())
@@ -104,20 +106,20 @@ def _profile(config: StepConfig, name: str, where: dict[str, Any]) -> dict[str, 
         [part, tables.number(milliseconds), tables.number(100 * milliseconds / total)]
         for part, milliseconds in parts.items()
     ]
-    title = f"net {name}: what the device is busy with, side by side as it may be"
+    title = f"net {name}: time of the device by part, summed over parallel operations"
     tables.print_table(title, ["part", "ms/step", "%"], rows)
     return parts
 
 
 def peak_flops(compared: Comparison) -> float | None:
-    """The best round of the matrix product, in operations per second."""
+    """Best round of the matrix product, in floating point operations per second."""
     rounds = compared.rounds.get(PEAK)
     fastest = max(column(rounds, "images_per_second")) if rounds else 0.0
     return fastest * large_product_flops() or None
 
 
 def share_of_peak(net: Net, images_per_second: float, peak: float | None) -> float | None:
-    """Operations of the net's matrix products per second, of those of a large product."""
+    """Rate of the net's matrix products as a share of the peak; None if the peak is unknown."""
     if not peak:
         return None
     return images_per_second / net.batch_size * step_flops(net) / peak

@@ -1,4 +1,4 @@
-"""What a subcommand leaves: a table on the screen, and all numbers in a JSON file."""
+"""Output of a subcommand: a table on the screen, and all numbers in a JSON file."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from experiments.record import files
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns, the first to the left and the others to the right."""
+    """Print aligned columns: the first left-aligned, the others right-aligned."""
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     print(f"\n{title}")
@@ -25,7 +25,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits, without an exponent; a dash for none.
+    """Format a number with `digits` significant digits, without an exponent; a dash for None.
 
     >>> number(12345.6), number(0.012345), number(None)
     ('12,300', '0.0123', '-')
@@ -42,27 +42,27 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def cells(summary: Summary) -> list[str]:
-    """Median, quartiles and worst round, as text."""
+    """Format median, quartiles and worst round as cells of a table."""
     return [number(summary.median), f"{number(summary.low)}..{number(summary.high)}",
             number(summary.worst)]  # fmt: skip
 
 
 def megabytes(num_bytes: float) -> str:
-    """A size as text, in MB."""
+    """Format a size in MB."""
     return f"{num_bytes / 1e6:,.0f}"
 
 
 def write(
     config: Measurement, name: str, question: str, machine: dict[str, Any], results: Any
 ) -> Path:
-    """Write the numbers of a subcommand to OUTPUT/NAME.json; returns the file's path.
+    """Write the numbers of a subcommand to OUTPUT/NAME.json; return the path of the file.
 
     Args:
-        config: the flags.
-        name: of the subcommand.
-        question: that it answers.
-        machine: what `setting.Machine` says.
-        results: in JSON's types, all rounds included.
+        config: flags of the subcommand.
+        name: name of the subcommand.
+        question: question that the subcommand answers.
+        machine: description by `setting.Machine`.
+        results: all results in JSON types, every round included.
     """
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / f"{name}.json"
@@ -78,12 +78,12 @@ def write(
 
 
 def say_where(*paths: Path) -> None:
-    """Print the files that were written."""
+    """Print the paths of the files that were written."""
     print(f"\nwritten: {' and '.join(str(path) for path in paths)}")
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """Return the name of the processor, or its architecture if the system does not name it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""What a worker measures: a variant that repeats the same work, in segments of set length."""
+"""Timed work: a worker repeats the same work of a variant in segments of a set length."""
 
 import resource
 import sys
@@ -8,24 +8,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CALIBRATION_SECONDS = 0.3
-"""What the pace is taken from."""
+"""Shortest measurement from which the pace is computed."""
 
 
 Snapshots = Sequence[tuple[int, str]]
-"""Numbers of steps, ascending, and the file for the weights after each."""
+"""Pairs of a number of steps, ascending, and the file for the weights after that many steps."""
 
 
 class Work(NamedTuple):
-    """One variant's work, compiled and warm.
+    """One variant's work, compiled and warmed up.
 
     Attributes:
-        advance: does a number of calls more, and waits for the result.
-        steps_per_call: training steps, or whatever is counted, in one call.
-        images_per_step: examples in one of these.
-        about: what is worth saying of it, in JSON's types; "compile_seconds", "setting", ...
-        train: (file of initial weights, snapshots, seed of all else): trains on from the weights
-            and writes those after each number of steps, as [(steps, file), ...]; or None.
-        agree: makes one number of those that several processes have, so that all do as many calls.
+        advance: function that makes a number of further calls, and waits for the result.
+        steps_per_call: training steps, or other units, in one call.
+        images_per_step: examples per step.
+        about: description in JSON types: "compile_seconds", "setting", ...
+        train: function of (file of initial weights, snapshots, seed) that trains from these weights
+            and writes the weights of every snapshot; None if the variant cannot.
+        agree: function that turns the numbers of several processes into one, so that all processes
+            make the same number of calls.
     """
 
     advance: Callable[[int], None]
@@ -37,12 +38,13 @@ class Work(NamedTuple):
 
 
 class Timed:
-    """Work in timed segments: what a worker keeps and answers from.
+    """Work in timed segments; a worker holds this object and calls its methods.
 
     Args:
-        work: of the variant.
-        segment_seconds: what a segment is to last, about.
-        calls: of a segment, whatever they take; None: as many as last so long.
+        work: work of the variant.
+        segment_seconds: approximate length of a segment.
+        calls: calls per segment, however long they take; None: as many as fit into
+            `segment_seconds`.
     """
 
     def __init__(self, work: Work, segment_seconds: float, calls: int | None = None) -> None:
@@ -51,7 +53,7 @@ class Timed:
         self.about = work.about
 
     def segment(self) -> dict[str, float]:
-        """Run one segment: its steps, images, seconds, and the process' peak memory so far."""
+        """Run one segment; return steps, images, seconds, and peak memory of the process so far."""
         started = time.perf_counter()
         self._work.advance(self._calls)
         seconds = time.perf_counter() - started
@@ -65,7 +67,7 @@ class Timed:
         }
 
     def train(self, initial: str, snapshots: Snapshots, seed: int = 0) -> dict[str, float]:
-        """Train from initial weights, and write the weights after numbers of steps."""
+        """Train from initial weights, and write the weights of every snapshot."""
         if self._work.train is None:
             raise ValueError("this variant cannot start from given weights.")
         started = time.perf_counter()
@@ -74,12 +76,12 @@ class Timed:
 
 
 class Fastest:
-    """Variants of one thing, all run in every segment, of which the fastest counts.
+    """Several settings of one variant: every segment runs them all, and the fastest counts.
 
-    Which one is the fastest may change with what else the machine does.
+    The fastest setting may change with other load on the machine.
 
     Args:
-        variants: name -> what is timed; the first one trains, and its `about` is that of all.
+        variants: name -> timed work; the first one trains, and provides `about`.
     """
 
     def __init__(self, variants: Mapping[str, Timed]) -> None:
@@ -88,14 +90,14 @@ class Fastest:
         self.about = self._first.about
 
     def segment(self) -> dict[str, Any]:
-        """One segment of each; what the fastest measured, and its name as "setting"."""
+        """Run one segment of each; return the fastest one's numbers, and its name as "setting"."""
         measured = [
             {**variant.segment(), "setting": name} for name, variant in self._variants.items()
         ]
         return max(measured, key=lambda segment: segment["images_per_second"])
 
     def train(self, initial: str, snapshots: Snapshots, seed: int = 0) -> dict[str, float]:
-        """As `Timed.train`."""
+        """Train the first setting, as `Timed.train` does."""
         return self._first.train(initial, snapshots, seed)
 
 
@@ -104,7 +106,10 @@ def calls_that_take(
     advance: Callable[[int], None],
     agree: Callable[[float], float] = float,
 ) -> int:
-    """How many calls last about so long, at least 1; by doubling until the clock is sure."""
+    """Number of calls (at least 1) that take about `seconds`.
+
+    Doubles the calls until they last long enough to be timed reliably.
+    """
     calls = 1
     while True:
         started = time.perf_counter()
@@ -116,19 +121,19 @@ def calls_that_take(
 
 
 def with_rows(segment: dict[str, Any], num_samples: int) -> dict[str, Any]:
-    """A segment of evaluation with its rows per second: a row is one sample of one image."""
+    """Add rows per second to a segment of evaluation; a row is one sample of one image."""
     return segment | {"rows_per_second": segment["images_per_second"] * num_samples}
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held at once."""
+    """Peak memory of this process, in bytes."""
     return peak_bytes_of("self") or _resource_peak()
 
 
 def peak_bytes_of(process: int | str) -> int | None:
-    """Most memory that a running process has held, or None where the system does not say.
+    """Peak memory of a running process in bytes, or None if the system does not report it.
 
-    The counter of `resource` starts at what the parent held when it forked; Linux's own does not.
+    `resource` counts from the parent's memory at the fork; /proc on Linux does not.
     """
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""A net's weights as named arrays, which all variants of it can start from and be judged by."""
+"""Weights of a net as named arrays, the common format of all variants and of the judge."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 Weights = dict[str, np.ndarray]
-"""Name -> array, as the library has it: "encoder/params/Dense_0/kernel" [in, out], ..."""
+"""Name -> array in the library's layout: "encoder/params/Dense_0/kernel" [in, out], ..."""
 
 
 def named(params: Any, path: str = "") -> Weights:
-    """Nested dicts of parameters by the paths of their leaves.
+    """Flatten nested dicts of parameters; the path of a leaf becomes its name.
 
     >>> named({"encoder": {"bias": np.zeros(2)}, "likelihood": {}})
     {'encoder/bias': array([0., 0.])}
@@ -24,10 +24,10 @@ def named(params: Any, path: str = "") -> Weights:
 
 
 def as_tree(weights: Weights, like: Any, path: str = "") -> Any:
-    """Named arrays in the structure of nested dicts of parameters.
+    """Arrange named arrays in the structure of nested dicts of parameters.
 
     Raises:
-        ValueError: other names than the tree's.
+        ValueError: the names differ from those of the tree's leaves.
     """
     if not path and (other := named(like).keys() ^ weights.keys()):
         raise ValueError(f"weights must be those of the net; {sorted(other)} are not in both.")
@@ -40,7 +40,7 @@ def as_tree(weights: Weights, like: Any, path: str = "") -> Any:
 
 
 def mean(several: list[Weights]) -> Weights:
-    """The mean of each array.
+    """Average each array over several sets of weights.
 
     >>> mean([{"bias": np.zeros(2)}, {"bias": np.ones(2)}])
     {'bias': array([0.5, 0.5])}
@@ -54,6 +54,6 @@ def save(path: str | Path, weights: Weights) -> None:
 
 
 def load(path: str | Path) -> Weights:
-    """Read what `save` wrote."""
+    """Read named arrays from a file that `save` wrote."""
     with np.load(path) as arrays:
         return dict(arrays)

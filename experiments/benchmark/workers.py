@@ -1,7 +1,7 @@
-"""Processes that hold one prepared variant each and wait, using no processor, for a line to go.
+"""Workers: processes that hold a prepared variant each and sleep until a request arrives.
 
-A request is one line of JSON on a worker's standard input, {"variant", "call", "arguments"}, and
-the answer one line on its standard output; all else that the worker prints goes to a file.
+A request is one line of JSON on a worker's standard input, {"variant", "call", "arguments"}; the
+answer is one line on its standard output. Everything else that the worker prints goes to a file.
 """
 
 import contextlib
@@ -24,19 +24,21 @@ ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share one GPU
 }
 SECONDS_TO_END = 2.0
+"""Time that workers have to end before they are killed."""
 ABSENT = {"torch": "PyTorch is not installed. python -m pip install -e '.[peers]' adds it."}
-"""Optional packages, and what to say without them."""
+"""Optional package -> message if it is missing."""
 
 
 class Variant(NamedTuple):
-    """What a worker prepares.
+    """A variant of a comparison, for a worker to prepare.
 
     Attributes:
-        name: in the tables.
+        name: label in the tables.
         function: "module:function", which returns an object with `about` and methods.
-        arguments: of the function, in JSON's types.
-        process: variants that name the same one share it; "" is one of its own.
-        peers: of a variant that is several processes, the arguments that each has of its own.
+        arguments: arguments of the function, in JSON types.
+        process: name of the process; variants with the same name share it, "" gives the variant
+            a separate one.
+        peers: additional arguments of each process, for a variant that runs in several.
     """
 
     name: str
@@ -47,14 +49,14 @@ class Variant(NamedTuple):
 
 
 class WorkerFailed(Exception):
-    """A variant that could not be prepared or died; the text is one line."""
+    """Raised if a variant could not be prepared, raised an error or died; the text is one line."""
 
 
 class Worker:
     """A process that holds variants.
 
     Args:
-        name: in messages.
+        name: name of the worker in messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -68,18 +70,18 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._printed,
             text=True,
-            start_new_session=True,  # Ctrl-C is the parent's to act upon
+            start_new_session=True,  # Ctrl-C reaches only the parent, which then ends the workers
         )
 
     def send(self, variant: str, call: str, **arguments: Any) -> None:
-        """Ask for a method of a variant to be called; `receive` gives what it returns."""
+        """Request a call of a variant's method; `receive` returns its result."""
         request = {"variant": variant, "call": call, "arguments": arguments}
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `receive` says how it died
+        with contextlib.suppress(BrokenPipeError):  # `receive` reports how the worker died
             print(json.dumps(request), file=self._process.stdin, flush=True)
 
     def receive(self) -> Any:
-        """Wait for the answer to what was sent.
+        """Wait for the answer to the last request.
 
         Raises:
             WorkerFailed: the method raised, or the worker died.
@@ -95,18 +97,18 @@ class Worker:
         return answer["result"]
 
     def fileno(self) -> int:
-        """Where its answers come from."""
+        """File descriptor of the worker's answers, for `select`."""
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
     def let_go(self) -> None:
-        """Tell the process to end, by the end of its input."""
+        """Close the process's input, at which it ends."""
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
 
     def close(self, deadline: float) -> None:
-        """Wait for the process to end until `time.monotonic` says `deadline`, or kill it."""
+        """Wait for the process to end; kill it if `time.monotonic()` reaches `deadline` first."""
         try:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -123,10 +125,10 @@ class Worker:
 
 
 class Workers:
-    """The workers of one comparison: a process for each variant, or a few. A context manager.
+    """Context manager that holds the workers of one comparison: a process per variant, or fewer.
 
     Args:
-        one_process: hold all variants in one process, where a device serves one process only.
+        one_process: whether one process holds all variants, for devices that serve only one.
     """
 
     def __init__(self, *, one_process: bool = False) -> None:
@@ -141,15 +143,15 @@ class Workers:
         workers = [worker for group in self._processes.values() for worker in group]
         for worker in workers:
             worker.let_go()
-        deadline = time.monotonic() + SECONDS_TO_END  # of all: whoever stops us may not wait longer
+        deadline = time.monotonic() + SECONDS_TO_END  # shared, so that an interrupt ends quickly
         for worker in workers:
             worker.close(deadline)
 
     def prepare(self, variant: Variant) -> dict[str, Any]:
-        """Import, compile and warm up a variant; returns what it says of itself.
+        """Import, compile and warm up a variant; return its `about`.
 
         Raises:
-            WorkerFailed: it could not.
+            WorkerFailed: the variant could not be prepared.
         """
         process = "" if self._one_process else variant.process or variant.name
         if process not in self._processes:
@@ -159,9 +161,9 @@ class Workers:
         return self._ask(variant.name, "prepare", {"function": variant.function}, own)
 
     def ask(self, variant: str, call: str, **arguments: Any) -> Any:
-        """Call a method of a variant that is prepared, and wait for what it returns.
+        """Call a method of a prepared variant, and wait for its result.
 
-        All processes of a variant are asked at once; the first one's answer counts.
+        All processes of a variant receive the request at once; the answer of the first one counts.
 
         Raises:
             WorkerFailed: the method raised, or the worker died.
@@ -176,7 +178,7 @@ class Workers:
             worker.send(variant, call, **arguments, **more)
         answers: dict[Worker, Any] = {}
         while waiting := [worker for worker in group if worker not in answers]:
-            # Whichever speaks first: one that fails leaves the others waiting for it.
+            # Read whichever answers first: if one process fails, the others wait for it forever.
             for worker in ready(waiting):
                 answers[worker] = worker.receive()
         return answers[group[0]]
@@ -186,12 +188,13 @@ class Workers:
 
 
 def ready(workers: list[Worker]) -> list[Worker]:
-    """Those that have an answer, once there is one."""
+    """Wait until a worker has an answer; return the workers that have one."""
     return workers if len(workers) == 1 else select.select(workers, [], [])[0]
 
 
 def serve() -> None:
-    """A worker's life: answer requests until the input ends."""
+    """Answer requests until the input ends; the main function of a worker."""
+    # Answers keep the original standard output; anything else printed goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     held: dict[str, Any] = {}
@@ -218,10 +221,10 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def ask_once(variant: Variant) -> dict[str, Any]:
-    """What a variant says of itself, from a process that ends then.
+    """Prepare a variant in a process that then ends; return its `about`.
 
     Raises:
-        Refused: it could not be prepared; the text is the user's to read.
+        Refused: the variant could not be prepared; the text is for the user.
     """
     with Workers() as workers:
         try:

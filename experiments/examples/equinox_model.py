@@ -12,7 +12,7 @@ import jaxvae
 
 
 class VAE(eqx.Module):
-    """Two MLPs about two latents."""
+    """Two MLPs, with two latents between them."""
 
     encoder: eqx.nn.MLP
     decoder: eqx.nn.MLP
@@ -32,7 +32,7 @@ class VAE(eqx.Module):
 
 @eqx.filter_jit
 def step(model, opt_state, keys, xs):
-    """One step of Adam; the module's functions are static, its arrays are trained."""
+    """One step of Adam; the module's arrays are trained, its functions are static."""
     loss = lambda model: -jax.vmap(model.elbo)(keys, xs).mean()
     updates, opt_state = optimizer.update(eqx.filter_grad(loss)(model), opt_state)
     return eqx.apply_updates(model, updates), opt_state

@@ -1,4 +1,4 @@
-"""Training on rows with missing entries, and filling them in.
+"""Training on rows with missing entries, and imputing these entries.
 
 python -m experiments.examples.missing_data
 """
@@ -9,7 +9,7 @@ import optax
 
 import jaxvae
 
-S = jnp.linspace(1, 2, 8)  # the data: x = S u + noise / 2; a third of the entries is missing
+S = jnp.linspace(1, 2, 8)  # the data: x = S u + noise / 2; a third of the entries are missing
 key = jax.random.key(0)
 key_data, key_noise, key_mask, key_init = jax.random.split(key, 4)
 complete = jax.random.normal(key_data, (1024, 1)) * S
@@ -24,7 +24,7 @@ vae = jaxvae.mlp_vae(
 def elbo(params, key, x, mask):
     """Lower bound on the log density of the observed entries, in nats."""
 
-    def encode(x):  # the bound shows zeros where x is missing; the mask says which they are
+    def encode(x):  # the bound passes zeros where x is missing; the mask marks these entries
         return vae.encode(params, jnp.concatenate([x, mask]))
 
     def decode(z):
@@ -58,4 +58,4 @@ for t in range(800):
     params, opt_state = step(params, opt_state, jax.random.fold_in(key, t))
 filled = jax.vmap(fill, in_axes=(None, 0, 0))(params, xs, mask)
 error = jnp.sqrt(jnp.square(filled - complete).sum() / (~mask).sum())
-print(f"error of the entries filled in {error:.2f}, of a column's mean {jnp.std(complete):.2f}")
+print(f"error of imputed entries {error:.2f}, of a column's mean {jnp.std(complete):.2f}")

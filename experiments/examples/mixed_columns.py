@@ -1,4 +1,4 @@
-"""Table with columns of different kinds: a real number, a count, a yes or no, a category.
+"""Table with columns of different kinds: a real number, a count, a binary value, a category.
 
 python -m experiments.examples.mixed_columns
 """
@@ -13,7 +13,7 @@ import jaxvae
 
 
 class Row(NamedTuple):
-    """p(x|z) of one row: independent columns, each of its own family."""
+    """p(x|z) of one row: independent columns, each with its own distribution."""
 
     height: jaxvae.Gaussian
     visits: jaxvae.Poisson
@@ -25,55 +25,42 @@ class Row(NamedTuple):
         return sum(column.log_prob(row[i : i + 1]) for i, column in enumerate(self))
 
 
-def elbo(params, key, row):
-    """Evidence lower bound of one row, in nats."""
-
-    def encode(row):  # numbers of order 1 for the network, whatever the columns' units
-        height, visits, member, colour = row
-        seen = jnp.stack(
-            [height, jnp.log1p(visits), member, *jax.nn.one_hot(colour.astype(int), 3)]
-        )
-        h = jnp.tanh(seen @ params["hidden"])
-        return jaxvae.Gaussian(*jnp.split(h @ params["posterior"], 2))
-
-    def decode(z):
-        h = jnp.tanh(z @ params["back"]) @ params["output"] + params["bias"]
-        return Row(
-            jaxvae.Gaussian(h[:1], params["log_scale"]),
-            jaxvae.Poisson(h[1:2]),
-            jaxvae.Bernoulli(h[2:3]),
-            jaxvae.Categorical(h[None, 3:]),
-        )
-
-    prior = jaxvae.Gaussian.standard(1)
-    return jaxvae.elbo(key, row, encode=encode, decode=decode, prior=prior).objective
+def init(key):
+    """Draw the parameters."""
+    shapes = {"hidden": (6, 16), "posterior": (16, 2), "back": (1, 16), "output": (16, 6)}
+    layer = lambda i, shape: 0.3 * jax.random.normal(jax.random.fold_in(key, i), shape)
+    layers = {name: layer(i, shape) for i, (name, shape) in enumerate(shapes.items())}
+    return layers | {"bias": jnp.zeros(6), "log_scale": jnp.zeros(())}
 
 
-def mean_elbo(params, key):
-    """Mean over the table."""
-    keys = jax.random.split(key, len(rows))
-    return jax.vmap(elbo, in_axes=(None, 0, 0))(params, keys, rows).mean()
+def encode(params, row):
+    """Return q(z|x); the network sees every column as numbers of order 1."""
+    height, visits, member, colour = row
+    seen = jnp.stack([height, jnp.log1p(visits), member, *jax.nn.one_hot(colour.astype(int), 3)])
+    return jaxvae.Gaussian(*jnp.split(jnp.tanh(seen @ params["hidden"]) @ params["posterior"], 2))
 
 
-@jax.jit
-def step(params, opt_state, key):
-    """One step of Adam on the whole table."""
-    gradient = jax.grad(lambda params: -mean_elbo(params, key))(params)
-    updates, opt_state = optimizer.update(gradient, opt_state)
-    return optax.apply_updates(params, updates), opt_state
+def decode(params, z):
+    """Return p(x|z)."""
+    h = jnp.tanh(z @ params["back"]) @ params["output"] + params["bias"]
+    return Row(
+        jaxvae.Gaussian(h[:1], params["log_scale"]),
+        jaxvae.Poisson(h[1:2]),
+        jaxvae.Bernoulli(h[2:3]),
+        jaxvae.Categorical(h[None, 3:]),
+    )
 
 
 key = jax.random.key(0)
-group = jax.random.bernoulli(key, shape=(512,)).astype(jnp.float32)  # what the columns share
+group = jax.random.bernoulli(key, shape=(512,)).astype(jnp.float32)  # shared by the columns
 noise, counts = jax.random.normal(key, (512,)), jax.random.poisson(key, 1 + 9 * group)
 rows = jnp.stack([3 * group + noise, counts, group, 2 * group], axis=1)
-layer = lambda i, shape: 0.3 * jax.random.normal(jax.random.fold_in(key, i), shape)
-shapes = {"hidden": (6, 16), "posterior": (16, 2), "back": (1, 16), "output": (16, 6)}
-params = {name: layer(i, shape) for i, (name, shape) in enumerate(shapes.items())}
-params |= {"bias": jnp.zeros(6), "log_scale": jnp.zeros(())}
+vae = jaxvae.VAE(init, encode, decode, prior=lambda params: jaxvae.Gaussian.standard(1))
 optimizer = optax.adam(1e-2)
-opt_state = optimizer.init(params)
-before = mean_elbo(params, key)
+state = jaxvae.init_state(vae, optimizer, key)
+step = jax.jit(jaxvae.make_train_step(vae, optimizer))
+elbos = []
 for t in range(800):
-    params, opt_state = step(params, opt_state, jax.random.fold_in(key, t))
-print(f"ELBO {mean_elbo(params, key):.2f} nats per row, {before:.2f} before training")
+    state, metrics = step(state, jax.random.split(jax.random.fold_in(key, t), len(rows)), rows)
+    elbos.append(metrics["elbo"])
+print(f"ELBO {elbos[-1]:.2f} nats per row, {elbos[0]:.2f} before training")

@@ -1,4 +1,4 @@
-"""Flax NNX with dropout and random numbers of its own.
+"""Flax NNX module with dropout, whose random numbers come from the example's key.
 
 python -m experiments.examples.nnx_dropout
 """
@@ -12,7 +12,7 @@ import jaxvae
 
 
 class VAE(nnx.Module):
-    """One hidden layer with dropout on either side of two latents."""
+    """Encoder and decoder with one hidden layer each and two latents; the encoder has dropout."""
 
     def __init__(self, rngs):
         self.hidden, self.posterior = nnx.Linear(8, 32, rngs=rngs), nnx.Linear(32, 4, rngs=rngs)

@@ -19,7 +19,7 @@ def encode(x):
 
 
 def decode(z):
-    """Return p(x|z); to_event(1) makes one event of its three entries."""
+    """Return p(x|z); to_event(1) makes its three entries one event."""
     return jaxvae.adapt(dist.Normal(W @ z, 1.0).to_event(1))
 
 

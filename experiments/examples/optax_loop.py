@@ -29,7 +29,7 @@ def elbo(params, key, x):
 
 
 def mean_elbo(params, key, xs):
-    """Mean over a batch: every example has its own key."""
+    """Mean bound of a batch, in nats; every example has its own key."""
     keys = jax.random.split(key, len(xs))
     return jax.vmap(elbo, in_axes=(None, 0, 0))(params, keys, xs).mean()
 

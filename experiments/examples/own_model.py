@@ -1,4 +1,4 @@
-"""ELBO of a model of your own, next to the exact log p(x).
+"""ELBO of your own model, next to the exact log p(x).
 
 python -m experiments.examples.own_model
 """
@@ -31,6 +31,6 @@ def elbo(key, x):
 
 x = jnp.array([1.0, 0.5, 2.0])
 keys = jax.random.split(jax.random.key(0), 10_000)
-elbos = jax.vmap(elbo, in_axes=(0, None))(keys, x)  # vmap adds the draws, as it adds a batch
+elbos = jax.vmap(elbo, in_axes=(0, None))(keys, x)  # the bound of one draw for each key
 exact = jax.scipy.stats.multivariate_normal.logpdf(x, jnp.zeros(3), jnp.eye(3) + W @ W.T)
 print(f"ELBO {elbos.mean():.3f} nats, exact log p(x) {exact:.3f}")

@@ -10,15 +10,17 @@ import optax
 
 import jaxvae
 
-LENGTH = 12
+LENGTH = 12  # shorter sequences are padded with NaN
 
 
 class Encoder(nn.Module):
-    """A GRU over the first `length` steps; its last carry gives q(z|x)."""
+    """A GRU over the steps that are there; its last carry gives q(z|x)."""
 
     @nn.compact
-    def __call__(self, x, length):
-        carry, _ = nn.RNN(nn.GRUCell(16), return_carry=True)(x[:, None], seq_lengths=length)
+    def __call__(self, x):
+        there = jnp.isfinite(x)
+        steps = jnp.where(there, x, 0)[:, None]
+        carry, _ = nn.RNN(nn.GRUCell(16), return_carry=True)(steps, seq_lengths=there.sum())
         return jaxvae.Gaussian(*jnp.split(nn.Dense(4)(carry), 2))
 
 
@@ -31,34 +33,10 @@ class Decoder(nn.Module):
         return jaxvae.Gaussian(loc, self.param("log_scale", nn.initializers.zeros, ()))
 
 
-encoder, decoder = Encoder(), Decoder()
-
-
-def elbo(params, key, x, length):
-    """Evidence lower bound of the first `length` entries of x, in nats."""
-    return jaxvae.elbo(
-        key,
-        x,
-        encode=lambda x: encoder.apply(params["encoder"], x, length),
-        decode=lambda z: decoder.apply(params["decoder"], z),
-        prior=jaxvae.Gaussian.standard(2),
-        mask=jnp.arange(LENGTH) < length,  # padding may hold anything, NaN included
-    ).objective
-
-
-def mean_elbo(params, key, xs, lengths):
-    """Mean per observed time step."""
-    keys = jax.random.split(key, len(xs))
-    bounds = jax.vmap(elbo, in_axes=(None, 0, 0, 0))(params, keys, xs, lengths)
-    return bounds.sum() / lengths.sum()
-
-
-@jax.jit
-def step(params, opt_state, key):
-    """One step of Adam."""
-    gradient = jax.grad(lambda params: -mean_elbo(params, key, xs, lengths))(params)
-    updates, opt_state = optimizer.update(gradient, opt_state)
-    return optax.apply_updates(params, updates), opt_state
+def masked_elbo(key, x, *, encode, **others):
+    """Evidence lower bound of the entries of x that are there; the encoder sees them all."""
+    mask = jnp.isfinite(x)
+    return jaxvae.elbo(key, x, encode=lambda _: encode(x), mask=mask, **others)
 
 
 key = jax.random.key(0)
@@ -67,14 +45,18 @@ phase = jax.random.uniform(key_phase, (256, 1), maxval=2 * jnp.pi)
 xs = jnp.sin(jnp.arange(LENGTH) / 2 + phase) + 0.1 * jax.random.normal(key_noise, (256, LENGTH))
 lengths = jax.random.randint(key_length, (256,), 4, LENGTH + 1)
 xs = jnp.where(jnp.arange(LENGTH) < lengths[:, None], xs, jnp.nan)
-params = {
-    "encoder": encoder.init(key, jnp.zeros(LENGTH), LENGTH),
-    "decoder": decoder.init(key, jnp.zeros(2)),
-}
+encoder, decoder = Encoder(), Decoder()
+vae = jaxvae.VAE(
+    init=lambda key: (encoder.init(key, xs[0]), decoder.init(key, jnp.zeros(2))),
+    encode=lambda params, x: encoder.apply(params[0], x),
+    decode=lambda params, z: decoder.apply(params[1], z),
+    prior=lambda params: jaxvae.Gaussian.standard(2),
+)
 optimizer = optax.adam(1e-2)
-opt_state = optimizer.init(params)
-before = mean_elbo(params, key, xs, lengths)
+state = jaxvae.init_state(vae, optimizer, key)
+step = jax.jit(jaxvae.make_train_step(vae, optimizer, objective=masked_elbo))
+elbos = []
 for t in range(400):
-    params, opt_state = step(params, opt_state, jax.random.fold_in(key, t))
-after = mean_elbo(params, key, xs, lengths)
-print(f"ELBO {after:.2f} nats per time step, {before:.2f} before training")
+    state, metrics = step(state, jax.random.split(jax.random.fold_in(key, t), len(xs)), xs)
+    elbos.append(metrics["elbo"] * len(xs) / lengths.sum())
+print(f"ELBO {elbos[-1]:.2f} nats per time step, {elbos[0]:.2f} before training")

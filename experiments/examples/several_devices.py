@@ -1,11 +1,12 @@
-"""Your own loop on several devices, many steps per call.
+"""Training loop on several devices, with many steps per call.
 
 python -m experiments.examples.several_devices
 """
 
 import os
 
-os.environ.setdefault("PJRT_NPROC", "32")  # simulated devices wait for each other in threads
+# Each simulated device blocks a thread in a reduction: with too few threads they can deadlock.
+os.environ.setdefault("PJRT_NPROC", "32")
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import optax
 import jaxvae
 
 if not jax.config.jax_platforms:
-    jax.config.update("jax_num_cpu_devices", 4)  # on a CPU; GPUs and TPUs are taken as they are
+    jax.config.update("jax_num_cpu_devices", 4)  # only affects CPUs: simulates four devices
 
 BATCH, STEPS_PER_CALL, CALLS = 64, 50, 6
 key = jax.random.key(0)

@@ -1,11 +1,12 @@
-"""Your own loop on several devices with jit and a batch that is sharded over them.
+"""Training loop on several devices, with jit and a batch that is sharded over them.
 
 python -m experiments.examples.sharded_batch
 """
 
 import os
 
-os.environ.setdefault("PJRT_NPROC", "32")  # simulated devices wait for each other in threads
+# Each simulated device blocks a thread in a reduction: with too few threads they can deadlock.
+os.environ.setdefault("PJRT_NPROC", "32")
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxvae
 
 if not jax.config.jax_platforms:
-    jax.config.update("jax_num_cpu_devices", 4)  # on a CPU; GPUs and TPUs are taken as they are
+    jax.config.update("jax_num_cpu_devices", 4)  # only affects CPUs: simulates four devices
 
 BATCH, STEPS = 64, 300
 key = jax.random.key(0)
@@ -33,5 +34,5 @@ for t in range(STEPS):
     keys = jax.random.split(key_step, BATCH)
     state, metrics = step(state, *jax.device_put((keys, batch), sharded))
     if t % 10 == 9:
-        jax.block_until_ready(state)  # few calls in flight: a must on simulated devices
+        jax.block_until_ready(state)  # simulated devices can deadlock with many calls in flight
 print(f"step {state.step}: ELBO {metrics['elbo']:.2f} nats on {mesh.size} devices")

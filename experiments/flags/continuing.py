@@ -8,6 +8,7 @@ from typing import Any
 from experiments.flags import saved_flags
 from experiments.flags.config import MAY_CHANGE, TrainConfig, require
 from experiments.flags.path_checks import same_text
+from experiments.flags.processes import silence_aborts
 
 CONFIG = "config.json"
 OF_THE_MACHINE = (
@@ -32,6 +33,8 @@ def flags_of_run(arguments: Sequence[str]) -> TrainConfig | None:
     run = _value(arguments, "run")
     if run is None or "--help" in arguments or "-h" in arguments:
         return None
+    if {"--distributed", "--processes.distributed"} & set(arguments):
+        silence_aborts()  # reading imports jax
     values = saved_flags.read(Path(run) / CONFIG)
     if values is None:
         return None

@@ -1,7 +1,11 @@
 """Flags for running as one of several processes."""
 
+import os
 import re
 from dataclasses import dataclass
+
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+"""Environment variable for the log lines of jax's C++: 0 shows all, 4 hides even abort messages."""
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,13 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def silence_aborts() -> None:
+    """Keep jax's C++ from writing a page in front of our line when it aborts.
+
+    Call it before jax is imported. It has no effect if the user has asked for all lines.
+    """
+    # An inherited "1" may come from jax itself, in the program that started this one.
+    if os.environ.get(LOG_LEVEL) != "0":
+        os.environ[LOG_LEVEL] = "4"

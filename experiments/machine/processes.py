@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.flags.processes import Processes
+from experiments.flags.processes import LOG_LEVEL, Processes, silence_aborts
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 SHUTDOWN_SECONDS = 3600
@@ -37,8 +37,6 @@ LOST = re.compile(r"Gloo|NCCL|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordin
 """Words of jax errors that mean that another process did not answer."""
 LOST_LINE = "another process has died or cannot be reached."
 AGAIN = " Start all processes again: the run continues from its newest checkpoint."
-LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-"""Environment variable for the log lines of jax's C++: 0 shows all, 4 hides even abort messages."""
 
 
 def join(processes: Processes) -> None:
@@ -135,10 +133,8 @@ def as_peer(processes: Processes) -> Iterator[None]:
     Otherwise Python would wait at its exit for the other processes, which wait for this one. An
     error that all processes raise together (`Stopped`) is passed on as usual.
     """
-    if processes.distributed and os.environ.get(LOG_LEVEL) != "0":
-        # Set before jax is loaded; otherwise it logs a page in front of our line when it aborts. An
-        # inherited "1" may come from jax itself, in the program that started this one.
-        os.environ[LOG_LEVEL] = "4"
+    if processes.distributed:
+        silence_aborts()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:

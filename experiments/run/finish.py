@@ -13,6 +13,7 @@ from experiments.machine.compilation_cache import give_back_memory
 from experiments.machine.keys import root_key
 from experiments.machine.versions import versions
 from experiments.record import files
+from experiments.record.progress import counted
 from experiments.run.loop import Loop
 from experiments.run.optimization import evaluated_at_once
 from experiments.show import pictures, report
@@ -94,11 +95,17 @@ def _measure(loop: Loop) -> dict[str, Any]:
         batch_size=config.eval_batch_size,
         microbatch_size=evaluated_at_once(config),
     )
+    message = loop.recorder.display.message
+    message(
+        f"Measuring step {step:,} with {config.eval_samples} samples per example: compiling, "
+        "then evaluating."
+    )
     for split in ("validation", "test"):
         examples = getattr(loop.built.dataset, split)
         if not len(examples):
             continue
-        scores = scorer(examples)
+        with counted(f"{split} examples", len(examples), quiet=config.quiet) as progress:
+            scores = scorer(examples, progress=progress)
         give_back_memory()
         results[split] = summarize(
             scores, examples.shape[1:], loop.built.preprocessing, config.eval_samples
@@ -106,6 +113,7 @@ def _measure(loop: Loop) -> dict[str, Any]:
         if scores.kl_per_latent is not None and is_first():
             pictures.latent_kl_bars(scores.kl_per_latent.mean(0), folder / "latent_kl.png")
     if is_first():
+        message("Drawing pictures: compiling the decoder for each kind of them.")
         xs = prepared_head(loop.built.dataset, loop.built.preprocessing)
         write_pictures(draw(loop.built.vae, params, xs, loop.built.keys.pictures), folder)
     timing = {

@@ -53,6 +53,7 @@ class Loop:
         built: parts that depend only on the flags and data.
         folder: folder of the run.
         batches: the order of the data.
+        recorder: of metrics and messages.
         state: training state, on the devices.
         step: number of steps done, including those whose metrics are unread.
         seconds_to_first_step: time since the command began; None until the first step is done.
@@ -65,8 +66,8 @@ class Loop:
         self.batches = dispatcher.batches
         self._dispatcher, self._started = dispatcher, started
         self._validate = make_validation(built)
-        self.state, self.step, self._recorder, self._lines = folder.start()
-        self._saving = Saving(folder.checkpoints, self._recorder)
+        self.state, self.step, self.recorder, self._lines = folder.start()
+        self._saving = Saving(folder.checkpoints, self.recorder)
         self._skipped, self._skipped_in_row = int(self.state.skipped), 0
         self._unread: deque[Unread] = deque()
         self.seconds_to_first_step: float | None = None
@@ -82,9 +83,9 @@ class Loop:
         config = self.built.config
         end = self.built.num_steps if end is None else end
         guard = _transfer_guard(self.built)
-        with StopRequest() as stop, self._recorder.display, jax.transfer_guard(guard):
+        with StopRequest() as stop, self.recorder.display, jax.transfer_guard(guard):
             while self._lines:
-                self._recorder.display.message(self._lines.pop(0))
+                self.recorder.display.message(self._lines.pop(0))
             self._dispatcher.wait()
             chunk = self._dispatcher.after(self.step, end, None)
             self._read_at = time.perf_counter()
@@ -137,7 +138,7 @@ class Loop:
             self.seconds_to_first_step = now - self._started
             self._steady_since = (now, due[-1].first + due[-1].num_steps)
             seconds = f"{self.seconds_to_first_step:.1f}"
-            self._recorder.display.message(f"First step after {seconds} seconds.")
+            self.recorder.display.message(f"First step after {seconds} seconds.")
         for unread in read:
             self._record(unread, self.built.config.batch_size / seconds_per_step)
 
@@ -152,23 +153,23 @@ class Loop:
             self._skipped = int(metrics["skipped"][i])
             if (first + i + 1) % self.built.config.log_every == 0:
                 row = {name: values[i].item() for name, values in metrics.items()}
-                self._recorder.write(first + i + 1, "train", row, timing)
+                self.recorder.write(first + i + 1, "train", row, timing)
         last = {name: values[count - 1] for name, values in metrics.items()}
-        self._recorder.progress(first + count, last, images_per_second)
+        self.recorder.progress(first + count, last, images_per_second)
 
     def _record_skipped(self, step: int) -> None:
         """Record the inputs of a skipped step, except the parameters."""
         with jax.transfer_guard("allow"):
             key = jax.random.key_data(jax.random.fold_in(self.built.keys.train, step - 1))
             numbers = np.asarray(key).tolist()
-        self._recorder.skipped(step, self.batches.indices(step - 1, 1).tolist(), numbers)
+        self.recorder.skipped(step, self.batches.indices(step - 1, 1).tolist(), numbers)
 
     def _evaluate(self) -> float | None:
         """Evaluate on the validation split; return its ELBO, or None if there is no such split."""
         if self._validate is None:
             return None
         row = self._validate(self.state)
-        self._recorder.write(self.step, "validation", row, {"seconds": self._elapsed()})
+        self.recorder.write(self.step, "validation", row, {"seconds": self._elapsed()})
         return row["elbo"]
 
     def _save(self, metric: float | None) -> bool:
@@ -182,7 +183,7 @@ class Loop:
             return self._give_up()
         if not self._saving.finish(self.step):
             return LOST
-        self._recorder.display.message(
+        self.recorder.display.message(
             f"Stopped at step {self.step:,} and saved. Rerun the same command to continue."
         )
         return 128 + signal
@@ -195,7 +196,7 @@ class Loop:
         steps = Steps(read, self._skipped, self._skipped_in_row)
         data_scale = spread(self.built.preprocessing, self.built.dataset.train)
         saved = self.folder.checkpoints.latest_step() or 0
-        self._recorder.say(not_finite(self.built.config, steps, saved, data_scale))
+        self.recorder.say(not_finite(self.built.config, steps, saved, data_scale))
         return 1
 
     def _elapsed(self) -> float:

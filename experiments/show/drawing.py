@@ -15,6 +15,9 @@ from jaxvae.distributions import VonMisesFisher, mean_of
 from jaxvae.evaluation import MEAN_SAMPLES
 from jaxvae.models.vae import VAE, Params
 
+MOST_COLUMNS = 16
+"""Columns of vectors up to which each has a scale of its own in pictures."""
+
 
 class Drawing(NamedTuple):
     """Outputs of a model, as numpy arrays in the units of x; decoded ones are means of p(x|z).
@@ -126,7 +129,7 @@ def _to_sphere(z: jax.Array) -> jax.Array:
 def write_pictures(drawing: Drawing, folder: Path) -> None:
     """Write samples.png, reconstructions.png, interpolations.png and traversals.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    limits = (float(drawing.originals.min()), float(drawing.originals.max()))
+    limits, note = _limits(drawing.originals)
     shown: dict[str, Any] = {
         "samples": pictures.grid(drawing.samples, limits=limits),
         "reconstructions": pictures.reconstructions(
@@ -138,7 +141,27 @@ def write_pictures(drawing: Drawing, folder: Path) -> None:
         ),
     }
     for name, picture in shown.items():
-        pictures.save_png(folder / f"{name}.png", picture)
+        noted = pictures.noted(picture, note) if note else picture
+        pictures.save_png(folder / f"{name}.png", noted)
+
+
+def _limits(examples: np.ndarray) -> tuple[tuple[Any, Any], str]:
+    """Limits of a drawing, and a line that explains them.
+
+    The columns of vectors may have any unit, so each is drawn between its own least and largest.
+    """
+    if examples.ndim != 2:
+        return (float(examples.min()), float(examples.max())), ""
+    lo, hi = examples.min(0), examples.max(0)
+    if len(lo) > MOST_COLUMNS:
+        lo, hi = float(lo.min()), float(hi.max())
+        scale = f"upwards from {lo:.3g} to {hi:.3g}"
+    else:
+        scale = "each upwards from its least to its largest value in the data: " + "; ".join(
+            f"x[{i}] {low:.3g} to {high:.3g}"
+            for i, (low, high) in enumerate(zip(lo, hi, strict=True))
+        )
+    return (lo, hi), f"Across: columns x[0] to x[{examples.shape[1] - 1}], {scale}."
 
 
 def prepared_head(dataset: Dataset, preprocessing: Preprocessing, most: int = 1000) -> np.ndarray:

@@ -1,14 +1,16 @@
 """Pictures of data, samples, reconstructions and latents, and training curves.
 
-An example of shape [H, W, 1] or [H, W, 3] is drawn as an image; an example of any other shape is
-drawn as a line through its flattened values. Pictures are arrays uint8 [height, width, 3].
-`limits` (lo, hi) are the values drawn black and white, or at the bottom and top of a line plot. By
-default they are (0, 1) for images, and the range of all values for line plots.
+An example of shape [H, W, 1] or [H, W, 3] is drawn as an image, one of any other shape as a line
+through its values, flattened. Pictures are arrays uint8 [height, width, 4], transparent around the
+examples, so that they fit bright pages and dark ones. `limits` (lo, hi) are the values drawn black
+and white, or at the bottom and the top of a line plot, numbers or arrays of an example's shape;
+without them an image lies in (0, 1), and line plots span what all of them hold.
 """
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Limits = tuple[float, float]
+Limits = tuple[ArrayLike, ArrayLike]
 
 # Blue and vermilion of Okabe and Ito: distinct for colour-blind readers too, on white and black.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#5F6670"
-_BACKGROUND, _LINE_BACKGROUND, _NOT_FINITE = 255, "#F3F4F6", (213, 94, 0)
+_LABEL, _LINE_BACKGROUND = "#7B838E", (0.5, 0.5, 0.5, 0.12)  # on bright pages and dark ones
+_NOT_FINITE = (213, 94, 0)
 _LEAST_SIDE, _GAP, _FONT_SIZE = 64, 2, 14
 _LINE_TILE = (66, 84)
 _MANY = 40  # curves with more points are drawn without dots, smoothed, and without their start
@@ -96,30 +99,51 @@ def traversals(
     return _labelled(tiles, [f"z[{i}]" for i in latents], [f"{value:+.2g}" for value in values])
 
 
+def noted(picture: np.ndarray, note: str) -> np.ndarray:
+    """A picture with a line of text below it, wrapped to its width."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(_FONT_SIZE)
+    characters = max(12, int(picture.shape[1] / (font.getlength(note) / len(note))) - 1)
+    lines = textwrap.wrap(note, characters)
+    height, width = len(lines) * (_FONT_SIZE + 5) + 8, max(map(font.getlength, lines)) + 8
+    wider = max(0, math.ceil(width) - picture.shape[1])
+    image = Image.fromarray(np.pad(picture, ((0, height), (0, wider), (0, 0))))
+    text = "\n".join(lines)
+    ImageDraw.Draw(image).multiline_text((4, picture.shape[0] + 4), text, _LABEL, font, spacing=5)
+    return np.asarray(image)
+
+
 def save_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture uint8 [height, width, 3] as a PNG file."""
+    """Write a picture uint8 [height, width, 4] as a PNG file."""
     from PIL import Image
 
     Image.fromarray(picture).save(path, format="PNG", optimize=True)
 
 
-def curves(rows: Sequence[Mapping[str, Any]], path: Path | IO[bytes]) -> None:
-    """Draw training curves as a PNG.
+def quantities(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of `curves` that rows of metrics hold, the elbo first, whether they hold it or not.
 
-    Args:
-        rows: rows of a metrics file, splits "train" and "validation"; NaN and None leave gaps.
-        path: path of the file, or a file open for writing bytes.
+    Raises:
+        ValueError: there are no rows.
     """
     if not rows:
         raise ValueError(
             "curves: there must be at least one row of metrics, got none. Train first."
         )
-    names = ["elbo", *(name for name in list(_PANELS)[1:] if any(name in row for row in rows))]
-    rest = [names[i : i + 2] for i in range(1, len(names), 2)]
-    mosaic: Any = [["elbo", "elbo"], *[pair if len(pair) == 2 else pair * 2 for pair in rest]]
-    figure = _figure(9, 3.3 + 2.4 * len(rest))
-    for name, axes in figure.subplot_mosaic(mosaic).items():
-        _draw_panel(axes, name, rows)
+    return ["elbo", *(name for name in list(_PANELS)[1:] if any(name in row for row in rows))]
+
+
+def curves(rows: Sequence[Mapping[str, Any]], name: str, path: Path | IO[bytes]) -> None:
+    """Draw the training curve of one quantity as a PNG.
+
+    Args:
+        rows: rows of a metrics file, splits "train" and "validation"; NaN and None leave gaps.
+        name: one of `quantities`.
+        path: the file to write, or one open for bytes.
+    """
+    figure = _figure(*((6.5, 2.8) if name == "elbo" else (4.5, 2.4)))
+    _draw_panel(figure.add_subplot(), name, rows)
     _save(figure, path)
 
 
@@ -127,10 +151,10 @@ def latent_kl_bars(kl_per_latent: ArrayLike, path: Path | IO[bytes]) -> None:
     """Draw the mean KL of each latent [Z] over a data set, in nats, largest first, as a PNG."""
     kl = np.asarray(kl_per_latent, dtype=np.float64)
     order = np.argsort(-np.nan_to_num(kl), kind="stable")
-    figure = _figure(9, 3)
+    figure = _figure(6.5, 2.6)
     axes = figure.add_subplot()
     axes.bar(np.arange(len(kl)), kl[order], color=_BLUE, width=0.8)
-    every = math.ceil(len(kl) / 40)
+    every = math.ceil(len(kl) / 32)
     axes.set_xticks(np.arange(len(kl))[::every], [str(i) for i in order[::every]])
     axes.set_xlim(-0.6, len(kl) - 0.4)
     _style(axes, "KL of each latent", "latent, largest KL first", "nats")
@@ -166,7 +190,7 @@ def _span(arrays: Sequence[np.ndarray]) -> Limits:
 
 
 def _tiles(overlaid: Sequence[np.ndarray], limits: Limits | None) -> np.ndarray:
-    """Draw examples [N, *data_shape] as tiles uint8 [N, h, w, 3], later arrays on top."""
+    """Draw examples [N, *data_shape] as tiles uint8 [N, h, w, 4], later arrays on top."""
     limits = limits or _span(overlaid)
     if _is_image(overlaid[0]):
         return _image_tiles(overlaid[-1], limits)
@@ -174,13 +198,12 @@ def _tiles(overlaid: Sequence[np.ndarray], limits: Limits | None) -> np.ndarray:
 
 
 def _image_tiles(images: np.ndarray, limits: Limits) -> np.ndarray:
-    lo, hi = limits
+    lo, hi = map(np.asarray, limits)
     finite = np.isfinite(images).all(axis=-1)
-    levels = np.clip((np.nan_to_num(images) - lo) / ((hi - lo) or 1), 0, 1)
-    pixels = np.broadcast_to(
-        (levels * 255).round().astype(np.uint8), (*images.shape[:-1], 3)
-    ).copy()
-    pixels[~finite] = _NOT_FINITE
+    levels = np.clip((np.nan_to_num(images) - lo) / np.where(hi > lo, hi - lo, 1), 0, 1)
+    pixels = np.full((*images.shape[:-1], 4), 255, np.uint8)
+    pixels[..., :3] = (levels * 255).round()
+    pixels[~finite, :3] = _NOT_FINITE
     factor = math.ceil(_LEAST_SIDE / max(images.shape[1:3]))
     return pixels.repeat(factor, axis=1).repeat(factor, axis=2)
 
@@ -190,7 +213,7 @@ def _line_tiles(lines: Sequence[np.ndarray], limits: Limits) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    (lo, hi), (height, width) = limits, _LINE_TILE
+    (lo, hi), (height, width) = map(np.ravel, limits), _LINE_TILE
     count, size = lines[0].shape
     figure = Figure((width / 64, count * height / 64), dpi=64, facecolor=_LINE_BACKGROUND)
     canvas = FigureCanvasAgg(figure)
@@ -200,30 +223,30 @@ def _line_tiles(lines: Sequence[np.ndarray], limits: Limits) -> np.ndarray:
     tops = height * np.arange(count)[:, None]
     styles = ((_BLUE, 1.8 if len(lines) == 1 else 4), (_ORANGE, 1.5))
     for values, (colour, linewidth) in zip(lines, styles, strict=False):
-        level = np.clip((values - lo) / ((hi - lo) or 1), -0.05, 1.05)
+        level = np.clip((values - lo) / np.where(hi > lo, hi - lo, 1), -0.05, 1.05)
         down = (tops + 8 + (1 - level) * (height - 16)).T
         marker = "." if size <= 16 else ""
         alpha = 0.4 if linewidth == 4 else 1
         axes.plot(across, down, color=colour, alpha=alpha, linewidth=linewidth, marker=marker)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].reshape(count, height, width, 3)
+    return np.asarray(canvas.buffer_rgba()).reshape(count, height, width, 4)
 
 
 def _folded(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Arrange tiles [N, h, w, 3] in rows [R, C, h, w, 3]; fill the last row with background."""
+    """Arrange tiles [N, h, w, 4] in rows [R, C, h, w, 4]; fill the last row with background."""
     columns = min(columns, len(tiles))
     missing = -len(tiles) % columns
-    filled = np.pad(tiles, ((0, missing), *[(0, 0)] * 3), constant_values=_BACKGROUND)
+    filled = np.pad(tiles, ((0, missing), *[(0, 0)] * 3))
     return filled.reshape(-1, columns, *tiles.shape[1:])
 
 
 def _joined(tiles: np.ndarray) -> np.ndarray:
-    """Join rows of tiles [R, C, h, w, 3] into one picture, with gaps between and around them."""
+    """Join rows of tiles [R, C, h, w, 4] into one picture, with gaps between and around them."""
     gaps = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
-    padded = np.pad(tiles, gaps, constant_values=_BACKGROUND)
+    padded = np.pad(tiles, gaps)
     rows, columns, height, width, _ = padded.shape
-    picture = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
-    return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=_BACKGROUND)
+    picture = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 4)
+    return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)))
 
 
 def _labelled(
@@ -232,20 +255,20 @@ def _labelled(
     column_labels: Sequence[str] = (),
     colours: Sequence[str] = (),
 ) -> np.ndarray:
-    """Join rows of tiles [R, C, h, w, 3], with labels left of the rows and above the columns."""
+    """Join rows of tiles [R, C, h, w, 4], with labels left of the rows and above the columns."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(_FONT_SIZE)
     left = math.ceil(max(map(font.getlength, row_labels))) + 10 if row_labels else 0
     top = _FONT_SIZE + 8 if column_labels else 0
     margins = ((top, 0), (left, 0), (0, 0))
-    image = Image.fromarray(np.pad(_joined(tiles), margins, constant_values=_BACKGROUND))
+    image = Image.fromarray(np.pad(_joined(tiles), margins))
     draw = ImageDraw.Draw(image)
     height, width = tiles.shape[2] + _GAP, tiles.shape[3] + _GAP
-    for i, (label, colour) in enumerate(zip(row_labels, colours or repeat(_GREY), strict=False)):
+    for i, (label, colour) in enumerate(zip(row_labels, colours or repeat(_LABEL), strict=False)):
         draw.text((left - 6, top + (i + 0.5) * height), label, colour, font, anchor="rm")
     for i, label in enumerate(column_labels):
-        draw.text((left + (i + 0.5) * width, top / 2), label, _GREY, font, anchor="mm")
+        draw.text((left + (i + 0.5) * width, top / 2), label, _LABEL, font, anchor="mm")
     return np.asarray(image)
 
 

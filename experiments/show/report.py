@@ -11,10 +11,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from experiments.flags.config import TrainConfig
+from experiments.flags.saved_flags import to_json
 from experiments.record.display import duration, rounded
 from experiments.record.files import write_text
 from experiments.record.metrics import read_metrics
-from experiments.show.pictures import curves
+from experiments.show.pictures import curves, quantities
 from experiments.show.saved_results import with_current_names
 
 MOST_BYTES = 2**25
@@ -60,6 +62,10 @@ section { margin-top: 1.25rem; padding: 1.25rem; background: var(--card);
   border: 1px solid var(--line); border-radius: 10px; break-inside: avoid; }
 .notice { border-left: 4px solid #d55e00; }
 figure { margin: 0; overflow-x: auto; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
+  gap: .5rem; }
+.curves figure:first-child { grid-column: 1 / -1; }
+details > summary { cursor: pointer; color: var(--faint); margin: .5rem 0; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto .5rem; border-radius: 4px; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: left;
@@ -78,7 +84,6 @@ pre span { display: inline-block; max-width: 100%; overflow-wrap: anywhere; }
   body { padding: 1rem .5rem; font-size: 14px; }
   section { padding: .8rem; }
   th, td { padding: .3rem; }
-  img.drawn { max-width: none; width: 40rem; }
 }
 @media print { body { max-width: none; padding: 0; background: #fff; font-size: 10pt; } }
 """
@@ -126,7 +131,7 @@ def write_report(run: Path) -> Path:
         _numbers(results),
         _curves(rows),
         *_pictures(run / "pictures"),
-        _pairs("Configuration", config),
+        _configuration(config),
         _section("Command", _command(results)),
         _pairs("Time", timing),
         _pairs("Device and versions", device | (results.get("versions") or {})),
@@ -162,13 +167,26 @@ def _command(results: Mapping[str, Any]) -> str:
     return spans and f"<pre>{spans}</pre>"
 
 
+def _configuration(config: Mapping[str, Any]) -> str:
+    """The flags of a run that differ from their defaults, and all of them folded away."""
+    usual = to_json(TrainConfig())
+    changed = {name: value for name, value in config.items() if usual.get(name) != value}
+    table = _table(changed) or "<p>All flags have their defaults.</p>"
+    others = f"<details><summary>All {len(config)} flags</summary>{_table(config)}</details>"
+    return _section("Configuration", f"{table}{others}" if config else "")
+
+
 def _pairs(title: str, values: Mapping[str, Any]) -> str:
     """Format a section with a table of names and values."""
+    return _section(title, _table(values))
+
+
+def _table(values: Mapping[str, Any]) -> str:
     cells = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(_text(value))}</td></tr>'
         for name, value in values.items()
     )
-    return _section(title, f'<table class="pairs"><tbody>{cells}</tbody></table>' if cells else "")
+    return f'<table class="pairs"><tbody>{cells}</tbody></table>' if cells else ""
 
 
 def _spaced(name: str) -> str:
@@ -259,11 +277,13 @@ def _number_row(name: str, splits: list[dict[str, dict[str, Any]]]) -> str:
 def _curves(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    png = io.BytesIO()
-    curves(rows, png)
-    last = max(row["step"] for row in rows)
-    alt = f"Training curves over {last:,} steps: elbo, its two terms and what else was measured."
-    return _section("Training curves", _image(png.getvalue(), alt, "drawn"))
+    last, images = max(row["step"] for row in rows), []
+    for name in quantities(rows):
+        png = io.BytesIO()
+        curves(rows, name, png)
+        alt = f"{_spaced(name)} over {last:,} steps of training."
+        images.append(_image(png.getvalue(), alt, "drawn"))
+    return _section("Training curves", f'<div class="curves">{"".join(images)}</div>')
 
 
 def _pictures(folder: Path) -> Iterable[str]:

@@ -1,1 +1,1 @@
-"""What a run must survive, done to real runs of the training command."""
+"""Torture tests: kills, damage and bad input that runs of the training command must survive."""

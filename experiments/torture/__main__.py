@@ -1,4 +1,4 @@
-"""What a run must survive, done to real runs on this machine.
+"""Command that tortures real runs on this machine.
 
 python -m experiments.torture
 """
@@ -18,26 +18,26 @@ from experiments.flags.config import require
 
 @dataclass(frozen=True)
 class TortureConfig:
-    """Kill, stop, damage, move and starve real runs, and see that nothing is lost.
+    """Kill, stop, damage, move and starve real runs, and check that nothing is lost.
 
-    Prints a table of case, tries and survived, and ends with exit code 1 at the first loss, whose
-    folders are kept.
+    Prints a table of cases with the tries and how many of them survived. Ends with exit code 1 at
+    the first loss, whose folders are not deleted.
     """
 
     kills: int = 50
-    """SIGKILLs of one run, a fifth of them inside a checkpoint's saving."""
+    """SIGKILLs of one run, a fifth of them while it saves a checkpoint."""
     tries: int = 4
-    """Of each other case."""
+    """Tries of each other case."""
     bad_input: int = 2000
-    """Generated cases of bad input, and a tenth of that through the real commands."""
+    """Generated cases of bad input; a tenth as many run as separate commands."""
     hostile: int = 500
-    """Generated run folders that somebody made to do harm."""
+    """Generated malicious run folders."""
     cases: tuple[str, ...] = ()
-    """Names of cases, or parts of them. Default: all."""
+    """Names of cases, or parts of names. Default: all cases."""
 
 
 def torture(config: TortureConfig) -> int:
-    """Go through the cases; returns the exit code."""
+    """Run the cases; return the exit code."""
     with command.refusing():
         require(config.kills >= 1, "kills", config.kills, "at least 1")
         require(config.tries >= 1, "tries", config.tries, "at least 1")
@@ -74,7 +74,7 @@ def torture(config: TortureConfig) -> int:
         chosen = {name: case for name, case in cases.items()
                   if not config.cases or any(part in name for part in config.cases)}  # fmt: skip
         require(bool(chosen), "cases", " ".join(config.cases), f"among {', '.join(cases)}")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax, of folders that are only read
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about read-only folders
     print(f"{'case':24}{'tries':>7}{'survived':>10}")
     for name, (case, tries) in chosen.items():
         folder = Path(tempfile.mkdtemp(prefix="jaxvae-torture-"))
@@ -84,7 +84,7 @@ def torture(config: TortureConfig) -> int:
             outcome = Outcome(tries, 0, str(error))
         print(f"{name:24}{outcome.tries:>7}{outcome.survived:>10}  {outcome.note}", flush=True)
         if outcome.survived < outcome.tries:
-            print(f"error: {name}: lost. What is left lies in {folder}.", file=sys.stderr)
+            print(f"error: {name} failed. Its files are in {folder}.", file=sys.stderr)
             return 1
         shutil.rmtree(folder)
     return 0

@@ -1,4 +1,4 @@
-"""What befalls a run without a kill: other devices, damaged files, a full disk, NaN, two starts."""
+"""Accidents other than a kill: other devices, damaged files, a full disk, NaN, a second start."""
 
 import contextlib
 import signal
@@ -16,15 +16,15 @@ from jaxvae.checkpoints import Checkpoints
 
 STEPS = 4000
 DEVICES = (8, 2, 1, 4)
-"""Of which a run has each for a quarter of its steps."""
+"""Numbers of devices; a run uses each for a quarter of its steps."""
 STEPS_MOVED, FLAGS_MOVED = 40, ("--batch-size=64", "--eval-every=5", "--log-every=1")
 ROOM = 60_000
-"""Bytes that a file may grow to on the full disk: less than a checkpoint's largest."""
+"""Largest file, in bytes, that fits on the full disk; a checkpoint has a larger one."""
 SECONDS_TO_TRAIN = 120.0
 
 
 def other_hardware(folder: Path, tries: int) -> Outcome:
-    """Moved from 8 devices to 2, 1 and 4, a run is the same: bit for bit, if asked; else nearly."""
+    """Move a run from 8 devices to 2, 1 and 4: with the flag its results are bit for bit equal."""
     survived, note = 0, ""
     exact = ("--deterministic-reduction", *FLAGS_MOVED)
     kinds = {"mlp": exact, "conv": (*exact, "--model=conv")}
@@ -87,7 +87,7 @@ DAMAGES: dict[str, Callable[[list[Path]], None]] = {
 
 
 def damaged_checkpoint(folder: Path, tries: int) -> Outcome:
-    """The newest checkpoint is damaged: it is set aside, and the run ends as one never damaged."""
+    """Damage the newest checkpoint: the run sets it aside and ends as if it had been intact."""
     whole, steps = folder / "whole", f"--num-steps={STEPS}"
     train(whole, steps)
     survived, lost = 0, []
@@ -109,8 +109,8 @@ def damaged_checkpoint(folder: Path, tries: int) -> Outcome:
 
 @contextlib.contextmanager
 def no_file_above(num_bytes: int) -> Iterator[None]:
-    """Neither this process nor those it starts can let a file grow beyond that."""
-    import resource  # which Windows has not
+    """Limit the size of files that this process and its children write."""
+    import resource  # not available on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
@@ -121,7 +121,7 @@ def no_file_above(num_bytes: int) -> Iterator[None]:
 
 
 def full_disk(folder: Path, tries: int) -> Outcome:
-    """Without room a run says so and ends with 1; with room it goes on as if it had had some."""
+    """Fill the disk: a run warns and ends with code 1, and with space resumes as if never full."""
     larger = ("--hidden", "64", "64", f"--num-steps={STEPS}")
     whole = folder / "whole"
     train(whole, *larger)
@@ -144,7 +144,7 @@ def full_disk(folder: Path, tries: int) -> Outcome:
 
 
 def second_start(folder: Path, tries: int) -> Outcome:
-    """A second training in a run's folder is refused; one after the first was killed is not."""
+    """Start a second training in a run's folder: rejected until the first process is killed."""
     survived, slowest, note = 0, 0.0, ""
     endless = "--num-steps=100000000"
     for i in range(tries):
@@ -165,18 +165,18 @@ def second_start(folder: Path, tries: int) -> Outcome:
             note = f"; it ended with {code}: {line}"
         elif not goes_on:
             note = "; the third did not train"
-    return Outcome(tries, survived, f"refused within {slowest:.1f} s{note}")
+    return Outcome(tries, survived, f"rejected within {slowest:.1f} s{note}")
 
 
 FAULTS = {
     "rate": (("--optimizer=sgd", "--learning-rate=1e38"), "not finite"),
     "scale": (("--likelihood=gaussian", "--sigma=1e-25"), "reconstruction -inf"),
 }
-"""Flags that make numbers go wrong, and what the replay then says."""
+"""Name -> flags that make numbers non-finite, and words that the replay prints about them."""
 
 
 def not_finite(folder: Path, tries: int) -> Outcome:
-    """A run whose numbers go wrong stops with one line, and the replay says what went first."""
+    """Make numbers non-finite: the run stops with one line, and the replay names the first one."""
     survived, note = 0, ""
     for i in range(tries):
         fault = list(FAULTS)[i % len(FAULTS)]

@@ -1,4 +1,4 @@
-"""Arrays that no model can be trained on, and files that are no arrays."""
+"""Arrays that no model can be trained on, and files that hold no arrays."""
 
 import io
 import os
@@ -15,22 +15,22 @@ from experiments.torture.case import RUN, Case, Fixture
 
 FORMS = ("npy", "npz")
 NOWHERE = "--model=nowhere:f"
-"""Refused after the data are read: with it a file is bad whether or not it can still be read."""
+"""Invalid model, rejected after the data are read: the case is bad even if the data are valid."""
 REAL = "--likelihood=gaussian"
 IN_RANGE = ("bernoulli", "continuous_bernoulli", "poisson", "negative_binomial", "categorical",
             "discretized_logistic", "logistic_mixture")  # fmt: skip
-"""Likelihoods that not all numbers suit."""
+"""Likelihoods that accept only some numbers."""
 
 
 class Opened:
-    """What makes a file where it is unpickled; nobody must."""
+    """Object that makes a folder if it is unpickled, which must never happen."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, ("unpickled",))
 
 
 def arrays(rng: random.Random, fixture: Fixture) -> Case:
-    """A file of arrays that is none, or whose arrays are no data, or not such of the likelihood."""
+    """Make an invalid array file, one whose arrays are no data, or one outside the support."""
     make = rng.choice(
         (_bad_array, _bad_values, _bad_parts, _bad_file, _bad_path, _pickled, _mutated)
     )
@@ -40,7 +40,7 @@ def arrays(rng: random.Random, fixture: Fixture) -> Case:
 def _case(
     rng: random.Random, fixture: Fixture, path: Path, *flags: str, names: tuple[str, ...] = ()
 ) -> Case:
-    """The training command, or one on a trained run, on a file."""
+    """Run the training command, or another one on a trained run, with a file as data."""
     form = path.suffix[1:] if path.suffix[1:] in FORMS else "npz"
     dataset = f"--dataset={form}:{path.name}"
     command = "train" if flags else rng.choice(("train", "train", "evaluate", "encode"))
@@ -49,7 +49,7 @@ def _case(
 
 
 def start(fixture: Fixture, command: str) -> tuple[str, ...]:
-    """The arguments that a command must have."""
+    """Return the positional arguments that a command needs."""
     if command == "train":
         return ()
     fixture.lay_run()
@@ -65,7 +65,7 @@ def _save(path: Path, array: np.ndarray) -> Path:
 
 
 def numbers(rng: random.Random) -> np.random.Generator:
-    """numpy's own generator, going on from another."""
+    """Make a numpy generator, seeded from another generator."""
     return np.random.default_rng(rng.getrandbits(32))
 
 
@@ -74,7 +74,7 @@ def _path(rng: random.Random, fixture: Fixture) -> Path:
 
 
 def _bad_array(rng: random.Random, fixture: Fixture) -> Case:
-    """Empty, alone, of a wrong rank or of a type that is no number."""
+    """Make an array that is empty, of one example, of a wrong rank, or of a non-numeric type."""
     n, d = rng.randint(2, 9), rng.randint(1, 9)
     shapes = [(0, d), (n, 0), (0, 0), (0, 8, 8), (n, 0, 8), (n, 8, 8, 0), (0, 8, 8, 1)]
     shapes += [(), (n,), (0,), (n, 2, 2, 2, 2), (n, 1, 1, 1, 1, 1), (1, d), (1, 8, 8), (1, 8, 8, 3)]
@@ -94,7 +94,7 @@ def _bad_array(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _bad_values(rng: random.Random, fixture: Fixture) -> Case:
-    """NaN, infinities, and numbers outside the likelihood's support."""
+    """Make an array with NaN, infinities, or numbers outside the likelihood's support."""
     drawn, n, d = numbers(rng), rng.randint(2, 40), rng.randint(1, 9)
     at = (rng.randrange(n), rng.randrange(d))
     values: np.ndarray
@@ -121,7 +121,7 @@ def _bad_values(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _bad_parts(rng: random.Random, fixture: Fixture) -> Case:
-    """An .npz whose arrays have no name, do not belong together, or have no such labels."""
+    """Make an .npz whose arrays have unknown names, do not match, or have invalid labels."""
     n = rng.randint(4, 20)
     x, labels = np.zeros((n, 3), np.float32), np.arange(n)
     choices: list[dict[str, Any]] = [
@@ -157,7 +157,7 @@ def _contents(rng: random.Random, form: str) -> bytes:
 
 
 def _bad_file(rng: random.Random, fixture: Fixture) -> Case:
-    """Cut short, empty, of another kind, or with a header that no array has."""
+    """Make a file that is truncated, empty, of another format, or has an invalid header."""
     path = _path(rng, fixture)
     whole = _contents(rng, path.suffix[1:])
     other = _contents(rng, "npz" if path.suffix == ".npy" else "npy")
@@ -174,7 +174,7 @@ def _bad_file(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _with_header(rng: random.Random) -> bytes:
-    """An .npy of sixteen bytes with whatever header."""
+    """Return an .npy of sixteen bytes of data with an invalid header."""
     good = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
     header = rng.choice([
         good.replace("(2, 2)", rng.choice([
@@ -193,7 +193,7 @@ def _with_header(rng: random.Random) -> bytes:
 
 
 def _bad_path(rng: random.Random, fixture: Fixture) -> Case:
-    """Names of files that are not there, or are no files, and of data sets that are none."""
+    """Name a missing file, something that is not a file, or an unknown data set."""
     form, folder = rng.choice(FORMS), fixture.folder
     (folder / "folder").mkdir()
     (folder / f"loop.{form}").symlink_to(f"loop.{form}")
@@ -216,7 +216,7 @@ def _bad_path(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _pickled(rng: random.Random, fixture: Fixture) -> Case:
-    """Objects, which only unpickling would give; doing so makes a folder, which is seen."""
+    """Make a file of pickled objects; unpickling them makes a folder, which the judge detects."""
     path = _path(rng, fixture)
     objects = np.array([[Opened(), 1], [None, "x"]], object)
     kind = rng.randrange(4)
@@ -235,7 +235,7 @@ def _pickled(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _mutated(rng: random.Random, fixture: Fixture) -> Case:
-    """Some bytes changed, inserted or left out."""
+    """Make a file with some bytes changed, inserted or deleted."""
     path = _path(rng, fixture)
     path.write_bytes(changed(rng, _contents(rng, path.suffix[1:])))
     return _case(rng, fixture, path, NOWHERE, REAL, names=("--model",))

@@ -1,4 +1,4 @@
-"""Flags of wrong types and ranges, that exclude each other, or for devices that are not there."""
+"""Flags with wrong types or ranges, that exclude each other, or that request missing devices."""
 
 import dataclasses
 import importlib
@@ -14,7 +14,7 @@ NO_FLOAT = ("x", "", "1,5", "1.0.0", "--", "one", "1e", "0x1p3", "True", "½")
 HUGE_INT = ("2147483648", "10" * 8, "9" * 30, "-" + "9" * 30)
 NO_ROOM = ("2147483647",)
 LARGE = {("train", flag) for flag in ("latent-dim", "hidden", "num-components")}
-"""Flags of which no machine can take NO_ROOM."""
+"""Flags for which NO_ROOM exceeds the memory of any machine."""
 HUGE_FLOAT = ("nan", "inf", "-inf", "1e39", "-1e39", "1e308", "1e999")
 POSITIONAL = {"train": (), "evaluate": (RUN,), "sample": (RUN,), "encode": (RUN,),
               "replay": (RUN, "3")}  # fmt: skip
@@ -49,11 +49,11 @@ OUT_OF_RANGE: dict[str, dict[str, tuple[str, ...]]] = {
     "encode": {"batch-size": BELOW_ONE, "seed": NOT_BELOW_ZERO, "num-devices": BELOW_ONE},
     "replay": {},
 }  # fmt: skip
-"""Command -> flag -> values that it must not have."""
+"""Command -> flag -> values out of the flag's range."""
 
 
 def flags_of(command: str) -> dict[str, tuple[str, Any]]:
-    """Of a command, flag -> (its name in Python, its type); positional ones are left out."""
+    """Map each flag of a command, except positional ones, to its name in Python and its type."""
     module = importlib.import_module(f"experiments.{command}")
     return {
         name.replace("_", "-"): (name, hint)
@@ -72,14 +72,14 @@ def _hints(flags: type) -> dict[str, Any]:
 
 
 def kinds(hint: Any) -> set[Any]:
-    """What a type is a union of, with "literal" for any Literal."""
+    """Return the members of a union type, with "literal" for any Literal."""
     if typing.get_origin(hint) is Literal:
         return {"literal"}
     return {kind for part in typing.get_args(hint) for kind in kinds(part)} or {hint}
 
 
 def wrong_type(rng: random.Random, fixture: Fixture) -> Case:
-    """A value that its flag cannot hold, a flag that is none, or a value too few or too many."""
+    """Give a value of a wrong type, an unknown flag, or one value too few or too many."""
     command = rng.choice(COMMANDS)
     positional = POSITIONAL[command]
     flags = flags_of(command)
@@ -102,7 +102,7 @@ def wrong_type(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def out_of_range(rng: random.Random, fixture: Fixture) -> Case:
-    """A number of the right type that its flag must not have."""
+    """Give a number of the right type that is out of its flag's range."""
     command = rng.choice([name for name in COMMANDS for _ in range(6 if name == "train" else 1)])
     if command == "replay":
         return Case(command, (RUN, rng.choice((*HUGE_INT[:3], "0"))), ("--step",))
@@ -120,7 +120,7 @@ def out_of_range(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _needed(flag: str) -> tuple[str, ...]:
-    """Flags without which this one is refused for another reason."""
+    """Return the flags without which this flag would be rejected for another reason."""
     known = {
         "sigma": ("--likelihood=gaussian",),
         "sigma-rate": ("--likelihood=gaussian",),
@@ -141,7 +141,7 @@ def _needed(flag: str) -> tuple[str, ...]:
 
 
 def _noise(rng: random.Random) -> tuple[str, ...]:
-    """Some flags that are right with whatever others."""
+    """Draw some flags that are valid with any others."""
     right: tuple[Callable[[], str], ...] = (
         lambda: f"--max-skipped={rng.randint(1, 99)}",
         lambda: f"--learning-rate={rng.uniform(1e-5, 1)}",
@@ -225,7 +225,7 @@ TOGETHER: tuple[tuple[str, str], ...] = (
     ("--distributed --coordinator=h:1 --num-processes=2 --process-id=-1", "--process-id"),
     ("--process-id=0", "--distributed"),
 )
-"""Flags that cannot be together, or without others, and what the refusal names."""
+"""Flags that exclude each other or lack another one, and a word that the error must have."""
 
 MODELS = (
     "", "MLP", "mlp:", ":f", ":", "nowhere:f", "os:nothing", "os:name", "math:sqrt", "os.path:join",
@@ -233,7 +233,7 @@ MODELS = (
     "json:dumps", "jaxvae.vae:Start", "broken:f", "raising:f", "none:f", "greedy:f", "picky:f",
     "x" * 300 + ":f", "a:b:c", "é:f", "builtins:print",
 )  # fmt: skip
-"""What --model must not be; some are modules that lie in the case's folder."""
+"""Invalid values of --model; some name modules in the case's folder (`SOURCES`)."""
 SOURCES = {
     "broken": "def f(:\n",
     "raising": "raise RuntimeError('at import')\n",
@@ -244,7 +244,7 @@ SOURCES = {
 
 
 def not_together(rng: random.Random, fixture: Fixture) -> Case:
-    """Flags that exclude each other, or models that are none, among others that are right."""
+    """Give flags that exclude each other, or an invalid model, among valid flags."""
     (fixture.folder / "file").write_text("a file")
     if rng.random() < 0.2:
         return _no_model(rng, fixture)
@@ -264,7 +264,7 @@ def _no_model(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def absent_devices(rng: random.Random, fixture: Fixture) -> Case:
-    """An accelerator that is not there, too many devices, or a batch that they cannot share."""
+    """Request a missing accelerator, too many devices, or a batch that they cannot share."""
     command = rng.choice(("train", "evaluate", "encode"))
     start = (f"--dataset={fixture.data}", "--hidden", "4") if command == "train" else (RUN,)
     several = ("--distributed", "--coordinator=127.0.0.1:1", "--num-processes=2", "--process-id=0")

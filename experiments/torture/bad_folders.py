@@ -1,4 +1,4 @@
-"""Folders without images, or with such as cannot be read or do not belong together."""
+"""Folders without images, or with images that are unreadable or do not fit together."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from experiments.torture.case import Case, Fixture
 
 
 def folders(rng: random.Random, fixture: Fixture) -> Case:
-    """A folder without images, with such as cannot be read or have several sizes, or with loops."""
+    """Make a folder without images, with unreadable ones, with several sizes, or with loops."""
     root = fixture.folder / "pictures"
     root.mkdir()
     choices = (_no_images, _unreadable, _several_sizes, _bad_splits, _mutated_images)
@@ -51,7 +51,7 @@ def _no_images(rng: random.Random, root: Path) -> tuple[str, ...]:
 
 
 def _unreadable(rng: random.Random, root: Path) -> tuple[str, ...]:
-    """One among good ones, or all of them."""
+    """Make a folder with an unreadable image, alone or among good ones."""
     for i in range(rng.randint(0, 3)):
         _image(rng, root / f"{i}.png")
     suffix = rng.choice(("png", "jpg", "bmp"))
@@ -78,7 +78,7 @@ def _unreadable(rng: random.Random, root: Path) -> tuple[str, ...]:
 
 
 def _png(width: int, height: int) -> bytes:
-    """A picture that says it has so many grey pixels, and has none of them."""
+    """Return a PNG whose header declares a size, but that has no pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -108,7 +108,7 @@ def _bad_splits(rng: random.Random, root: Path) -> tuple[str, ...]:
         (root / "test").mkdir()
         (root / "test" / "back").symlink_to("..")
         (root / "test" / "self").symlink_to(".")
-    return ("pictures",)  # of the last kind there is one image alone
+    return ("pictures",)  # the last kind has a single image
 
 
 def _mutated_images(rng: random.Random, root: Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Folders of runs edited by hand, damaged, of other flags, or none at all."""
+"""Run folders that were edited by hand, are damaged, have other flags, or hold no run."""
 
 import dataclasses
 import json
@@ -23,11 +23,11 @@ FOREIGN = (
     b'{"seed": }', b"[" * 100_000, b'{"a":' * 50_000, b"NaN", b'{"seed": ' + b"9" * 5000 + b"}",
     b'[["seed", 1]]', b'{"seed": 0}{"seed": 0}', b"true", b'{"\xff": 1}', b"<xml/>",
 )  # fmt: skip
-"""Contents that are no JSON object, or that no reader can take."""
+"""Contents that are not a JSON object, or that JSON readers fail on."""
 
 
 def edited_config(rng: random.Random, fixture: Fixture) -> Case:
-    """config.json with a value of another type or out of range, a name that is none, or cut."""
+    """Edit config.json: a wrong type, a value out of range, an unknown name, or a truncation."""
     path = fixture.lay_run() / "config.json"
     kind = rng.randrange(6)
     if kind == 0:
@@ -62,14 +62,14 @@ def edited_config(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _ranges() -> dict[str, tuple[str, ...]]:
-    """Those flags that config.json has, and that no other flag must go with."""
+    """Invalid values of flags that config.json has and that need no other flag."""
     alone = {"learning-rate", "seed", "batch-size", "latent-dim", "num-steps", "average-decay",
              "gradient-clip", "eval-every", "num-devices", "warmup-steps"}  # fmt: skip
     return {flag: bad for flag, bad in OUT_OF_RANGE["train"].items() if flag in alone}
 
 
 def _wrong_value(rng: random.Random) -> tuple[str, Any]:
-    """A name of config.json, and a value that it cannot have."""
+    """Draw a name in config.json, and a value of a wrong type for it."""
     hints = typing.get_type_hints(TrainConfig)
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "processes"]
     while True:
@@ -87,7 +87,7 @@ def _wrong_value(rng: random.Random) -> tuple[str, Any]:
 
 
 def _on_a_run(rng: random.Random, fixture: Fixture, *names: str) -> Case:
-    """Any command on the run in the case's folder."""
+    """Run any command on the run in the case's folder."""
     command = rng.choice(COMMANDS)
     if command == "train":
         return Case("train", (*fixture.flags, f"--run={RUN}"), names)
@@ -96,7 +96,7 @@ def _on_a_run(rng: random.Random, fixture: Fixture, *names: str) -> Case:
 
 
 def edited_metrics(rng: random.Random, fixture: Fixture) -> Case:
-    """metrics.jsonl with a line that is no row of it, or a step that it does not have."""
+    """Edit metrics.jsonl to have an invalid row, or replay a step that it does not have."""
     path = fixture.lay_run() / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     kind = rng.randrange(4)
@@ -131,7 +131,7 @@ def edited_metrics(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _torn(rng: random.Random, fixture: Fixture) -> Case:
-    """The last line is cut short, which is no fault; the step that is asked for is not there."""
+    """Truncate the last line, which is valid; the requested step does not exist."""
     path = fixture.folder / RUN / "metrics.jsonl"
     whole = path.read_bytes()
     last = len(whole.rstrip(b"\n").splitlines()[-1])
@@ -141,12 +141,12 @@ def _torn(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def no_run(rng: random.Random, fixture: Fixture) -> Case:
-    """A folder that no run is in, or a part of it that is none; results that cannot be written."""
+    """Make a folder without a run, a run with a missing part, or an output that is not writable."""
     return rng.choice((_named, _named, _parts, _parts, _other_flags, _outputs))(rng, fixture)
 
 
 def _named(rng: random.Random, fixture: Fixture) -> Case:
-    """Names that are no run's."""
+    """Name a folder that is not a run."""
     (fixture.folder / "file").write_text("a file")
     (fixture.folder / "loop").symlink_to("loop")
     (fixture.folder / "empty").mkdir()
@@ -168,7 +168,7 @@ def _named(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _parts(rng: random.Random, fixture: Fixture) -> Case:
-    """A part of the run's folder is gone, or is no file, or no folder."""
+    """Remove a part of the run's folder, or replace it by something of another kind."""
     run = fixture.lay_run()
     part = rng.choice(("config.json", "metrics.jsonl", "checkpoints"))
     path = run / part
@@ -201,7 +201,7 @@ def _parts(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _other_flags(rng: random.Random, fixture: Fixture) -> Case:
-    """The folder of a run of other flags."""
+    """Train in the folder of a run with other flags."""
     fixture.lay_run()
     other = rng.choice(("--latent-dim=3", "--seed=5", "--hidden 5", "--beta=2",
                         "--optimizer=sgd", "--learning-rate=0.5", "--batch-size=4",
@@ -212,7 +212,7 @@ def _other_flags(rng: random.Random, fixture: Fixture) -> Case:
 
 
 def _outputs(rng: random.Random, fixture: Fixture) -> Case:
-    """Results go where they cannot."""
+    """Send results to a place that cannot be written."""
     run = fixture.lay_run()
     (fixture.folder / "file").write_text("a file")
     (fixture.folder / "folder.npz").mkdir()

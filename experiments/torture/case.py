@@ -1,4 +1,4 @@
-"""What a case of bad input is, and what it is made from."""
+"""Definition of a case of bad input, and of the material that it is made from."""
 
 import shutil
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 COMMANDS = ("train", "evaluate", "sample", "encode", "replay")
 RUN = "run"
-"""Name of the trained run in the folder of a case, where there is one."""
+"""Name of the trained run in the folder of a case that has one."""
 
 
 class Case(NamedTuple):
-    """A command line that must be refused, and why.
+    """A command line that must be rejected, and the words that its error must name.
 
     Attributes:
         command: a name in `COMMANDS`.
-        arguments: of the command line, in a folder where the files that they name lie.
-        names: the refusal has one of these words at least: what is wrong.
-        environment: variables of the process.
+        arguments: arguments of the command line; the files that they name are in the case's folder.
+        names: words for what is wrong; the error message has at least one of them.
+        environment: environment variables of the process.
     """
 
     command: str
@@ -26,16 +26,16 @@ class Case(NamedTuple):
 
 
 class Fixture(NamedTuple):
-    """What a case is made from.
+    """Material that a case is made from.
 
     Attributes:
-        folder: of the case, empty, the current one of its command.
-        trained: a trained run.
-        flags: that it was trained with, but for its folder.
-        step: its last one.
-        data: a data set of its own, 8 x 8 pictures.
-        absent: accelerators that this machine has not.
-        separate: whether the command has a process of its own, and an environment.
+        folder: folder of the case, empty; the current directory of its command.
+        trained: folder of a trained run.
+        flags: flags of the trained run, except its folder.
+        step: last step of the trained run.
+        data: --dataset of the trained run, with 8 x 8 pictures.
+        absent: accelerators that this machine does not have.
+        separate: whether the command runs in a separate process, with its own environment.
     """
 
     folder: Path
@@ -47,5 +47,5 @@ class Fixture(NamedTuple):
     separate: bool
 
     def lay_run(self) -> Path:
-        """A copy of the trained run in the case's folder."""
+        """Copy the trained run into the case's folder; return the copy."""
         return Path(shutil.copytree(self.trained, self.folder / RUN))

@@ -1,4 +1,4 @@
-"""Bad input of every kind: refused in one line, in time, and nothing on disk is changed."""
+"""Fuzzing with bad input of every kind: each case must fail with one line and change no file."""
 
 import random
 import shlex
@@ -32,23 +32,23 @@ CATEGORIES: dict[str, Callable[[random.Random, Fixture], Case]] = {
     "runs": no_run,
     "devices": absent_devices,
 }
-"""Case i is of category i modulo their number."""
+"""Generators of cases; case i is of category i modulo their number."""
 STEPS = 6
-"""Of the run that others are copies of."""
+"""Steps of the trained run that cases copy."""
 
 
 def bad_input(folder: Path, tries: int = 2000, seed: int = 0) -> Outcome:
-    """Cases of bad input, each given to its command in this process."""
+    """Run cases of bad input, each as a command in this process."""
     return _fuzz(folder, tries, seed, in_process)
 
 
 def bad_commands(folder: Path, tries: int = 200, seed: int = 1) -> Outcome:
-    """Cases of bad input, each given to its command in a process of its own."""
+    """Run cases of bad input, each as a command in a separate process."""
     return _fuzz(folder, tries, seed, as_command)
 
 
 def _fuzz(folder: Path, tries: int, seed: int, give: Callable[[Case, Path], Ending]) -> Outcome:
-    """Go through the cases; the folders of those that are lost stay."""
+    """Run the cases; the folders of failed ones are not deleted."""
     trained = trained_run(folder)
     counts, lost, slowest = Counter[str](), list[str](), (0.0, "")
     for index in range(tries):
@@ -70,7 +70,7 @@ def _fuzz(folder: Path, tries: int, seed: int, give: Callable[[Case, Path], Endi
 def judged(
     seed: int, index: int, fixture: Fixture, give: Callable[[Case, Path], Ending]
 ) -> tuple[Case, Ending, str]:
-    """A case, how it ended, and why it is lost; empty where it is not."""
+    """Run a case; return it, its ending, and why it failed (empty if it passed)."""
     case = case_of(seed, index, fixture)
     before = contents(fixture.folder)
     ending = give(case, fixture.folder)
@@ -78,17 +78,17 @@ def judged(
 
 
 def case_of(seed: int, index: int, fixture: Fixture) -> Case:
-    """Case number `index` of a seed, with its files laid in the fixture's folder."""
+    """Make case number `index` of a seed, with its files in the fixture's folder."""
     return CATEGORIES[category(index)](random.Random(f"{seed} {index}"), fixture)
 
 
 def category(index: int) -> str:
-    """The name of a case's category."""
+    """Return the category of case number `index`."""
     return list(CATEGORIES)[index % len(CATEGORIES)]
 
 
 def trained_run(folder: Path) -> Fixture:
-    """A run of a few steps in `folder`, for cases to be made from; jax starts on the CPU."""
+    """Train a run of a few steps in `folder` as material for cases; jax starts on the CPU."""
     images = np.zeros((40, 8, 8), np.uint8)
     images[np.arange(40), np.arange(40) % 8] = 250
     np.savez(folder / "bars.npz", images=images)
@@ -115,7 +115,7 @@ def trained_run(folder: Path) -> Fixture:
 
 
 def _absent() -> tuple[str, ...]:
-    """Accelerators that a command in a process of its own would not find."""
+    """Return the accelerators that a command in a separate process would not find."""
     program = "import jax; print(jax.devices()[0].platform)"
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

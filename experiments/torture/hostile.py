@@ -1,4 +1,4 @@
-"""Hostile run folders: none runs code, leaves its folder, hangs, fills the memory or ends raw."""
+"""Hostile run folders: no command on them may run code, leave the folder, hang or fill memory."""
 
 import contextlib
 import gc
@@ -22,9 +22,9 @@ from experiments.torture.refusal import Ending, contents, in_process
 from experiments.torture.victim import Outcome
 
 MOST_BYTES = 2**31
-"""Of memory that a command may take on a hostile folder."""
+"""Largest memory, in bytes, of a command on a hostile folder."""
 PROCESSOR_SECONDS, PATIENCE_SECONDS = 60.0, 600.0
-"""Most that a command may take, of processors and by the clock of a machine with other work."""
+"""Longest processor time of a command, and longest wall time, which allows for other load."""
 SMALL = {
     "train": (),
     "evaluate": ("--num-samples=2", "--num-devices=1"),
@@ -32,19 +32,19 @@ SMALL = {
     "encode": ("--num-devices=1",),
     "replay": ("5",),
 }
-"""Arguments with which a command on a usable run takes seconds."""
+"""Command -> arguments with which it takes only seconds on a valid run."""
 
 
 READERS = {"metrics": ("train", "train", "replay"), "results": ("train",), "locks": ("train",)}
-"""Category -> commands that read what it changes; the others are read by all."""
+"""Category -> commands that read what it changes; all commands read the other categories."""
 
 
 class Watch(NamedTuple):
-    """What is seen of a command besides its ending.
+    """Observations of a command besides its ending.
 
     Attributes:
-        opened: files outside the run that Python opened, or programs that it started.
-        peak_bytes: of memory.
+        opened: files outside the run that Python opened, and programs that it started.
+        peak_bytes: peak memory.
     """
 
     opened: list[str]
@@ -52,7 +52,7 @@ class Watch(NamedTuple):
 
 
 def hostile_runs(folder: Path, tries: int = 500, seed: int = 0) -> Outcome:
-    """Give hostile run folders to the commands; the folders of those that are lost stay."""
+    """Run commands on hostile run folders; the folders of failed cases are not deleted."""
     trained = finished_run(folder)
     counts, lost, peak, slowest, used = Counter[str](), list[str](), 0, 0.0, 0
     started = time.monotonic()
@@ -68,32 +68,32 @@ def hostile_runs(folder: Path, tries: int = 500, seed: int = 0) -> Outcome:
         else:
             shutil.rmtree(fixture.folder)
     each = ", ".join(f"{count} {name}" for name, count in counts.items())
-    note = f"{each}; {used} were of use all the same; slowest {slowest:.1f} s of processors, all "
+    note = f"{each}; {used} were usable nonetheless; slowest {slowest:.1f} s of processors, all "
     note += f"{time.monotonic() - started:.0f} s; at most {peak / 2**20:,.0f} MiB"
     return Outcome(tries, tries - len(lost), "; ".join([*lost, note]))
 
 
 def finished_run(folder: Path) -> Fixture:
-    """Train a run of a few steps, with results, pictures and a report."""
+    """Train a run of a few steps to its end, with results, pictures and a report."""
     trained = trained_run(folder)
     flags = (*trained.flags, "--eval-samples=2", "--num-devices=1")
     case = Case("train", (*flags, f"--run={trained.trained}"), ())
     ending = in_process(case, folder, PATIENCE_SECONDS)
     if ending.code:
-        raise RuntimeError(f"the run to copy did not come to its end: {ending.errors}")
+        raise RuntimeError(f"the run to copy did not finish: {ending.errors}")
     return trained._replace(flags=flags)
 
 
 def category(index: int) -> str:
-    """Name the category of a case."""
+    """Return the category of case number `index`."""
     return list(CATEGORIES)[index % len(CATEGORIES)]
 
 
 def lay(seed: int, index: int, fixture: Fixture) -> tuple[Case, Place]:
-    """Lay the files of case number `index` in the fixture's folder."""
+    """Write the files of case number `index` to the fixture's folder."""
     rng = random.Random(f"{seed} {index}")
     outside = fixture.folder / "outside"
-    shutil.copytree(fixture.trained, outside)  # every file has a counterpart that a link can name
+    shutil.copytree(fixture.trained, outside)  # so that links can point to files of equal names
     os.mkfifo(outside / "pipe")
     place = Place(fixture.lay_run(), outside, fixture.folder / "mark")
     source = f"open({str(place.mark)!r}, 'w').close()\ndef make(**_): pass\n"
@@ -105,7 +105,7 @@ def lay(seed: int, index: int, fixture: Fixture) -> tuple[Case, Place]:
 
 
 def judged(seed: int, index: int, fixture: Fixture) -> tuple[Case, Ending, Watch, str]:
-    """Give a case to its command; how it ended, and why it is lost, empty where it is not."""
+    """Run a case; return it, its ending, the observations, and why it failed (empty: passed)."""
     case, place = lay(seed, index, fixture)
     before = _outside_of(fixture.folder)
     watched: list[Watch] = []
@@ -119,13 +119,13 @@ def judged(seed: int, index: int, fixture: Fixture) -> tuple[Case, Ending, Watch
 def why_lost(
     place: Place, ending: Ending, watch: Watch, before: dict[str, str], after: dict[str, str]
 ) -> str:
-    """Say what is wrong with how a case ended; empty where nothing is.
+    """Return why a case failed; empty if it passed.
 
-    A hostile folder may be usable all the same, with an extra file say: then the command ends
-    with 0, and all else must hold.
+    A hostile folder may still be usable, for example one with an extra file: then the command exits
+    with code 0, and all other conditions must hold.
     """
     text = ending.errors.strip()
-    last = (text.splitlines() or ["without a word"])[-1][:300]
+    last = (text.splitlines() or ["no output"])[-1][:300]
     changed = sorted(path for path in before.keys() | after.keys()
                      if before.get(path) != after.get(path))  # fmt: skip
     report = place.run / "report.html"
@@ -142,7 +142,7 @@ def why_lost(
     if ending.code and (not text.startswith("error: ") or len(text.splitlines()) != 1):
         return f"not one line: {text[:300]!r}"
     if not (text + ending.output).replace("\n", "").replace("\t", "").isprintable():
-        return f"signs that a terminal obeys: {text[:300]!r}"
+        return f"control characters: {text[:300]!r}"
     if watch.peak_bytes > MOST_BYTES:
         return f"{watch.peak_bytes / 2**20:,.0f} MiB of memory: {last}"
     if ending.processor_seconds > PROCESSOR_SECONDS or ending.seconds > PATIENCE_SECONDS:
@@ -153,7 +153,7 @@ def why_lost(
 
 
 def _outside_of(folder: Path) -> dict[str, str]:
-    """Describe all that lies beside the run, which may have files of gigabytes."""
+    """Describe everything beside the run; the run itself may have files of gigabytes."""
     found = {}
     for path in folder.iterdir():
         if path.name not in (RUN, "__pycache__"):
@@ -163,7 +163,7 @@ def _outside_of(folder: Path) -> dict[str, str]:
 
 
 _places: list[tuple[Place, list[str]]] = []
-"""The case that is watched, with what was seen; hooks of Python cannot be taken away again."""
+"""Place and observations of the watched case. Global, because audit hooks cannot be removed."""
 
 
 def _see(event: str, arguments: tuple[object, ...]) -> None:
@@ -180,7 +180,7 @@ def _see(event: str, arguments: tuple[object, ...]) -> None:
 
 @contextlib.contextmanager
 def _watching(place: Place, watched: list[Watch]) -> Iterator[None]:
-    """Watch what this process opens and starts, and its memory; the result goes to `watched`."""
+    """Record what this process opens and starts, and its peak memory, in `watched`."""
     if _see not in _hooked:
         sys.addaudithook(_see)
         _hooked.append(_see)
@@ -199,7 +199,7 @@ _hooked: list[object] = []
 
 
 def _forget_peak() -> None:
-    """Let the peak of memory begin anew, where the system is Linux."""
+    """Reset the peak of memory (on Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,4 +1,4 @@
-"""Checkpoints that somebody made to do harm: one thing changed in those of a trained run."""
+"""Malicious checkpoints: those of a trained run with one change."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from jaxvae.checkpoints.manifest import digest_of_values
 
 
 def functions(place: Place) -> dict[str, dict[str, Any]]:
-    """Functions that leave the mark where they are called with these arguments."""
+    """Return functions with arguments; calling any of them would create the mark."""
     mark = str(place.mark)
     write = f"open({mark!r}, 'w').close()"
     return {
@@ -38,7 +38,7 @@ def functions(place: Place) -> dict[str, dict[str, Any]]:
 
 
 def change_abouts(place: Place, change: Callable[[dict[str, Any]], Any], signed: bool) -> None:
-    """Change what every checkpoint says of itself; signed: with the digest that fits."""
+    """Change the description of every checkpoint; signed: with a digest that matches."""
     for path in place.run.glob("checkpoints/*/about/metadata"):
         about = json.loads(path.read_text())
         about.pop("digest", None)
@@ -49,7 +49,7 @@ def change_abouts(place: Place, change: Callable[[dict[str, Any]], Any], signed:
 
 
 def recipe(rng: random.Random, place: Place) -> None:
-    """A recipe, and perhaps config.json too, that names a function to call."""
+    """Name a function to call in the recipe, and sometimes in config.json, too."""
     name, arguments = rng.choice(list(functions(place).items()))
     new = {"function": name, "arguments": arguments}
     change_abouts(place, lambda about: about.update(vae=new), rng.random() < 0.7)
@@ -58,7 +58,7 @@ def recipe(rng: random.Random, place: Place) -> None:
 
 
 def arguments(rng: random.Random, place: Place) -> None:
-    """A recipe of the right function with an argument that no model has."""
+    """Give the recipe's function an argument that no model has."""
     names = ("latent_dim", "hidden", "data_shape", "sigma", "posterior", "prior", "likelihood",
              "num_components", "num_categories", "activation", "data_mean", "data_scale", "self",
              "__class__", "more")  # fmt: skip
@@ -80,7 +80,7 @@ def arguments(rng: random.Random, place: Place) -> None:
 
 
 def about(rng: random.Random, place: Place) -> None:
-    """A description of a checkpoint with a field of another type, or without it, or no JSON."""
+    """Make a checkpoint's description lack a field, have a wrong type, or not be JSON."""
     names = ("step", "data", "data_shape", "vae", "config", "format", "digests", "leaves")
     name, kind = rng.choice(names), rng.randrange(4)
     path = rng.choice(sorted(place.run.glob("checkpoints/*/about/metadata")))
@@ -96,7 +96,7 @@ def about(rng: random.Random, place: Place) -> None:
 
 
 def arrays(rng: random.Random, place: Place) -> None:
-    """What the database of a checkpoint says of an array: absurd shapes, parts, types, nesting."""
+    """Change the metadata of an array in a checkpoint: absurd shapes, chunks, types, nesting."""
     for step in (place.run / "checkpoints").iterdir():
         item = step / rng.choice(("params", "average", "training"))
         store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{item}/"}).result()
@@ -114,7 +114,7 @@ def arrays(rng: random.Random, place: Place) -> None:
 
 
 def orbax(rng: random.Random, place: Place) -> None:
-    """Files of orbax that name handlers, other formats, paths, or hold no JSON."""
+    """Make files of orbax name handlers, other formats or paths, or hold no JSON."""
     step = rng.choice(sorted((place.run / "checkpoints").iterdir()))
     kind = rng.randrange(6)
     if kind == 0:
@@ -147,7 +147,7 @@ def orbax(rng: random.Random, place: Place) -> None:
 
 
 def steps(rng: random.Random, place: Place) -> None:
-    """Folders among the checkpoints that have odd names, or metrics that are odd."""
+    """Add folders with odd names among the checkpoints, or odd metrics to a checkpoint."""
     checkpoints = place.run / "checkpoints"
     step = rng.choice(sorted(checkpoints.iterdir()))
     name = rng.choice((

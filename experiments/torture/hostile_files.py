@@ -1,4 +1,4 @@
-"""Run folders that somebody made to do harm: one thing changed in a copy of a trained run."""
+"""Malicious run folders: copies of a trained run with one change."""
 
 import functools
 import io
@@ -36,7 +36,7 @@ from experiments.torture.hostile_values import (
 
 
 def config(rng: random.Random, place: Place) -> None:
-    """A config.json that names places outside, code, or absurd sizes."""
+    """Name outside places, code, or absurd sizes in config.json."""
     path, outside = place.run / "config.json", str(place.outside)
     kind = rng.randrange(5)
     if kind == 0:
@@ -59,7 +59,7 @@ def config(rng: random.Random, place: Place) -> None:
 
 
 def dataset(rng: random.Random, place: Place) -> None:
-    """A config.json whose data are a device, a pipe, objects, or far larger than they look."""
+    """Name as data in config.json a device, a pipe, objects, or data far larger than their file."""
     run = place.run
     kind = rng.choice(("device", "pipe", "passwd", "folder", "objects", "bomb", "header", "tfds"))
     if kind == "device":
@@ -91,7 +91,7 @@ def dataset(rng: random.Random, place: Place) -> None:
 
 @functools.cache
 def _bomb() -> bytes:
-    """Return an .npz of a few megabytes that is 3 GiB of zeros."""
+    """Return an .npz of a few megabytes that unpacks to 3 GiB of zeros."""
     shape = (3 * 2**30 // 64, 8, 8)
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     file = io.BytesIO()
@@ -106,7 +106,7 @@ def _bomb() -> bytes:
 
 
 def _write_features(data_dir: Path) -> None:
-    """Write prepared data whose feature is of a class in the hostile module."""
+    """Write prepared data whose feature names a class of the hostile module."""
     folder = data_dir / "tiny" / "1.0.0"
     folder.mkdir(parents=True)
     feature = {"pythonClassName": f"{MODULE}.Feature", "tensor": {"shape": {}, "dtype": "uint8"}}
@@ -115,7 +115,7 @@ def _write_features(data_dir: Path) -> None:
 
 
 def links(rng: random.Random, place: Place) -> None:
-    """A file or folder of the run that is a link to another place, or a pipe."""
+    """Replace a file or folder of the run by a link to another place, or by a pipe."""
     run, outside = place.run, place.outside
     parts = [*NAMES, ".config.json.part", ".results.json.part", ".report.html.part",
              "pictures/samples.png", "evaluations/test-best-2.json", "evaluations/test-best-2.npz",
@@ -137,7 +137,7 @@ def links(rng: random.Random, place: Place) -> None:
 
 
 def metrics(rng: random.Random, place: Place) -> None:
-    """Rows of metrics.jsonl that are absurd, or scripts, or of no end."""
+    """Make rows of metrics.jsonl absurd, scripts, or gigabytes long."""
     path = place.run / "metrics.jsonl"
     lines = path.read_text().splitlines()
     at = rng.randrange(len(lines))
@@ -154,7 +154,7 @@ def metrics(rng: random.Random, place: Place) -> None:
 
 
 def results(rng: random.Random, place: Place) -> None:
-    """A results.json that cannot be shown, or that would show something else than text."""
+    """Make a results.json that cannot be shown, or that would inject a script into the report."""
     path = place.run / "results.json"
     whole = json.loads(path.read_text())
     kind = rng.randrange(4)
@@ -172,7 +172,7 @@ def results(rng: random.Random, place: Place) -> None:
 
 
 def sparse(rng: random.Random, place: Place) -> None:
-    """A file of the run that says it has gigabytes."""
+    """Make a file of the run sparse, gigabytes long without content."""
     names = ("config.json", ".lock", "checkpoints/{}/about/metadata", "pictures/more.png",
              "checkpoints/{}/_CHECKPOINT_METADATA", "checkpoints/{}/metrics/metrics")  # fmt: skip
     step = rng.choice(sorted(path.name for path in (place.run / "checkpoints").iterdir()))
@@ -182,7 +182,7 @@ def sparse(rng: random.Random, place: Place) -> None:
 
 
 def lock(rng: random.Random, place: Place) -> None:
-    """Words in the lock, or files with the names of modules, or a folder where a file should be."""
+    """Write odd text to the lock, add files named like modules, or make a file a folder."""
     kind = rng.randrange(3)
     if kind == 0:
         (place.run / ".lock").write_text(rng.choice((ESCAPES, SCRIPT, "x" * 3_000_000, "\0", "\n")))
@@ -211,4 +211,4 @@ CATEGORIES: dict[str, Callable[[random.Random, Place], None]] = {
     "steps": steps,
     "locks": lock,
 }
-"""Case i is of category i modulo their number."""
+"""Functions that change a run; case i is of category i modulo their number."""

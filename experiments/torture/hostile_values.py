@@ -1,4 +1,4 @@
-"""Values, texts and places of which hostile run folders are made."""
+"""Values, texts and places for hostile run folders."""
 
 import json
 import random
@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MODULE = "hostile_module"
-"""Lies in the current folder of the command, where Python finds it, and leaves a mark."""
+"""Module in the command's current directory, where Python finds it; importing it makes the mark."""
 SCRIPT = "<script>alert(1)</script>"
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\r\n"
 SPARSE_BYTES = 2**34
-"""Size of files without content, which no command may read whole."""
+"""Size of sparse files, which no command may read whole."""
 
 
 class Place(NamedTuple):
-    """Where a hostile run lies.
+    """Paths of a hostile run.
 
     Attributes:
-        run: the copy.
-        outside: a folder beside it that nothing may read or write.
-        mark: a file that exists once anything of the run was executed.
+        run: the changed copy of a trained run.
+        outside: a folder beside the run that no command may read or write.
+        mark: a file that exists once any code of the run was executed.
     """
 
     run: Path
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 
 def values(rng: random.Random) -> Any:
-    """Draw a value that hardly any field expects."""
+    """Draw a value that few fields expect."""
     return rng.choice((
         None, True, False, 0, -1, 1.5, 10**9, 2**31 - 1, 10**30, 10**400, float("nan"),
         float("inf"), -float("inf"), 1e308, "", "x", "..", "/etc/passwd", "\0", "\ud800", SCRIPT,
@@ -47,7 +47,7 @@ def text(rng: random.Random) -> bytes:
 
 
 def twice(content: str, rng: random.Random) -> str:
-    """Give an object one of its names twice, the last time with another value."""
+    """Repeat one name of a JSON object, with another value the second time."""
     name = rng.choice(list(json.loads(content)))
     return f"{content.rstrip()[:-1]}, {json.dumps(name)}: {json.dumps(rng.choice((1, None)))}}}"
 

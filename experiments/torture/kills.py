@@ -1,4 +1,4 @@
-"""SIGKILL at any moment; SIGTERM and Ctrl-C, once and twice."""
+"""Signals to a run: SIGKILL at any moment, SIGTERM, and Ctrl-C once and twice."""
 
 import random
 import signal
@@ -10,13 +10,13 @@ from experiments.torture.victim import Outcome, Victim, difference, fingerprint,
 
 STEPS_PER_KILL = 2500
 LONGEST_LIFE = 5.0
-"""Seconds from a start to a kill, at most: some starts do not even come to a step."""
+"""Most seconds from a start to a kill; some starts are killed before their first step."""
 SECONDS_TO_STOP = 10.0
 SECONDS_TO_START = 120.0
 
 
 def killed_anywhere(folder: Path, tries: int, seed: int = 0) -> Outcome:
-    """Killed again and again, and started by the same command, a run ends as one never stopped."""
+    """Kill a run again and again, restart it: it must end like an uninterrupted run."""
     steps = f"--num-steps={STEPS_PER_KILL * tries}"
     whole, killed = folder / "whole", folder / "killed"
     train(whole, steps)
@@ -33,7 +33,7 @@ def killed_anywhere(folder: Path, tries: int, seed: int = 0) -> Outcome:
                 if code:
                     reason = f"ended with {code}: {line}"
                     return Outcome(phases.total() + 1, phases.total(), reason)
-                break  # on a quick machine it comes to its end before all kills
+                break  # on a fast machine the run ends before all kills
             victim.process.send_signal(signal.SIGKILL)
             victim.process.wait()
         phases[phase] += 1
@@ -46,7 +46,7 @@ def killed_anywhere(folder: Path, tries: int, seed: int = 0) -> Outcome:
 
 
 def signalled(folder: Path, tries: int) -> Outcome:
-    """SIGTERM and Ctrl-C save and end within seconds, with the exit code that says so."""
+    """Send SIGTERM or Ctrl-C: a run must end within seconds, with exit code 128 + signal."""
     survived, slowest, note = 0, 0.0, ""
     for i in range(tries):
         number = (signal.SIGTERM, signal.SIGINT)[i % 2]
@@ -64,7 +64,7 @@ def signalled(folder: Path, tries: int) -> Outcome:
 
 
 def interrupted_twice(folder: Path, tries: int) -> Outcome:
-    """A second Ctrl-C ends it at once, and the run goes on from what was saved."""
+    """Send Ctrl-C twice: a run must end at once, and resume from its last checkpoint."""
     survived, slowest = 0, 0.0
     for _ in range(tries):
         with Victim(folder / "run", "--num-steps=1000000") as victim:

@@ -1,4 +1,4 @@
-"""A checkpoint of 500 MB, and data larger than the memory a run is given."""
+"""Large cases: a checkpoint of 500 MB, and data larger than a run's memory."""
 
 import json
 import subprocess
@@ -13,18 +13,18 @@ from experiments.machine.keys import root_key
 from experiments.torture.victim import FLAGS, ROOT, Outcome
 
 HIDDEN = (4096, 3072)
-"""Units whose parameters, average and Adam's two moments take 500 MB."""
+"""Hidden units; parameters, average and Adam's two moments take 500 MB."""
 MOST_SECONDS, MOST_SECONDS_BLOCKED = 30.0, 1.0
 MOST_COPIES = 3
-"""Of the state in memory: itself, and twice its size to write or read it."""
+"""Most memory as a multiple of the state: the state itself, and twice its size to save it."""
 MEMORY = 3 * 2**30
-"""Bytes of its own that a run may have (RLIMIT_DATA; pages of mapped files do not count)."""
+"""Most bytes of private memory of a run (RLIMIT_DATA; pages of mapped files do not count)."""
 EXAMPLES = 5_500_000
-"""Of 784 bytes each, more than MEMORY in all."""
+"""Training examples of 784 bytes each; their total exceeds MEMORY."""
 
 
 def large_checkpoint(folder: Path, tries: int) -> Outcome:
-    """A checkpoint of 500 MB is saved and restored, quickly and in little memory."""
+    """Save and restore a checkpoint of 500 MB, with limits on time and memory."""
     survived, note = 0, ""
     for i in range(tries):
         saved, restored = (_child(f"{name}(sys.argv[1])", folder / str(i))
@@ -45,7 +45,7 @@ def large_checkpoint(folder: Path, tries: int) -> Outcome:
 
 
 def larger_than_memory(folder: Path, tries: int) -> Outcome:
-    """Data that do not fit the memory a run may have are trained on from disk."""
+    """Train from disk on data that exceed the memory of the run."""
     data = folder / "data"
     data.mkdir()
     digits = (np.random.default_rng(0).random((1000, 784)) < 0.1).astype(np.uint8)
@@ -53,7 +53,7 @@ def larger_than_memory(folder: Path, tries: int) -> Outcome:
         array = np.lib.format.open_memmap(
             data / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(count, 784)
         )
-        array[:1000] = digits  # the rest are holes, which take no room on the disk
+        array[:1000] = digits  # the rest of the file is sparse and takes no space on the disk
         array.flush()
     survived, note = 0, ""
     for i in range(tries):
@@ -70,7 +70,7 @@ def larger_than_memory(folder: Path, tries: int) -> Outcome:
 
 
 def limited() -> None:
-    """The training command, with little memory of its own."""
+    """Run the training command with limited private memory."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
@@ -82,7 +82,7 @@ def limited() -> None:
 
 
 def save(run: str) -> None:
-    """Save a state once; prints its size, the times and the peak of memory as JSON."""
+    """Save a state once; print its size, the times and the peak memory as JSON."""
     from experiments.record.recorder import Recorder
     from experiments.run.saving import Saving
     from jaxvae.checkpoints import Checkpoints
@@ -92,7 +92,7 @@ def save(run: str) -> None:
     state, size = _state()
     checkpoints = Checkpoints(folder / "checkpoints")
     saving = Saving(checkpoints, Recorder(folder, -1))
-    small = {"x": np.zeros(1)}  # first, for what orbax loads at its first save
+    small = {"x": np.zeros(1)}  # saved first, so that orbax's one-time imports are not measured
     saving.save(state._replace(params=small, opt_state=small, average=small), {"step": 0}, None)
     saving.finish(0)
     before = _resident()
@@ -106,7 +106,7 @@ def save(run: str) -> None:
 
 
 def restore(run: str) -> None:
-    """Restore it, and put it on the device; prints the time and the peak of memory as JSON."""
+    """Restore the state to the device; print the time and the peak memory as JSON."""
     import jax
 
     from jaxvae.checkpoints import Checkpoints
@@ -138,13 +138,13 @@ def _state() -> tuple[Any, int]:
 
 
 def _resident() -> int:
-    """Bytes of this process in memory; their peak counts from here."""
+    """Return the resident bytes of this process, and reset their peak."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def _status(name: str) -> int:
-    """A size in bytes that the system has of this process."""
+    """Return a size that Linux reports for this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
 

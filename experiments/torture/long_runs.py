@@ -1,4 +1,4 @@
-"""A run of very many steps, watched from within: nothing in it may grow."""
+"""Long run of 200,000 steps, observed from within its process: no resource may grow."""
 
 import contextlib
 import json
@@ -17,21 +17,21 @@ from experiments.torture.victim import FLAGS, ROOT, Outcome
 STEPS = 200_000
 SECONDS_BETWEEN_LOOKS = 0.25
 GROWTH = 0.03
-"""Most by which anything may grow from the second quarter of a run to its last."""
+"""Largest relative growth of a resource from the second quarter of a run to its last."""
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
-"""glibc has heaps for each thread, and orbax new threads for each checkpoint: how full these happen
-to be moves the resident size by twenty megabytes, in which nothing smaller would be seen."""
+"""Environment that gives glibc one heap. By default each thread has its own, and orbax starts new
+threads for every checkpoint, so that the resident size varies by 20 MB and hides smaller growth."""
 
 
 class Look(NamedTuple):
-    """What a run holds at one moment.
+    """Resources of a run at one moment.
 
     Attributes:
-        resident: bytes of its process in memory, but for what its allocator has free.
+        resident: resident bytes of the process, after free memory is returned to the system.
         buffers: bytes of arrays on devices.
-        threads: of the process.
-        open_files: of the process.
-        files: in the run's folder.
+        threads: threads of the process.
+        open_files: open files of the process.
+        files: files in the run's folder.
     """
 
     resident: int
@@ -42,7 +42,7 @@ class Look(NamedTuple):
 
 
 def long_run(folder: Path, tries: int) -> Outcome:
-    """Train for 200,000 steps, `tries` times, and see whether anything grows."""
+    """Train for 200,000 steps, `tries` times, and check that no resource grows."""
     survived, note = 0, ""
     for i in range(tries):
         run = folder / str(i)
@@ -65,7 +65,7 @@ def long_run(folder: Path, tries: int) -> Outcome:
 
 
 def growth(looks: list[Look]) -> str:
-    """What grew from the second quarter of the looks to the last, in words; empty: nothing.
+    """Describe the resources that grew from the second quarter of the looks to the last, if any.
 
     >>> flat = [Look(100, 1, 5, 5, 5)] * 16
     >>> growth(flat), growth(flat[:12] + [Look(200, 1, 5, 5, 5)] * 4)
@@ -80,13 +80,13 @@ def growth(looks: list[Look]) -> str:
         before, after = ([getattr(look, name) for look in part] for part in parts)
         measures = (min, statistics.median, max)
         grown = [of(after) > of(before) * (1 + GROWTH) for of in measures]
-        if all(grown):  # what comes and goes with a checkpoint moves one or two of them
+        if all(grown):  # resources that vary with checkpoints change only one or two measures
             found.append(f"{name} grew from {max(before)} to {max(after)}")
     return ", ".join(found)
 
 
 def watched() -> None:
-    """The training command, which ends with its looks, [[...], ...] as JSON."""
+    """Run the training command, then print its looks, [[...], ...], as JSON."""
     import tyro
 
     from experiments.flags.config import TrainConfig
@@ -105,10 +105,10 @@ def watched() -> None:
 
 
 def _watch(run: Path, looks: list[Look], ended: threading.Event) -> None:
-    """Look again and again, from the first rows of metrics to the first pictures."""
+    """Take looks from the first row of metrics to the first picture."""
     while not ended.is_set() and not (run / "pictures").exists():
         if (run / "metrics.jsonl").exists():
-            with contextlib.suppress(FileNotFoundError):  # a checkpoint is moved meanwhile
+            with contextlib.suppress(FileNotFoundError):  # orbax may rename a checkpoint meanwhile
                 looks.append(_look(run))
         time.sleep(SECONDS_BETWEEN_LOOKS)
 

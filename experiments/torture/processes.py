@@ -1,4 +1,4 @@
-"""SIGKILL of one of two processes that are one run, at any moment, the coordinator in its turn."""
+"""SIGKILL of one of the two processes of a run, alternately the coordinator and the worker."""
 
 import contextlib
 import random
@@ -14,17 +14,17 @@ from experiments.torture.victim import Outcome, Victim, difference, fingerprint
 
 STEPS_PER_KILL = 100
 LONGEST_START, LONGEST_TRAINING = 8.0, 2.0
-"""Seconds from the start, or from the first step, to a kill: half of them this, half that."""
+"""Most seconds from the start, or from the first step, to a kill; each for half of the kills."""
 SECONDS_TO_TRAIN = 120.0
 START_TIMEOUT = LOST_TIMEOUT = 15
 MOST_SECONDS_TO_END = {FAILED: 20.0, USER_ERROR: 45.0}
-"""From a kill to the other's end, by its exit code. USER_ERROR: they had not found each other, and
-the other's START_TIMEOUT begins where it is ready itself."""
+"""Exit code of the other process -> most seconds from the kill to its end. USER_ERROR: they had not
+joined yet, and the START_TIMEOUT of the other begins once it is ready itself."""
 NAMES = ("coordinator", "worker")
 
 
 def lost_processes(folder: Path, tries: int, seed: int = 0) -> Outcome:
-    """One killed, the other ends in time with one line; restarted, the run ends as one never so."""
+    """Kill one process: the other must end in time, and the restarted run as if uninterrupted."""
     steps = f"--num-steps={STEPS_PER_KILL * tries}"
     whole, killed = folder / "whole", folder / "killed"
     _to_the_end(whole, steps)
@@ -35,7 +35,7 @@ def lost_processes(folder: Path, tries: int, seed: int = 0) -> Outcome:
             phase, lost = both[0].phase(), phases.total() % 2
             seconds, code = _seconds_alone(both[lost], both[1 - lost])
         if code == 0:
-            break  # on a quick machine it comes to its end before all kills
+            break  # on a fast machine the run ends before all kills
         errors = both[1 - lost].errors
         if len(errors) != 1 or seconds > MOST_SECONDS_TO_END.get(code, 0):
             reason = f"{NAMES[lost]} killed while {phase}: the other ended with {code} after "
@@ -54,14 +54,14 @@ def lost_processes(folder: Path, tries: int, seed: int = 0) -> Outcome:
 
 
 def _let_live(victim: Victim, generator: random.Random, *, training: bool) -> None:
-    """Wait for some moment of its start, or of its training."""
+    """Wait for a random moment of a process's start, or of its training."""
     if training:
         victim.wait_for("training", SECONDS_TO_TRAIN)
     time.sleep(generator.uniform(0, LONGEST_TRAINING if training else LONGEST_START))
 
 
 def _seconds_alone(lost: Victim, other: Victim) -> tuple[float, int]:
-    """Kill one: for how long the other goes on, and its exit code."""
+    """Kill one process; return the seconds until the other ends, and the other's exit code."""
     lost.process.send_signal(signal.SIGKILL)
     since = time.monotonic()
     code, _ = other.end()
@@ -70,7 +70,7 @@ def _seconds_alone(lost: Victim, other: Victim) -> tuple[float, int]:
 
 @contextlib.contextmanager
 def _both(run: Path, *flags: str) -> Iterator[list[Victim]]:
-    """The two processes of a run, none of which is left behind."""
+    """Start the two processes of a run, and end both on exit."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     several = ("--eval-every=50", "--log-every=10", "--num-devices=1", "--num-processes=2",

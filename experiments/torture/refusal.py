@@ -1,4 +1,4 @@
-"""A command line that must be refused, given to a command in this process or in one of its own."""
+"""Run a command line that must be rejected, in this or a separate process, and judge its end."""
 
 import contextlib
 import hashlib
@@ -21,21 +21,21 @@ from experiments.torture.case import Case
 from experiments.torture.victim import ROOT
 
 SECONDS = 5.0
-"""Most processor time of a refusal: what it takes on a machine that has nothing else to do."""
+"""Longest processor time until a rejection."""
 PATIENCE_SECONDS = 60.0
-"""Most by the clock, on a machine that has; what waits for something else is ended then."""
+"""Longest wall time, which allows for other load; a command that hangs is ended then."""
 INTERNALS = re.compile(
     r"\[Errno|\w+Error\b|Exception|object (is|has|of type)|NoneType|not supported between|"
     r"unsupported operand|positional argument|unexpected keyword|cannot be interpreted|<class"
 )
-"""What Python says to programmers; fit for a user only behind the words that say what gave it."""
+"""Python's messages to programmers, allowed for users only as a quotation (`QUOTED`)."""
 QUOTED = re.compile(r"gave: |\(.*\)")
 BOX = "For full helptext, "
-"""At the foot of tyro's box around an error of syntax."""
+"""Last line of tyro's box around a syntax error."""
 
 
 class Ending(NamedTuple):
-    """How a command ended: exit code, what it wrote, and seconds by the clock and of processors."""
+    """End of a command: exit code, standard output and error, wall and processor seconds."""
 
     code: int
     output: str
@@ -45,7 +45,7 @@ class Ending(NamedTuple):
 
 
 def in_process(case: Case, folder: Path, patience_seconds: float = PATIENCE_SECONDS) -> Ending:
-    """Run a command as `python -m` does, in this process, with `folder` as the current one."""
+    """Run a command as `python -m` does, in this process, with `folder` as current directory."""
     module = importlib.import_module(f"experiments.{case.command}")
     flags = getattr(module, f"{case.command.capitalize()}Config")
     default = [module.flags_of_run] if hasattr(module, "flags_of_run") else []
@@ -70,7 +70,7 @@ def _too_late(number: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def _undone(case: Case, folder: Path, patience_seconds: float) -> Iterator[None]:
-    """Around what changes this process: arguments, folder, paths, modules, hooks, warnings."""
+    """Set up this process for a command, and undo all changes: arguments, paths, modules, hooks."""
     arguments, paths, hook, modules = sys.argv, sys.path[:], sys.unraisablehook, set(sys.modules)
     bytecode, alarm = sys.dont_write_bytecode, signal.signal(signal.SIGALRM, _too_late)
     try:
@@ -90,7 +90,7 @@ def _undone(case: Case, folder: Path, patience_seconds: float) -> Iterator[None]
 
 
 def as_command(case: Case, folder: Path) -> Ending:
-    """Run a command in a process of its own, with `folder` as the current one."""
+    """Run a command in a separate process, with `folder` as current directory."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     started, used = time.perf_counter(), _children_seconds()
     try:
@@ -112,7 +112,7 @@ def _children_seconds() -> float:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """What lies below a folder: path -> what kind of thing it is, with size, time and digest."""
+    """Describe everything below a folder: path -> kind, or size, time and digest of a file."""
     found = {}
     for here, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -133,11 +133,11 @@ def _described(path: Path) -> str:
 
 
 def why_lost(case: Case, ending: Ending, before: dict[str, str], after: dict[str, str]) -> str:
-    """What is wrong with how a case ended; empty where it was refused as it must be."""
+    """Return why a case failed; empty if the command was rejected correctly."""
     changed = sorted(path for path in before.keys() | after.keys()
                      if before.get(path) != after.get(path))  # fmt: skip
     text = ending.errors.strip()
-    last = (text.splitlines() or ["without a word"])[-1]
+    last = (text.splitlines() or ["no output"])[-1]
     if "Traceback" in ending.output + ending.errors:
         return f"a traceback: {last}"
     if ending.code != command.USER_ERROR:
@@ -145,8 +145,8 @@ def why_lost(case: Case, ending: Ending, before: dict[str, str], after: dict[str
     if changed:
         return f"{', '.join(changed[:3])} changed on disk: {last}"
     if ending.processor_seconds > SECONDS or ending.seconds > PATIENCE_SECONDS:
-        return f"refused after {ending.seconds:.1f} s: {last}"
-    if BOX in ending.output + ending.errors:
+        return f"rejected only after {ending.seconds:.1f} s: {last}"
+    if BOX in ending.output + ending.errors:  # tyro's own message, which has several lines
         return ""
     return _what_the_line_lacks(case, text)
 
@@ -157,7 +157,7 @@ def _what_the_line_lacks(case: Case, text: str) -> str:
     if not any(name in text for name in case.names):
         return f"does not name {' or '.join(case.names)}: {text}"
     if INTERNALS.search(QUOTED.split(text, maxsplit=1)[0]):
-        return f"speaks of Python's inside: {text}"
+        return f"shows Python internals: {text}"
     if not text.endswith("."):
-        return f"is no sentence: {text}"
+        return f"is not a sentence: {text}"
     return ""

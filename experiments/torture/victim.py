@@ -1,4 +1,4 @@
-"""The training command as a process that is stopped in every way, and what it leaves behind."""
+"""The training command as a process to stop and restart, and fingerprints of its results."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ POLL_SECONDS = 0.001
 
 
 class Outcome(NamedTuple):
-    """Of one case: how often it was tried and survived, and what else to say of it."""
+    """Outcome of one case: number of tries, number of those survived, and a note."""
 
     tries: int
     survived: int
@@ -28,15 +28,15 @@ class Outcome(NamedTuple):
 
 
 class Victim:
-    """One process of the command; a context manager that leaves none behind.
+    """Process of the training command; a context manager that kills the process on exit.
 
     Args:
-        run: its folder.
-        flags: more of the command's.
+        run: folder of the run.
+        flags: further flags of the command.
 
     Attributes:
-        process: itself.
-        errors: the lines of its errors, once `end` has seen it end.
+        process: the process.
+        errors: lines of its standard error, available after `end`.
     """
 
     def __init__(self, run: Path, *flags: str) -> None:
@@ -57,7 +57,7 @@ class Victim:
         self.process.communicate()
 
     def phase(self) -> str:
-        """What it is doing, by what lies in its folder."""
+        """Current activity of the process, inferred from the files of its run."""
         if any((self.run / "checkpoints").glob(UNFINISHED)):
             return "saving"
         if _size(self.run / "metrics.jsonl") <= self._rows_before:
@@ -65,7 +65,7 @@ class Victim:
         return "training" if not (self.run / "pictures").exists() else "reporting"
 
     def wait_for(self, phase: str, seconds: float) -> bool:
-        """Whether it came to a phase in so many seconds; False too where it ended before."""
+        """Wait until the process is in a phase; return False if it ends or `seconds` pass first."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             if self.phase() == phase:
@@ -74,7 +74,7 @@ class Victim:
         return False
 
     def end(self, seconds: float = 600) -> tuple[int, str]:
-        """Its exit code and the last line of its errors, once it has ended by itself."""
+        """Wait until the process ends; return its exit code and the last line of its errors."""
         _, errors = self.process.communicate(timeout=seconds)
         self.errors = errors.strip().splitlines()
         return self.process.returncode, (self.errors or [""])[-1]
@@ -93,7 +93,7 @@ def train(run: Path, *flags: str) -> None:
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
-    """All that a run leaves behind, but for times: equal runs have equal ones, bit for bit."""
+    """Collect all results of a run except times; bit-for-bit equal runs have equal fingerprints."""
     with contextlib.closing(Checkpoints(run / "checkpoints", read_only=True)) as checkpoints:
         digests = {f"checkpoint {step}": checkpoints.about(step)["digests"]
                    for step in checkpoints.steps()}  # fmt: skip
@@ -107,7 +107,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """The names of what differs between two fingerprints; empty where nothing does."""
+    """Return the names of the results that differ between two fingerprints; empty if none do."""
     return ", ".join(name for name in sorted(one.keys() | other.keys())
                      if one.get(name) != other.get(name))  # fmt: skip
 

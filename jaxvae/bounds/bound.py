@@ -1,4 +1,4 @@
-"""What every bound returns, and the terms of K draws that every bound is made of."""
+"""The result `Bound` of every bound, and the terms of K draws that every bound is made of."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,14 +30,14 @@ class Bound(NamedTuple):
     """A bound for one example, in nats; larger is better.
 
     Attributes:
-        objective: [] what to maximise: right value and right gradient.
-        elbo: [] the evidence lower bound, never altered by beta or by an estimator.
+        objective: [] the value to maximise, with the estimator's gradient.
+        elbo: [] the evidence lower bound, independent of beta and of the estimator.
         reconstruction: [] E_q log p(x|z), the negative distortion.
         kl: [] KL(q(z|x) || p(z)), the rate; elbo = reconstruction - kl.
         log_weights: [K] log p(x, z_k) - log q(z_k|x).
-        kl_per_latent: [Z] the terms of kl, or None where it does not split.
+        kl_per_latent: [Z] the terms of kl, or None where kl is not a sum over latents.
         samples: [K, Z] the draws z_k of q(z|x).
-        posterior: q(z|x), or None where it is no pytree.
+        posterior: q(z|x), or None if it is not a pytree.
 
     >>> Bound._fields[:4]
     ('objective', 'elbo', 'reconstruction', 'kl')
@@ -54,14 +54,14 @@ class Bound(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One example as a bound sees it: x, its posterior, the model, and which entries count.
+    """Inputs of a bound for one example: x, its posterior, the model and the mask.
 
     Attributes:
-        x: the example; entries that the mask leaves out may hold anything, NaN included.
+        x: the example; entries that the mask excludes may have any value, NaN included.
         q: q(z|x).
         decode: z -> p(x|z).
         prior: p(z).
-        mask: of x's shape, True where x is observed; None: everywhere.
+        mask: True where x is observed, of x's shape or its leading part; None: everywhere.
         sample_chunk_size: draws computed at once; None: all.
     """
 
@@ -81,10 +81,17 @@ class Example(NamedTuple):
         if not hasattr(p, "log_prob_per_entry"):
             raise ValueError(
                 f"mask: {type(p).__name__} has no log_prob_per_entry, so its entries cannot be "
-                "left out one by one. Use a likelihood of independent entries, or give it one."
+                "left out one by one. Use a likelihood of independent entries (of another library: "
+                "an Independent in jaxvae.adapt), or give it one."
             )
         entries = p.log_prob_per_entry(_observed(self.x, self.mask))
-        return jnp.sum(jnp.where(self.mask, entries, 0))
+        if jnp.ndim(entries) < jnp.ndim(self.mask):
+            raise ValueError(
+                f"mask: the entries of {type(p).__name__} have shape {jnp.shape(entries)}, so a "
+                f"mask of shape {jnp.shape(self.mask)} cannot leave out parts of them. Give a mask "
+                "of their shape."
+            )
+        return jnp.sum(jnp.where(_over(entries, self.mask), entries, 0))
 
 
 def observe(
@@ -95,21 +102,21 @@ def observe(
     mask: jax.Array | None,
     sample_chunk_size: int | None = None,
 ) -> Example:
-    """The example with its posterior; the encoder sees 0 where an entry is missing.
+    """Encode an example; the encoder sees 0 where an entry is missing.
 
     Raises:
-        TypeError: encode or decode is no function, or encode(x) or prior is no distribution.
-        ValueError: the mask has another shape than x, or sample_chunk_size < 1.
+        TypeError: encode or decode is not a function, or encode(x) or prior not a distribution.
+        ValueError: the mask's shape differs from x's, or sample_chunk_size < 1.
     """
     check_function("encode", encode)
     check_function("decode", decode)
     check_density("prior", prior)
     if sample_chunk_size is not None and sample_chunk_size < 1:
         raise ValueError(f"sample_chunk_size must be at least 1, or None, got {sample_chunk_size}.")
-    if mask is not None and jnp.shape(mask) != jnp.shape(x):
+    if mask is not None and jnp.shape(mask) != jnp.shape(x)[: jnp.ndim(mask)]:
         raise ValueError(
-            f"mask must have x's shape {jnp.shape(x)}, got {jnp.shape(mask)}. Give one entry of "
-            "it per entry of x, True where x is observed."
+            f"mask must have x's shape {jnp.shape(x)}, or its leading part, got {jnp.shape(mask)}. "
+            "Give one entry of it per entry of x, or per row, True where x is observed."
         )
     q = encode(x if mask is None else _observed(x, mask))
     check_draws("encode(x)", q)
@@ -117,18 +124,24 @@ def observe(
 
 
 def _observed(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """x with 0 where it is missing, so that no NaN enters a gradient.
+    """x with 0 in place of missing entries, so that no NaN enters a gradient.
 
-    Every likelihood here is finite at 0; one of your own must be, too.
+    Every likelihood of this library is finite at 0, and user-defined ones must be, too.
     """
-    return jnp.where(mask, x, jnp.zeros_like(x))
+    return jnp.where(_over(x, mask), x, jnp.zeros_like(x))
+
+
+def _over(array: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mask [T] of an array [T, ...], once for every entry of a row."""
+    axes = tuple(range(jnp.ndim(mask), jnp.ndim(array)))
+    return jnp.broadcast_to(jnp.expand_dims(mask, axes), jnp.shape(array))
 
 
 class Terms(NamedTuple):
     """K draws of q and the parts of their log weights.
 
-    A draw has the type of its posterior. The three log densities, and so all arithmetic of a bound,
-    have the widest float type among x, q(z|x), p(x|z) and p(z), of 32 bits or more: `terms_of`.
+    A draw has the type of its posterior. `terms_of` gives the three log densities, and so all
+    arithmetic of a bound, the widest float type among x, q(z|x), p(x|z) and p(z), at least float32.
 
     Attributes:
         samples: [K, Z].
@@ -143,7 +156,7 @@ class Terms(NamedTuple):
     log_q: jax.Array
 
     def log_weights(self, kl_weight: jax.Array | float | None = 1.0) -> jax.Array:
-        """log p(x|z_k) + kl_weight (log p(z_k) - log q(z_k|x)), None for 0: [K]."""
+        """log p(x|z_k) + kl_weight (log p(z_k) - log q(z_k|x)); kl_weight None is 0: [K]."""
         if kl_weight is None:
             return self.log_likelihood
         return self.log_likelihood + kl_weight * (self.log_prior - self.log_q)
@@ -152,10 +165,10 @@ class Terms(NamedTuple):
 def terms_of(
     z: jax.Array, log_likelihood: jax.Array, log_prior: jax.Array, log_q: jax.Array
 ) -> Terms:
-    """The terms of one draw, its log densities in one type.
+    """Terms of one draw, with its log densities converted to one type.
 
     Raises:
-        TypeError: a log density that is no array.
+        TypeError: a log density is not an array.
     """
     check_array("decode(z).log_prob(x)", log_likelihood)
     check_array("prior.log_prob(z)", log_prior)
@@ -166,13 +179,13 @@ def terms_of(
 def over_draws(
     function: Callable[..., Any], *draws: Any, sample_chunk_size: int | None = None
 ) -> Any:
-    """A function of one draw over [K, ...] of them.
+    """Map a function of one draw over K draws.
 
     Args:
-        function: of one draw.
+        function: function of one draw.
         draws: arrays [K, ...].
-        sample_chunk_size: draws computed at once; their intermediate values are computed anew for
-            the gradient, so that memory does not grow with K. None: all of them.
+        sample_chunk_size: draws computed at once; their intermediate values are recomputed for the
+            gradient, so that memory does not grow with K. None: all of them.
     """
     num_draws = len(jax.tree.leaves(draws)[0])
     if sample_chunk_size is None or sample_chunk_size >= num_draws:
@@ -182,7 +195,7 @@ def over_draws(
 
 
 def posterior_samples(key: jax.Array, q: Any, num_samples: int) -> tuple[jax.Array, jax.Array]:
-    """The draws that the bounds make of q(z|x) with this key: z [K, Z] and log q(z|x) [K]."""
+    """Draws of q(z|x) that the bounds use with this key: z [K, Z] and log q(z|x) [K]."""
     check_draws("q", q)
     return jax.vmap(partial(sample_and_log_prob, q))(_draw_keys(key, num_samples))
 
@@ -194,10 +207,10 @@ def _draw_keys(key: jax.Array, num_samples: int) -> jax.Array:
 
 
 def draw_terms(key: jax.Array, example: Example, num_samples: int) -> Terms:
-    """K draws of the example's posterior, and their terms.
+    """Draw K samples of the example's posterior, and compute their terms.
 
     Raises:
-        ValueError: num_samples < 1, or a log_prob that is not summed to a scalar.
+        ValueError: num_samples < 1, or a log_prob is not summed to a scalar.
     """
 
     def of_draw(key: jax.Array) -> Terms:
@@ -218,7 +231,7 @@ class Rate(NamedTuple):
 
     Attributes:
         total: [] nats.
-        per_latent: [Z] its terms, or None where it does not split.
+        per_latent: [Z] terms of total, or None where the KL is not a sum over latents.
     """
 
     total: jax.Array
@@ -226,11 +239,11 @@ class Rate(NamedTuple):
 
 
 def rate_of(example: Example, terms: Terms, *, sampled: bool = False) -> Rate:
-    """The rate in closed form where the pair has one.
+    """Rate in closed form if the pair of q and prior has one, else its mean over the draws.
 
     Args:
-        example, terms: as drawn.
-        sampled: take the mean over the draws even so.
+        example, terms: the example and the terms of its draws.
+        sampled: take the mean over the draws in any case.
     """
     q, prior = example.q, example.prior
     closed_form = has_closed_form(q, prior) and not sampled
@@ -243,12 +256,12 @@ def rate_of(example: Example, terms: Terms, *, sampled: bool = False) -> Rate:
 def assemble(
     example: Example, terms: Terms, objective: jax.Array, rate: Rate | None = None
 ) -> Bound:
-    """The Bound of these terms.
+    """Assemble the Bound from its terms and objective.
 
     Args:
-        example, terms: as drawn.
-        objective: [] the bound's own.
-        rate: of the example; None: `rate_of` it.
+        example, terms: the example and the terms of its draws.
+        objective: [] objective of the bound.
+        rate: rate of the example; None: compute it by `rate_of`.
     """
     rate = rate_of(example, terms) if rate is None else rate
     reconstruction = jnp.mean(terms.log_likelihood)

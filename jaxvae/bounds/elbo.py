@@ -1,4 +1,4 @@
-"""The evidence lower bound, and the objectives that reweigh its KL."""
+"""The evidence lower bound, and objectives with another weight of its KL."""
 
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from jaxvae.bounds.estimators import EstimatorName, check_estimator, estimate, m
 from jaxvae.divergences import has_closed_form, splits_by_latent
 
 KL = Literal["auto", "closed_form", "sampled"]
-REFUSED = {"dreg": "is 'stl' for an ELBO, whose draws are not weighted. Use 'stl'."}
+REFUSED = {"dreg": "reduces to 'stl' for the ELBO, whose draws are not weighted. Use 'stl'."}
 
 
 def elbo(
@@ -47,32 +47,33 @@ def elbo(
 
         reconstruction - beta * |sum_j max(free_bits, KL_j) - capacity|
 
-    which is the ELBO at the defaults, and not called one otherwise; `.elbo` always is.
+    which is the ELBO only with the default options; `.elbo` is the ELBO with any.
 
     Args:
-        key: consumed here, one per example.
-        x: one example, of whatever shape `encode` and `decode` agree on.
+        key: consumed here; use one per example.
+        x: one example, of any shape that `encode` accepts.
         encode: x -> q(z|x).
         decode: z -> p(x|z).
         prior: p(z).
         num_samples: K draws of q, at least 1.
-        estimator: of the gradient (`jaxvae.bounds.estimators`): "reparameterized"; "stl", whose
+        estimator: gradient estimator (`jaxvae.bounds.estimators`): "reparameterized"; "stl", whose
             variance vanishes at the true posterior; "score" or "vimco" for discrete latents.
         kl: "closed_form", "sampled" (from the same draws), or "auto": in closed form where
             `jaxvae.kl` has one for the pair, but sampled in the objective of "stl".
         beta: [] weight of the KL in `objective`; may be traced (an optax schedule's value).
-        free_bits: [] nats below which a latent's KL gives no gradient; of this example, where
-            Kingma et al. take the minibatch's mean. None: off. Needs a KL that splits.
-        capacity: [] nats that the KL is drawn towards, from either side; beta is then its
-            weight. None: off. Needs a KL in closed form.
-        mask: of x's shape, True where x is observed: the bound is then one on the log density
-            of the observed entries. Missing ones may be NaN; the encoder sees 0 there.
-        sample_chunk_size: draws computed at once. What lies between is then computed anew for the
+        free_bits: [] nats below which a latent's KL in this example gives no gradient (Kingma et
+            al. use the minibatch's mean). None: off. Needs a KL that is a sum over latents.
+        capacity: [] target of the KL in nats; beta weights the distance from it, on either side.
+            None: off. Needs a KL in closed form.
+        mask: True where x is observed, in x's shape or its leading part ([T] for x [T, D]): the
+            bound is then on the log density of the observed entries. Missing entries may be NaN;
+            the encoder sees 0 there.
+        sample_chunk_size: draws computed at once. Intermediate values are then recomputed for the
             gradient, and memory does not grow with num_samples. None: all at once.
 
     Raises:
         ValueError: num_samples or sample_chunk_size < 1, a log_prob that is not summed to a
-            scalar, an estimator that would be wrong, or an option whose KL has no closed form.
+            scalar, an estimator with a wrong gradient, or an option whose KL has no closed form.
 
     Ref: Doersch 2016, arXiv 1606.05908, equation 5; Higgins et al., beta-VAE, 2017, ICLR;
     Kingma et al., Inverse Autoregressive Flow (free bits), 2016, NeurIPS; Burgess et al.,
@@ -90,7 +91,7 @@ def elbo(
     closed_form = _closed_form(kl, example, estimator)
     _check_options(example, closed_form, free_bits, capacity)
     terms = draw_terms(key, example, num_samples)
-    # "stl" samples the KL of the objective, and leaves that of .elbo as it is.
+    # "stl" samples the KL of the objective only; .elbo still uses a closed form.
     rate = rate_of(example, terms, sampled=kl == "sampled")
     beta = jnp.asarray(beta, terms.log_q.dtype)
     if closed_form:
@@ -102,7 +103,7 @@ def elbo(
 
 
 def _penalized(rate: Rate, free_bits: Any, capacity: Any) -> jax.Array:
-    """|sum_j max(free_bits, KL_j) - capacity|, or what is given of it: []."""
+    """|sum_j max(free_bits, KL_j) - capacity|, without the parts that are None: []."""
     total = rate.total
     if free_bits is not None and rate.per_latent is not None:
         total = jnp.sum(jnp.maximum(rate.per_latent, free_bits))
@@ -110,7 +111,7 @@ def _penalized(rate: Rate, free_bits: Any, capacity: Any) -> jax.Array:
 
 
 def _closed_form(kl: str, example: Example, estimator: str) -> bool:
-    """Whether the KL of the objective is the formula's."""
+    """True if the KL of the objective is computed in closed form."""
     q, prior = example.q, example.prior
     known = has_closed_form(q, prior)
     if kl not in ("auto", "closed_form", "sampled"):
@@ -121,7 +122,7 @@ def _closed_form(kl: str, example: Example, estimator: str) -> bool:
             "Use kl='sampled'."
         )
     if kl == "closed_form" and estimator == "stl":
-        raise ValueError("elbo: estimator 'stl' needs the draws' own KL. Use kl='sampled'.")
+        raise ValueError("elbo: estimator 'stl' needs a sampled KL. Use kl='sampled'.")
     return known and kl != "sampled" and estimator != "stl"
 
 

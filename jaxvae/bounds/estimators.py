@@ -1,19 +1,19 @@
 """Gradient estimators: from a function of K log weights to an objective with its gradient.
 
 A bound is F(r_1, ..., r_K) of terms r_k = log p(x|z_k) + c (log p(z_k) - log q(z_k|x)). With
-F_k = dF/dr_k and F_kk = d2F/dr_k2, the gradient of E F has three parts for each draw: that by
-the model's own parameters, weight F_k; that along z_k into q, weight p_k; and that by log q(z_k|x)
-at z_k held fixed, weight s_k.
+F_k = dF/dr_k and F_kk = d2F/dr_k2, the gradient of E F has three parts for each draw: by the
+parameters of the model, with weight F_k; along z_k into q, with weight p_k; and by log q(z_k|x) at
+fixed z_k, with weight s_k.
 
-    reparameterized   p_k = F_k           s_k = -c F_k              pathwise, all that autodiff sees
+    reparameterized   p_k = F_k           s_k = -c F_k              pathwise, as by plain autodiff
     stl               p_k = F_k           s_k = 0                   unbiased where F_kk = 0
     dreg              p_k = F_k - F_kk    s_k = 0                   unbiased for c = 1
     score             p_k = 0             s_k = F - c F_k           no gradient through z
     vimco             p_k = 0             s_k = F - F_(-k) - c F_k  F_(-k): r_k replaced by the
                                                                     mean of the others
 
-Every one has the expectation of the first. In dreg the part that stl leaves out is turned, by
-reparameterizing a second time, into a path; that gives w_k^2 for the importance-weighted bound.
+All have the same expectation as the first. dreg reparameterizes the part that stl leaves out a
+second time, into a path; for the importance-weighted bound that gives the weights w_k^2.
 
 Ref: Kingma & Welling 2013; Roeder, Wu & Duvenaud, Sticking the Landing, 2017, NeurIPS; Tucker,
 Lawson, Gu & Maddison, Doubly Reparameterized Gradient Estimators, 2019, ICLR; Williams 1992,
@@ -40,11 +40,11 @@ from jaxvae.leaves import is_array
 
 EstimatorName = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
 SMALLEST_WEIGHT = 1e-20
-"""Weights nearer to 0 are raised to it, so that what flows back can be divided by them."""
+"""Smaller weights of the model are raised to this one, since cotangents are divided by them."""
 
 
 class LogWeightFunction(NamedTuple):
-    """F of the log weights [K], and F_kk.
+    """A function F of the log weights [K], with its second derivatives F_kk.
 
     Attributes:
         value: [K] -> [].
@@ -56,9 +56,9 @@ class LogWeightFunction(NamedTuple):
 
 
 class GradientWeights(NamedTuple):
-    """[K] each: how much of a draw's gradient goes to the model, along z, and by log q.
+    """Weights [K] of the three parts of each draw's gradient: by the model, along z, by log q.
 
-    None: nothing, and no work for it.
+    None: weight 0, and the part is not computed.
     """
 
     model: jax.Array
@@ -67,7 +67,7 @@ class GradientWeights(NamedTuple):
 
 
 BIASED = {"stl": "is biased for weighted draws (Tucker et al. 2019). Use 'dreg'."}
-"""What bounds of weighted draws refuse."""
+"""Estimators that bounds of weighted draws reject -> the reason and what to use instead."""
 mean = LogWeightFunction(jnp.mean, jnp.zeros_like)
 """The F of the ELBO."""
 
@@ -81,18 +81,18 @@ def check_estimator(
     *,
     needs_pytree: bool = False,
 ) -> None:
-    """Refuse what has no right gradient.
+    """Reject an estimator that would give a wrong gradient.
 
     Args:
-        bound: its name, for the message.
-        example: for its posterior.
-        estimator: as the caller gave it.
+        bound: name of the bound, for the message.
+        example: the example, whose posterior is checked.
+        estimator: name of the estimator.
         num_samples: K.
-        refused: estimator -> why this bound does not have it and what to do.
+        refused: estimator -> why this bound rejects it, and what to use instead.
         needs_pytree: whether the bound stops q's gradient for "reparameterized" too.
 
     Raises:
-        ValueError: one line, with the estimator to use.
+        ValueError: the estimator is rejected; the message names one to use.
     """
     if estimator not in get_args(EstimatorName):
         names = ", ".join(get_args(EstimatorName))
@@ -107,13 +107,13 @@ def check_estimator(
         )
     if (estimator != "reparameterized" or needs_pytree) and jax.tree_util.all_leaves([example.q]):
         raise ValueError(
-            f"{bound}: estimator {estimator!r} needs encode(x) to be a pytree of arrays, "
-            f"{type(example.q).__name__} is none. Register the class, as by "
+            f"{bound}: estimator {estimator!r} needs encode(x) to be a pytree of arrays, but "
+            f"{type(example.q).__name__} is not a pytree. Register the class, for example by "
             "jax.tree_util.register_dataclass."
         )
     if estimator == "vimco" and num_samples < 2:
         raise ValueError(
-            f"{bound}: estimator 'vimco' compares draws, num_samples must be at least 2, got "
+            f"{bound}: estimator 'vimco' compares draws, so num_samples must be at least 2, got "
             f"{num_samples}. Use 'score' for one draw."
         )
 
@@ -125,13 +125,13 @@ def estimate(
     estimator: EstimatorName,
     kl_weight: jax.Array | float | None = 1.0,
 ) -> jax.Array:
-    """F of the terms with the gradient of the estimator: [] nats.
+    """F of the terms, with the gradient of the estimator: [] nats.
 
     Args:
-        example, terms: as drawn.
+        example, terms: the example and the terms of its draws.
         function: F.
         estimator: as in the table above.
-        kl_weight: c; None for 0, where the KL is in closed form and no part of F.
+        kl_weight: c; None for 0, when the KL is in closed form and not part of F.
     """
     rewards = terms.log_weights(kl_weight)
     if estimator == "reparameterized":
@@ -158,7 +158,7 @@ def weighted_bound(
     estimator: EstimatorName,
     function: LogWeightFunction,
 ) -> Bound:
-    """The bound F of K draws' log weights; all that IWAE and its kin differ in is F.
+    """Bound F of the log weights of K draws; IWAE and the bounds like it differ only in F.
 
     Raises:
         ValueError: num_samples < 1, or as in `check_estimator`.
@@ -175,10 +175,10 @@ def with_gradient(
     weights: GradientWeights,
     kl_weight: jax.Array | float | None = 1.0,
 ) -> jax.Array:
-    """A value whose gradient is made of the three parts, weighted: [].
+    """`value`, with the weighted sum of the three parts as its gradient: [].
 
-    The model's terms are computed once more, along a z whose cotangent is rescaled on its way
-    back to q, under a q that gives no gradient of its own; XLA merges the two forward passes.
+    The model's terms are computed again, with q's parameters fixed and at a z whose cotangent is
+    rescaled on its way back to q. XLA merges the two forward passes.
     """
     tiny = jnp.abs(weights.model) < SMALLEST_WEIGHT
     model = stop_gradient(jnp.where(tiny, SMALLEST_WEIGHT, weights.model))
@@ -186,7 +186,7 @@ def with_gradient(
     if weights.path is not None:
         scale = (stop_gradient(weights.path) / model).astype(terms.samples.dtype)
         z = jax.vmap(_scale_gradient)(terms.samples, scale)
-    # A network among q's fields has functions as leaves, which stop_gradient does not take.
+    # A network among q's fields has functions as leaves, which stop_gradient rejects.
     still = jax.tree.map(lambda leaf: stop_gradient(leaf) if is_array(leaf) else leaf, example.q)
 
     def of_draw(z: jax.Array) -> Terms:
@@ -203,14 +203,14 @@ def with_gradient(
 
 
 def _each_replaced(rewards: jax.Array) -> jax.Array:
-    """[K, K]: row k has the mean of the others in place of entry k."""
+    """Matrix [K, K] whose row k has the mean of the other rewards in place of entry k."""
     others = (jnp.sum(rewards) - rewards) / (rewards.size - 1)
     return jnp.where(jnp.eye(rewards.size, dtype=bool), others[:, None], rewards[None, :])
 
 
 @jax.custom_vjp
 def _scale_gradient(z: jax.Array, scale: jax.Array) -> jax.Array:
-    """z; what flows back to it is multiplied by `scale` []."""
+    """Identity of z whose cotangent is multiplied by `scale` []."""
     del scale
     return z
 

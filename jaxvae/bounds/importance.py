@@ -39,8 +39,8 @@ def iwae(
         IWAE_K(x) = E log 1/K sum_k w_k    with w_k = p(x, z_k) / q(z_k|x), z_1..K ~ q(z|x)
 
     ELBO <= IWAE_K <= IWAE_(K+1) <= log p(x), with equality in the limit. As K grows, the
-    reparameterized gradient of the encoder drowns in its noise (Rainforth et al. 2018); that of
-    "dreg" does not.
+    signal-to-noise ratio of the encoder's reparameterized gradient tends to 0 (Rainforth et al.
+    2018); that of "dreg" does not.
 
     Args:
         key, x, encode, decode, prior, mask, sample_chunk_size: as in `jaxvae.elbo`.
@@ -48,7 +48,7 @@ def iwae(
         estimator: "reparameterized", "dreg", "score" or "vimco" (`jaxvae.bounds.estimators`).
 
     Raises:
-        ValueError: as in `jaxvae.elbo`; or for "stl", which is biased here.
+        ValueError: as in `jaxvae.elbo`; or the estimator is "stl", which is biased here.
 
     Ref: Burda, Grosse & Salakhutdinov, Importance Weighted Autoencoders, 2016, ICLR.
 
@@ -79,13 +79,14 @@ def miwae(
 
         MIWAE_(M,K)(x) = E 1/M sum_m log 1/K sum_k w_mk
 
-    IWAE_K in value, with less variance, and a better gradient for the encoder than IWAE_(MK).
-    (The bound for missing data of the same name is `iwae` with a mask.)
+    Its expectation is that of IWAE_K, with less variance, and its gradient for the encoder is
+    better than that of IWAE_(MK). (The bound for missing data of the same name is `iwae` with a
+    mask.)
 
     Args:
         key, x, encode, decode, prior, estimator, mask, sample_chunk_size: as in `iwae`.
-        num_samples: all draws, M K.
-        num_groups: M; it divides num_samples.
+        num_samples: number of all draws, M K.
+        num_groups: M; it must divide num_samples.
 
     Raises:
         ValueError: as in `iwae`, or num_groups does not divide num_samples.
@@ -120,17 +121,17 @@ def piwae(
 ) -> Bound:
     """MIWAE for the encoder and IWAE for the model, of one example, in nats.
 
-    The value is that of MIWAE_(M,K), a lower bound. The gradient along z and by q is MIWAE's, the
-    gradient by the parameters of p(x|z) and p(z) is that of IWAE_(MK) at the same draws: so it is
-    not the gradient of one function. Parameters that q and p share get the sum of both.
+    The value is that of MIWAE_(M,K), a lower bound. The gradient along z and by q is that of MIWAE;
+    the gradient by the parameters of p(x|z) and p(z) is that of IWAE_(MK) at the same draws.
+    Together they are not the gradient of one function. Parameters that q and p share get the sum.
 
     Args:
         key, x, encode, decode, prior: as in `miwae`.
         num_samples, num_groups, mask, sample_chunk_size: as in `miwae`.
-        estimator: "reparameterized" or "dreg", of the encoder's part.
+        estimator: estimator of the encoder's part, "reparameterized" or "dreg".
 
     Raises:
-        ValueError: as in `miwae`, or for any other estimator.
+        ValueError: as in `miwae`, or the estimator is another one.
 
     Ref: Rainforth et al., Tighter Variational Bounds are Not Necessarily Better, 2018, ICML.
 

@@ -28,14 +28,14 @@ def renyi(
 
         L_alpha(x) = E 1/(1 - alpha) log 1/K sum_k w_k^(1 - alpha)
 
-    IWAE_K at alpha = 0, the ELBO with a sampled KL at alpha = 1, and continuous there in value
-    and gradient. It falls as alpha rises. For alpha >= 0 it is a lower bound on log p(x); for
-    alpha < 0 it is none: with many samples it passes log p(x).
+    It is IWAE_K at alpha = 0 and the ELBO with a sampled KL at alpha = 1, where value and gradient
+    are continuous. It falls as alpha rises. For alpha >= 0 it is a lower bound on log p(x); for
+    alpha < 0 it is not: with many samples it exceeds log p(x).
 
     Args:
         key, x, encode, decode, prior, num_samples, estimator, mask, sample_chunk_size: as in
             `jaxvae.iwae`.
-        alpha: [] order; may be traced. Not to be differentiated by.
+        alpha: [] order; may be traced, but has no gradient.
 
     Raises:
         ValueError: as in `jaxvae.iwae`.
@@ -56,10 +56,10 @@ def renyi(
 
 
 def _log_power_mean(order: jax.Array, logs: jax.Array) -> jax.Array:
-    """1/t log 1/K sum_k exp(t r_k): the mean of r for t -> 0.
+    """1/t log 1/K sum_k exp(t r_k), which tends to the mean of r for t -> 0.
 
-    About the mean m of r, for t |r - m| below 1 by expm1 and log1p, whose error does not grow
-    as t -> 0; else by logsumexp. At t = 0, where neither is defined, by that mean.
+    With m the mean of r: if all t |r - m| are below 1, computed by expm1 and log1p, whose error
+    does not grow as t -> 0; else by logsumexp. At t = 0, where neither is defined, it is m.
     """
     center = jax.lax.stop_gradient(logs.mean())
     spread = logs - center

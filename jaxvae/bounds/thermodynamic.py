@@ -28,15 +28,15 @@ def tvo(
 
         TVO(x) = sum_t (b_(t+1) - b_t) sum_k v_k(b_t) log w_k,    v_k(b) = w_k^b / sum_j w_j^b
 
-    log p(x) is the integral over b from 0 to 1 of E log w under the density on the way from q
-    (b = 0) to the posterior (b = 1), which rises with b. With the self-normalised weights v of K
-    draws the integral is log 1/K sum w_k, so that ELBO <= TVO <= IWAE_K in every draw.
+    log p(x) is the integral over b from 0 to 1 of E log w under the geometric path from q (b = 0)
+    to the posterior (b = 1), and the integrand rises with b. With the self-normalised weights v of
+    K draws the integral is log 1/K sum w_k, so that ELBO <= TVO <= IWAE_K in every draw.
 
     Args:
         key, x, encode, decode, prior, num_samples, estimator, mask, sample_chunk_size: as in
             `jaxvae.iwae`.
-        num_intervals: T; the points are 0 and a geometric series from `first` to 1. One interval
-            is the ELBO with a sampled KL.
+        num_intervals: T; the points are 0 and a geometric series from `first` to 1. With one
+            interval it is the ELBO with a sampled KL.
         first: b_1 in (0, 1), the first point after 0.
 
     Raises:
@@ -70,7 +70,10 @@ def _left_sum(points: jax.Array, logs: jax.Array) -> jax.Array:
 
 
 def _left_curvature(points: jax.Array, logs: jax.Array) -> jax.Array:
-    """With m = sum v r: dv_k/dr_k = b v_k (1 - v_k), dm/dr_k = v_k (1 + b (r_k - m))."""
+    """Second derivatives F_kk of `_left_sum`.
+
+    With m = sum v r: dv_k/dr_k = b v_k (1 - v_k) and dm/dr_k = v_k (1 + b (r_k - m)).
+    """
 
     def at_point(b: jax.Array) -> jax.Array:
         shares = jax.nn.softmax(b * logs)

@@ -24,7 +24,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import orbax, which takes a second, only when one of the names above is asked for."""
+    """Import orbax, which takes a second, only when one of the names above is used."""
     for module in ("manifest", "saved_items", "checkpoints") if name in __all__ else ():
         found = vars(importlib.import_module(f"jaxvae.checkpoints.{module}"))
         if name in found:

@@ -1,10 +1,10 @@
 """Checkpoints on disk by orbax: saved whole, checked by digest, loadable in one call.
 
 A checkpoint is a step's folder with named items, each a pytree of arrays without a device axis, and
-`about`, a JSON object that says what they are.
+`about`, a JSON object that describes them.
 
-Several processes all hold the same state: process 0 alone writes and reads files, and sends what
-it has read to the others, so that they need no folder in common. All of them must call the same
+With several processes, all hold the same state. Only process 0 writes and reads files; it sends
+their contents to the others, so that they need no shared folder. All processes must call the same
 methods in the same order.
 """
 
@@ -41,12 +41,12 @@ from jaxvae.models.vae import VAE, Params
 
 
 class Restored(NamedTuple):
-    """The newest checkpoint that is whole.
+    """The newest undamaged checkpoint.
 
     Attributes:
-        step: of it.
-        items: as `Checkpoints.restore` returns them.
-        set_aside: a line for each newer one, which was damaged and is in another folder now.
+        step: step of the checkpoint.
+        items: as returned by `Checkpoints.restore`.
+        set_aside: a line for each newer checkpoint, which was damaged and was moved away.
     """
 
     step: int
@@ -58,13 +58,13 @@ class Checkpoints:
     """The checkpoints of one run: the two latest and the best by a metric.
 
     Args:
-        directory: made when it is not there; of no other process that saves. What a save that was
-            cut short has left there is removed.
-        read_only: leave all in it as it is, what another process is saving there above all.
+        directory: created if it is missing. No other process may save in it. The remains of
+            interrupted saves are removed.
+        read_only: change nothing in the folder, in which another process may be saving.
 
-    Saves run in the background; `close` waits for them. One that fails, on a full disk say, leaves
-    the checkpoints before it as they were. The first one is read back, there and then: training
-    goes on only into a folder whose checkpoints can be read.
+    Saves run in the background; `close` waits for them. A save that fails, for example on a full
+    disk, leaves the earlier checkpoints as they were. The first checkpoint is read back at once:
+    training continues only into a folder whose checkpoints can be read.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
@@ -78,15 +78,15 @@ class Checkpoints:
                 self._folder = OrbaxFolder(self._directory)
 
     def steps(self) -> list[int]:
-        """All that are saved, rising."""
+        """Steps of all saved checkpoints, ascending."""
         return from_first(lambda: sorted(self._settled().manager.all_steps()))
 
     def latest_step(self) -> int | None:
-        """The newest step that was saved whole, or None."""
+        """Newest step that was saved completely, or None."""
         return from_first(lambda: self._settled().manager.latest_step())
 
     def best_step(self) -> int | None:
-        """The step of the highest metric; the latest where none has a metric; None if empty."""
+        """Step of the highest metric, or the latest if there is no metric; None if empty."""
         return from_first(lambda: self._settled().manager.best_step())
 
     def save(
@@ -95,23 +95,25 @@ class Checkpoints:
         """Save a step in the background; the arrays are copied before this returns.
 
         Args:
-            step: not older than the latest; saving the latest again is no work.
+            step: not older than the latest; saving the latest again does nothing.
             items: name -> pytree of arrays, on one device or whole on every device.
             about: JSON values; `format`, `digests` and `leaves` are added here.
-            metric: what "best" compares, higher is better; None or NaN: not among the best.
+            metric: value that "best" compares, higher is better; None or NaN: never the best.
 
         Returns:
-            What went wrong with the save before this one, which is under way in any case.
+            The error of the previous save, or None. This save is under way in either case.
 
         Raises:
             ValueError: the step is older than the latest, or no checkpoint can hold the items.
             Unusable: the first checkpoint that was saved here cannot be read back, or could not be
-                saved for a reason that does not pass.
+                saved for a permanent reason.
         """
         if not is_first():
             return None
         if self._read_only:
-            raise ValueError(f"{self._directory} was opened with read_only=True. Open it without.")
+            raise ValueError(
+                f"{self._directory} was opened with read_only=True. Open it without to save."
+            )
         problem = None
         try:
             self._settled()
@@ -125,11 +127,11 @@ class Checkpoints:
         return problem
 
     def _settled(self) -> OrbaxFolder:
-        """The folder, once nothing is being saved.
+        """Wait for the save under way, and return the folder.
 
         Raises:
-            SaveFailed: the last save; the folder knows nothing of it any more.
-            Unusable: as `save`.
+            SaveFailed: that save failed; its remains have been removed.
+            Unusable: as in `save`.
         """
         saving, self._saving = self._saving, None
         if saving is not None:
@@ -165,44 +167,44 @@ class Checkpoints:
         self._folder.manager.wait_until_finished()
         if not self._read_back:
             targets = jax.tree.map(_shape, items)
-            items.clear()  # what is read takes the memory of what was written
+            items.clear()  # frees the copies, whose memory the arrays read back can use
             check_readable(self._folder, step, targets)
             self._read_back = True
 
     def about(self, step: int) -> dict[str, Any]:
-        """What the checkpoint of this step says of itself.
+        """Description `about` of the checkpoint of this step.
 
         Raises:
-            ValueError: it is damaged, or of a newer format than this release reads.
+            ValueError: the checkpoint is damaged, or newer than the formats this release reads.
         """
         return from_first(lambda: read_about(self._settled(), step))
 
     def restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
-        """The named items of a step, as numpy arrays in the structure of the targets.
+        """Read the named items of a step as numpy arrays in the structure of the targets.
 
         Args:
-            step: one that was saved.
+            step: a saved step.
             targets: name -> pytree of arrays or `jax.ShapeDtypeStruct`s.
 
         Raises:
-            ValueError: an item has other leaves than its target, or the format is newer than this
-                release reads.
-            Damaged: a file is missing or cannot be read, or an item's content does not have the
-                digest it was saved with. With several processes a ValueError.
+            ValueError: the leaves of an item differ from its target, or the format is newer than
+                this release reads.
+            Damaged: a file is missing or cannot be read, or an item's content does not match its
+                digest. With several processes, a ValueError.
         """
         return arrays_from_first(lambda: read_items(self._settled(), step, targets), targets)
 
     def restore_newest(self, targets: dict[str, Any]) -> Restored | None:
-        """The newest checkpoint that is whole, or None where there is none at all.
+        """Restore the newest undamaged checkpoint; return None if the folder has no checkpoint.
 
-        Newer ones, damaged, are moved to a folder beside this one, and never deleted.
+        Damaged newer checkpoints are moved to a folder beside this one, and never deleted.
 
         Args:
-            targets: as `restore` takes them.
+            targets: as in `restore`.
 
         Raises:
-            ValueError: an item has other leaves than its target; or the format is newer than this
-                release reads; or all checkpoints are damaged. All lie where they lay.
+            ValueError: the leaves of an item differ from its target; or the format is newer than
+                this release reads; or all checkpoints are damaged. Then no checkpoint is moved.
         """
         held: dict[str, Any] = {}
 
@@ -228,7 +230,10 @@ class Checkpoints:
     def _newest_whole(
         self, targets: dict[str, Any], held: dict[str, Any], damaged: dict[int, Damaged]
     ) -> int | None:
-        """Its step, its items in `held`; those found to be damaged on the way are in `damaged`."""
+        """Step of the newest undamaged checkpoint; fill `held` with its items.
+
+        Add the damaged checkpoints that are newer to `damaged`.
+        """
         folder = self._settled()
         for step in sorted(folder.manager.all_steps(), reverse=True):
             try:
@@ -245,14 +250,15 @@ class Checkpoints:
         """Wait for the save under way.
 
         Raises:
-            SaveFailed, Unusable: it, as from `save`. With several processes a ValueError.
+            SaveFailed, Unusable: the save failed, as in `save`. With several processes, a
+                ValueError.
         """
         with raise_on_all_processes():
             if is_first():
                 self._settled()
 
     def close(self) -> None:
-        """Wait for the save under way, whether it fails or not, and end the background thread."""
+        """Wait for the save under way, ignoring its errors, and end the background thread."""
         if is_first():
             with contextlib.suppress(SaveFailed, Unusable):
                 self._settled()
@@ -270,17 +276,17 @@ def load(
         vae, params = jaxvae.checkpoints.load("runs/mnist")
         vae, params = jaxvae.checkpoints.load("runs/own", models={"my.models:make": make})
 
-    The folder may come from anybody: nothing in it is imported, evaluated or unpickled.
+    The folder may come from anybody: nothing in it is ever imported, evaluated or unpickled.
 
     Args:
         run: the run's folder, or its `checkpoints` folder.
         which: "best" by the validation bound, or "latest".
         models: functions outside `jaxvae.models.registry.MODELS` that may build the model, each
-            under the name that the checkpoint has for it: the --model of the training.
+            under the name that the checkpoint uses: the --model flag of the training.
 
     Returns:
         The VAE, rebuilt by the function that the checkpoint names and made `jaxvae.trainable`, and
-        its parameters (their running average where the run kept one) as numpy arrays.
+        its parameters (their running average if the run has one) as numpy arrays.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.

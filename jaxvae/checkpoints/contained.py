@@ -1,4 +1,4 @@
-"""Files of a folder that somebody else may have made: read only what lies inside it."""
+"""Safe reading of a folder that somebody else may have made: only files inside it are read."""
 
 import contextlib
 import json
@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 MOST_BYTES = 2**24
-"""Largest JSON file that is read: as Python objects it takes about 25 times as much memory."""
+"""Largest JSON file that is read; its Python objects take about 25 times as much memory."""
 
 
 def require_contained(folder: Path, names: Iterable[str] = ("",)) -> None:
-    """Check that files are inside their folder, whatever links there are.
+    """Check that files are inside their folder, with all links resolved.
 
-    A link may point to another place in the folder. The folder itself may be reached by a link:
-    the user has chosen that one.
+    A link may point to another place in the folder. The folder itself may be reached by a link,
+    since the user has chosen that link.
 
     Args:
-        folder: with the files; nothing is checked if it does not exist.
-        names: of files and folders in it, each checked with all that it contains; those that are
-            not there are skipped. Default: everything.
+        folder: folder of the files; nothing is checked if it does not exist.
+        names: files and folders in it, each checked with all its contents; missing ones are
+            skipped. Default: everything.
 
     Raises:
-        ValueError: a link leaves the folder or leads nowhere, or something is neither a file nor a
-            folder: opening a pipe can wait for ever.
+        ValueError: a link leaves the folder or is broken, or an entry is neither a file nor a
+            folder: opening a pipe, for example, can block for ever.
     """
     if not folder.is_dir():
         return
@@ -40,9 +40,7 @@ def require_contained(folder: Path, names: Iterable[str] = ("",)) -> None:
             with contextlib.suppress(FileNotFoundError):  # another process saves there
                 remaining += path.iterdir()
         elif path.exists() and not path.is_file():
-            raise ValueError(
-                f"{path} must be a file or a folder; it is something else. Move it away."
-            )
+            raise ValueError(f"{path} must be a file or a folder, but it is neither. Move it away.")
 
 
 def _target(link: Path, root: Path) -> Path:
@@ -51,7 +49,7 @@ def _target(link: Path, root: Path) -> Path:
         target = link.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"{link} must be a file or a folder; it is a link to nothing. Move it away."
+            f"{link} must be a file or a folder, but it is a link to nothing. Move it away."
         ) from error
     if not target.is_relative_to(root):
         raise ValueError(
@@ -66,7 +64,7 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
 
     Raises:
         ValueError: the file is too large, is not UTF-8 or not JSON, is nested too deeply, has a
-            name twice in an object, or holds something else than an object.
+            name twice in an object, or is not an object.
     """
     if path.stat().st_size > most_bytes:
         raise ValueError(f"it has more than {most_bytes:,} bytes")
@@ -75,7 +73,7 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(values, dict):
-        raise ValueError("its outermost value is no object")
+        raise ValueError("its outermost value is not an object")
     return values
 
 

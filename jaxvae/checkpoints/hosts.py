@@ -1,7 +1,7 @@
-"""Several processes as one: an error of one stops all, and what process 0 reads reaches all.
+"""Agreement between processes: an error of one stops all, and process 0 reads files for all.
 
-Every process must call these functions, in the same order, once `jax.distributed.initialize` has
-made one program of them. With one process they do nothing but the work itself.
+After `jax.distributed.initialize`, every process must call these functions in the same order. With
+one process they add nothing to the work itself.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 PIECE_BYTES = 2**24
-"""Most that one broadcast moves."""
+"""Most bytes that one broadcast sends."""
 
 
 class Stopped(ValueError):
-    """An error that every process has, at the same point."""
+    """An error that every process raises at the same point."""
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone reads and writes files.
+    """True in process 0, the only one that reads and writes files.
 
     >>> is_first()
     True
@@ -32,10 +32,10 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def raise_on_all_processes() -> Iterator[None]:
-    """Around what each process does alone: an error of one is an error of all, not a wait for it.
+    """Turn an error of one process in the `with` block into an error of all, so that none hangs.
 
     Raises:
-        Stopped: with several processes, where any had a ValueError, TypeError or OSError.
+        Stopped: with several processes, if any raised a ValueError, TypeError or OSError.
     """
     if jax.process_count() == 1:
         yield
@@ -54,7 +54,7 @@ def raise_on_all_processes() -> Iterator[None]:
 
 
 def gather_numbers(numbers: Sequence[int]) -> np.ndarray:
-    """The numbers of every process: [processes, len(numbers)] int32, row i from process i.
+    """Gather numbers from every process: [processes, len(numbers)] int32, row i from process i.
 
     >>> gather_numbers([3, 4])
     array([[3, 4]], dtype=int32)
@@ -63,14 +63,14 @@ def gather_numbers(numbers: Sequence[int]) -> np.ndarray:
 
 
 def gather(text: str) -> list[str]:
-    """The text of every process, in their order.
+    """Gather a text from every process, in the order of the processes.
 
     >>> gather("here")
     ['here']
     """
     if jax.process_count() == 1:
         return [text]
-    # The name of a file in an error may hold bytes that are no text.
+    # A file name in an error may have bytes that are not text.
     data = np.frombuffer(text.encode(errors="backslashreplace"), np.uint8)
     lengths = gather_numbers([len(data)])[:, 0]
     padded = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)
@@ -80,10 +80,10 @@ def gather(text: str) -> list[str]:
 
 
 def from_first(read: Callable[[], Any]) -> Any:
-    """The JSON value that `read` gives process 0, on every process.
+    """Call `read` in process 0, and return its JSON value in every process.
 
     Raises:
-        Stopped: with several processes, where `read` raised.
+        Stopped: with several processes, if `read` raised.
 
     >>> from_first(lambda: {"step": 3})
     {'step': 3}
@@ -98,14 +98,14 @@ def from_first(read: Callable[[], Any]) -> Any:
 
 
 def arrays_from_first(read: Callable[[], Any], targets: Any) -> Any:
-    """The pytree of numpy arrays that `read` gives process 0, bit for bit on every process.
+    """Call `read` in process 0, and return its pytree of numpy arrays in every process.
 
     Args:
-        read: called on process 0.
-        targets: the same tree of anything that has shape and dtype.
+        read: called in process 0.
+        targets: a tree of the same structure, of anything that has shape and dtype.
 
     Raises:
-        Stopped: with several processes, where `read` raised.
+        Stopped: with several processes, if `read` raised.
     """
     if jax.process_count() == 1:
         return read()

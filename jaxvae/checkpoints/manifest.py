@@ -1,4 +1,4 @@
-"""What a checkpoint says of its items, and what is wrong where they are not that."""
+"""Description of a checkpoint's items, checks against it, and the errors of checkpoints."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from jaxvae.checkpoints.contained import read_json
 
 ABOUT = "metadata"
-"""File of the values in the folder of an item that is JSON; orbax's own name for it."""
+"""orbax's name of the file with the values, in the folder of a JSON item."""
 REMEDIES = {
     "No space left on device": "Make room",
     "Disk quota exceeded": "Make room, or ask for a larger quota",
@@ -24,33 +24,33 @@ REMEDIES = {
     "Read-only file system": "Make the file system writable",
     "Permission denied": "Make the folder writable",
 }
-"""Errors as systems word them -> what to do about a file that could not be written."""
+"""Texts of system errors in writing a file -> what to do."""
 MAY_PASS = frozenset(list(REMEDIES)[:4])
-"""Those that somebody else may cure while a program runs."""
+"""Errors of `REMEDIES` that somebody may fix while the program runs."""
 
 
 class Damaged(ValueError):
-    """The files of a checkpoint are not what was saved.
+    """The files of a checkpoint differ from what was saved, or cannot be read.
 
     Args:
-        folder: of the checkpoint.
-        reason: what is wrong with them.
+        folder: folder of the checkpoint.
+        reason: what is wrong with its files.
     """
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(
-            f"checkpoint {folder.name} is damaged: {reason}. Move the folder {folder} away to go "
-            "on from the checkpoint before it."
+            f"checkpoint {folder.name} is damaged: {reason}. Move the folder {folder} away to "
+            "resume from the checkpoint before it."
         )
         self.reason = reason
 
 
 class SaveFailed(OSError):
-    """A checkpoint could not be written; those before it are whole."""
+    """A checkpoint could not be written; the earlier ones are undamaged."""
 
 
 class Unusable(ValueError):
-    """No checkpoint can be saved in a folder and read again: training there would be lost."""
+    """Checkpoints saved in a folder cannot be read back, so training there would be lost."""
 
 
 def digest(tree: Any) -> str:
@@ -78,7 +78,7 @@ def digest_of_values(values: dict[str, Any]) -> str:
 
 
 def leaves(tree: Any) -> dict[str, str]:
-    """The type and shape of every leaf, by its path."""
+    """Type and shape of every leaf, by its path."""
     return {
         jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -86,13 +86,13 @@ def leaves(tree: Any) -> dict[str, str]:
 
 
 def num_values(leaves: dict[str, str]) -> int:
-    """Count the entries of all arrays, from what `leaves` says of them.
+    """Count the entries of all arrays, from their types and shapes as returned by `leaves`.
 
     >>> num_values(leaves({"a": np.zeros((2, 3)), "b": np.zeros(())}))
     7
 
     Raises:
-        ValueError: a text is not one of `leaves`.
+        ValueError: a text is not in the format of `leaves`.
     """
     shapes = [re.fullmatch(r"\w+ \[([\d, ]*)\]", text) for text in leaves.values()]
     if not all(shapes):
@@ -101,25 +101,25 @@ def num_values(leaves: dict[str, str]) -> int:
 
 
 def read_description(folder: Path, newest_format: int) -> dict[str, Any]:
-    """Read a checkpoint's own description, and check what reading the checkpoint relies on.
+    """Read a checkpoint's description, and check the fields that reading the checkpoint needs.
 
     Args:
-        folder: of the checkpoint.
-        newest_format: of a newer one the fields are unknown, and not checked.
+        folder: folder of the checkpoint.
+        newest_format: newest known format; the fields of newer ones are not checked.
 
     Raises:
-        ValueError: naming what is wrong.
+        ValueError: the description is invalid; the message says why.
     """
     about = read_json(folder / "about" / ABOUT)
-    told = about.pop("digest", None)  # the first release had none
+    told = about.pop("digest", None)  # the first release saved no digest
     if told not in (None, digest_of_values(about)):
-        raise ValueError("what it says of itself does not have the digest it was saved with")
+        raise ValueError("its description does not have the digest it was saved with")
     if type(about.get("format")) is not int:
-        raise ValueError("what it says of itself has no format")
+        raise ValueError("its description has no format")
     if about["format"] > newest_format:
         return about
     if not {"digests", "leaves"} <= about.keys():
-        raise ValueError("what it says of itself is not whole")
+        raise ValueError("its description lacks the digests or the leaves")
     right = {
         "step": about.get("step", int(folder.name)) == int(folder.name),
         "digests": _is_texts(about["digests"]),
@@ -127,7 +127,7 @@ def read_description(folder: Path, newest_format: int) -> dict[str, Any]:
         and all(map(_is_texts, about["leaves"].values())),
     }
     if wrong := [name for name, holds in right.items() if not holds]:
-        raise ValueError(f"what it says of itself has another {wrong[0]} than was saved")
+        raise ValueError(f"the field {wrong[0]!r} of its description is invalid")
     return about
 
 
@@ -136,13 +136,13 @@ def _is_texts(value: Any) -> bool:
 
 
 def check_savable(items: dict[str, Any]) -> None:
-    """Check that a checkpoint can hold items: orbax saves no empty item and no empty array.
+    """Check that a checkpoint can hold items: orbax cannot save an empty item or an empty array.
 
     Args:
-        items: name -> pytree of anything that has a shape and dtype, or of Python's numbers.
+        items: name -> pytree of anything that has a shape and dtype, or of Python numbers.
 
     Raises:
-        ValueError: naming the item or leaf.
+        ValueError: an item cannot be saved; the message names the item or leaf.
     """
     for name, tree in items.items():
         held: dict[str, str] = {}
@@ -155,27 +155,27 @@ def check_savable(items: dict[str, Any]) -> None:
                     f"{where} must be an array of numbers, got {type(leaf).__name__} of type "
                     f"{dtype} and shape {list(np.shape(leaf))}. Leave it out."
                 )
-            # orbax writes the names of a leaf with dots between them.
+            # orbax joins the names on a leaf's path with dots, so different paths can collide.
             written = jax.tree_util.keystr(path, simple=True, separator=".")
             if written in held:
                 raise ValueError(
-                    f"{where} and {held[written]} have one name in a checkpoint, {written}. "
+                    f"{where} and {held[written]} have the same name in a checkpoint, {written}. "
                     "Rename one of them."
                 )
             held[written] = where
         if not held:
-            raise ValueError(f"{name} must have an array of numbers, it has none.")
+            raise ValueError(f"{name} must have at least one array of numbers, got none.")
 
 
 def check_leaves(step: int, name: str, saved: dict[str, str], asked: dict[str, str]) -> None:
-    """Refuse to restore a step's item into leaves that it does not have.
+    """Check that the saved leaves of a step's item are those of the target.
 
     Args:
-        step, name: of the item.
-        saved, asked: what `leaves` said of it when it was saved, and says of the target.
+        step, name: step and name of the item.
+        saved, asked: results of `leaves` for the saved item and for the target.
 
     Raises:
-        ValueError: naming the first leaf that differs.
+        ValueError: a leaf differs; the message names the first one.
     """
     different = {
         path: (saved.get(path, "absent"), asked.get(path, "absent"))
@@ -184,7 +184,7 @@ def check_leaves(step: int, name: str, saved: dict[str, str], asked: dict[str, s
     }
     other = {path: both for path, both in different.items() if not _differ_in_width(*both)}
     for path, (there, here) in (other or different).items():
-        leaf = f"{name}{path} is {there} there and {here} here"
+        leaf = f"{name}{path} is {there} in the checkpoint and {here} in this program"
         if other:
             raise ValueError(
                 f"checkpoint {step} holds another model or optimizer: {leaf}. Build both as they "
@@ -198,17 +198,17 @@ def check_leaves(step: int, name: str, saved: dict[str, str], asked: dict[str, s
 
 
 def _differ_in_width(one: str, other: str) -> bool:
-    """Whether two leaves, as `leaves` describes them, differ in 32 and 64 bits alone."""
+    """True if two leaves, as described by `leaves`, differ only in having 32 or 64 bits."""
     narrow = [leaf.replace("64 [", "32 [") for leaf in (one, other)]
     return one != other and narrow[0] == narrow[1]
 
 
 def reason_of(error: Exception, names: Mapping[str, str] = MappingProxyType({})) -> str:
-    """What went wrong, as a part of a line; of a system's error only that.
+    """Reason of an error, as a part of a line; for a known system error, only its text.
 
     Args:
-        error: as it was raised.
-        names: text in it -> what to say instead.
+        error: the error.
+        names: texts in the message -> their replacements.
 
     >>> reason_of(ValueError("Failed to write a file: No space left on device [code 28]"))
     'No space left on device'
@@ -222,7 +222,7 @@ def reason_of(error: Exception, names: Mapping[str, str] = MappingProxyType({}))
 
 
 def remedy(error: Exception) -> str:
-    """The advice for an error in writing files, as the start of a sentence; empty where none fits.
+    """Advice for an error in writing files, as the start of a sentence; "" for unknown errors.
 
     >>> remedy(ValueError("Failed to write a file: No space left on device [code 28]"))
     'Make room'

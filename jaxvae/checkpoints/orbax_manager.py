@@ -1,4 +1,4 @@
-"""orbax's manager of a run's checkpoints, and what must be out of its way before it can open."""
+"""orbax's manager of a run's checkpoints, and moving checkpoints away that it cannot open."""
 
 import contextlib
 import itertools
@@ -21,22 +21,22 @@ TYPES = {
     **dict.fromkeys(("item_handlers", "metrics", "performance_metrics", "custom_metadata"), dict),
     **dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), int),
 }
-"""What orbax expects of _CHECKPOINT_METADATA, where it is there."""
+"""Types that orbax expects of the fields of _CHECKPOINT_METADATA, if they are present."""
 
 
 class OrbaxFolder:
-    """A folder of checkpoints as orbax has it open, by a path that orbax can take.
+    """A folder of checkpoints that orbax has open, by a path that orbax can handle.
 
-    For process 0 alone. Nothing in it changes before the first save: orbax's own `read_only` does
-    no more than that, and warns of itself.
+    Only for process 0. Nothing in the folder changes before the first save; orbax's own `read_only`
+    does no more than that, and prints a warning.
 
     Args:
         directory: an absolute path.
 
     Attributes:
-        directory: the same.
-        path: to it, for orbax.
-        manager: orbax's; it keeps the two latest checkpoints and the best.
+        directory: the same path.
+        path: path to the folder for orbax.
+        manager: orbax's manager; it retains the two latest checkpoints and the best.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -48,11 +48,11 @@ class OrbaxFolder:
             self._open = stack.pop_all()
 
     def reason(self, error: Exception) -> str:
-        """What went wrong in orbax, with the folder's own path in place of orbax's."""
+        """Reason of an error in orbax, with the folder's own path in place of orbax's."""
         return reason_of(error, {str(self.path): str(self.directory)})
 
     def close(self) -> None:
-        """Wait for orbax, and end what it has started."""
+        """Wait for orbax, and close its manager."""
         self._open.close()
 
 
@@ -76,7 +76,7 @@ def _open_manager(path: Path) -> ocp.CheckpointManager:
 def _handlers(
     processes: ocp.options.MultiprocessingOptions,
 ) -> ocp.handlers.CheckpointHandlerRegistry:
-    """orbax's handlers of what a checkpoint holds; it need not copy arrays that nobody changes."""
+    """orbax's handlers of arrays and JSON; they do not copy arrays, since nothing changes them."""
     trees = _trees(processes)
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add(None, ocp.args.PyTreeSave, trees)
@@ -90,7 +90,7 @@ def _trees(processes: ocp.options.MultiprocessingOptions) -> ocp.PyTreeCheckpoin
     types = ocp.type_handlers
     arrays = types.create_type_handler_registry(
         (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, types.ArrayHandler()),  # orbax asks for it, also where there are none
+        (jax.Array, types.ArrayHandler()),  # orbax needs it even without jax arrays
     )
     return ocp.PyTreeCheckpointHandler(
         type_handler_registry=arrays,
@@ -101,14 +101,14 @@ def _trees(processes: ocp.options.MultiprocessingOptions) -> ocp.PyTreeCheckpoin
 def check_stored(item: Path, target: Any) -> None:
     """Check the sizes of an item's stored arrays against those of its target.
 
-    orbax makes room for whatever size a file says, and the process ends where there is none.
+    orbax allocates whatever size a file states, and the process is killed if memory runs out.
 
     Args:
-        item: folder of the item, of process 0 alone.
+        item: folder of the item, in process 0.
         target: pytree of arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
-        ValueError: the stored arrays are larger.
+        ValueError: the stored arrays are larger than the target.
     """
     stored = _trees(_process_0()).metadata(item)
     size = 0
@@ -132,8 +132,8 @@ class Aside(NamedTuple):
     """A damaged checkpoint that was moved to a folder beside the others.
 
     Attributes:
-        step: of it.
-        folder: where it is now.
+        step: step of the checkpoint.
+        folder: its new folder.
         error: what is wrong with it.
     """
 
@@ -143,29 +143,30 @@ class Aside(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"Checkpoint {self.step} is damaged: {self.error.reason}. It is in {self.folder} now."
+            f"Checkpoint {self.step} is damaged: {self.error.reason}. It was moved to "
+            f"{self.folder}."
         )
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what saves that were cut short have left."""
+    """Remove the remains of interrupted saves."""
     for unfinished in directory.glob("*.orbax-checkpoint-tmp"):
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def clear_the_way(directory: Path, read_only: bool) -> dict[int, Aside]:
-    """Make a folder one that orbax opens: without unfinished saves and what it stumbles over.
+    """Prepare a folder for orbax: remove unfinished saves, set aside checkpoints it cannot open.
 
     Args:
-        directory: of the checkpoints; made when it is not there.
-        read_only: leave all as it is.
+        directory: folder of the checkpoints; created if it is missing.
+        read_only: change nothing.
 
     Returns:
-        Step -> the checkpoint that was set aside, for the caller to move back if none is whole.
+        Step -> the checkpoint that was set aside; the caller moves it back if all are damaged.
 
     Raises:
-        Damaged: there is such a checkpoint, and it must be left as it is.
-        ValueError: all are such, and lie where they lay.
+        Damaged: read_only is set, and a checkpoint would have to be set aside.
+        ValueError: all checkpoints would have to be set aside; none is moved.
     """
     if not read_only:
         directory.mkdir(parents=True, exist_ok=True)
@@ -181,7 +182,7 @@ def clear_the_way(directory: Path, read_only: bool) -> dict[int, Aside]:
 
 
 def _unreadable(directory: Path) -> dict[int, Damaged]:
-    """Checkpoints whose metric or metadata cannot be read: orbax opens no folder with one."""
+    """Checkpoints whose metric or metadata cannot be read; orbax fails on a folder with one."""
     found = {}
     for path in directory.glob("*"):
         if _is_step(path) and path.is_dir():
@@ -199,7 +200,7 @@ def _is_step(path: Path) -> bool:
 def _read_as_orbax_does(folder: Path) -> None:
     for file, names in (("_CHECKPOINT_METADATA", ()), ("metrics/metrics", ("metric",))):
         path = folder / file
-        if path.exists():  # orbax does without
+        if path.exists():  # orbax can do without these files
             try:
                 values = read_json(path)
             except ValueError as error:
@@ -207,7 +208,7 @@ def _read_as_orbax_does(folder: Path) -> None:
             for name, kind in TYPES.items():
                 if not isinstance(values.get(name), kind | None):
                     raise ValueError(
-                        f"its {path.name} cannot be read (its {name} is something else)"
+                        f"its {path.name} cannot be read (its {name} has the wrong type)"
                     )
             for name in names:
                 if not isinstance(values.get(name), (int, float)):
@@ -227,7 +228,7 @@ def set_aside(directory: Path, step: int, error: Damaged) -> Aside:
 
 
 def none_whole(directory: Path, damaged: Mapping[int, Damaged]) -> ValueError:
-    """The error that no checkpoint can be used."""
+    """The error to raise when every checkpoint is damaged."""
     lines = " ".join(str(error) for _, error in sorted(damaged.items(), reverse=True))
     return ValueError(
         f"no checkpoint in {directory} is whole: {lines} Bring one back from a copy, or start a "

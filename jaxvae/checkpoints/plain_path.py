@@ -1,4 +1,4 @@
-"""A path without syntax to a folder of any name, for orbax and the layers below it."""
+"""Paths without special characters to a folder of any name, for orbax and the layers below it."""
 
 import contextlib
 import tempfile
@@ -6,30 +6,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SYNTAX = frozenset("[]{}*?\\|%#:")
-"""Characters that a layer below reads as syntax, or would in a URL.
+"""Characters that a layer below orbax reads as syntax, of patterns or of URLs.
 
-epath's `glob`, by which orbax finds what it has to merge, takes the whole absolute path for a
-pattern: with [x] in it orbax merges nothing, says so in a log, and the checkpoint is empty.
-tensorstore turns a backslash into a slash, and writes elsewhere. orbax takes the end of "logs:/"
-for the start of a bucket's URL.
+epath's `glob`, by which orbax finds the files to merge, reads the whole absolute path as a pattern:
+with [x] in the path orbax merges nothing, logs that, and the checkpoint is empty. tensorstore turns
+a backslash into a slash, and writes to another folder. orbax reads the end of "logs:/" as the start
+of a bucket's URL.
 """
 BUCKETS = ("gs", "s3", "az", "hf")
-"""First folders of an absolute path that epath takes for the scheme of a URL."""
+"""First folders of an absolute path that epath reads as the scheme of a URL."""
 
 
 @contextlib.contextmanager
 def plain_path(directory: Path) -> Iterator[Path]:
-    """A path to a folder that every layer reads as it is.
+    """Give a path to a folder that every layer reads literally.
 
-    The folder's own path where that is plain; else a link to it in a temporary folder, which the
-    system resolves, so that no other layer sees the name. A killed process leaves the link behind,
-    and nothing else.
+    This is the folder's own path if that has no special characters, else a link to it in a
+    temporary folder. The system resolves the link, so that no other layer sees the name. A killed
+    process leaves only the link behind.
 
     Args:
         directory: an absolute path.
 
     Raises:
-        ValueError: a link is needed, and none can be made.
+        ValueError: a link is needed, but cannot be made.
     """
     if _is_plain(directory):
         yield directory
@@ -47,8 +47,8 @@ def plain_path(directory: Path) -> Iterator[Path]:
             raise ValueError(
                 f"{directory} has characters that orbax cannot take (one of "
                 f"{' '.join(sorted(SYNTAX))}, or bytes that are not UTF-8), and needs a link in a "
-                f"temporary folder; making one gave: {error}. Set TMPDIR to a folder that can be "
-                "written and has a plain name, or choose another path."
+                f"temporary folder, which could not be made: {error}. Set TMPDIR to a writable "
+                "folder with a plain name, or choose another path."
             ) from error
         yield link
 
@@ -58,6 +58,6 @@ def _is_plain(directory: Path) -> bool:
     text = inside.as_posix()
     try:
         text.encode()
-    except UnicodeEncodeError:  # bytes of another encoding, which tensorstore does not take
+    except UnicodeEncodeError:  # bytes of another encoding, which tensorstore rejects
         return False
     return SYNTAX.isdisjoint(text) and inside.parts[:1] not in [(name,) for name in BUCKETS]

@@ -1,4 +1,4 @@
-"""A model rebuilt from a checkpoint that anybody may have made."""
+"""Rebuilding a model from a checkpoint that anybody may have made."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,22 +15,23 @@ from jaxvae.models.vae import VAE
 
 LARGEST_RATIO = 100
 MOST_WITHOUT_FILES = 2**24
-"""Numbers for each byte on disk that are plausible, and so many more in any case: 64 MiB."""
+"""A checkpoint may hold LARGEST_RATIO numbers for each byte on disk, plus MOST_WITHOUT_FILES,
+which are 64 MiB of float32."""
 
 
 def rebuild(
     about: dict[str, Any], folder: Path, models: Mapping[str, Callable[..., VAE]]
 ) -> tuple[VAE, dict[str, Any]]:
-    """Rebuild a checkpoint's VAE, and find out which parameters to restore for it.
+    """Rebuild a checkpoint's VAE, and find which parameters to restore for it.
 
     Args:
-        about: the checkpoint's own description.
-        folder: of the checkpoint; process 0 alone reads it.
+        about: description of the checkpoint.
+        folder: folder of the checkpoint; only process 0 reads it.
         models: functions that may build the model besides `jaxvae.models.registry.MODELS`.
 
     Returns:
         The VAE, and the targets of `Checkpoints.restore`: the running average of the parameters
-        where the run kept one, else the parameters.
+        if the run has one, else the parameters.
 
     Raises:
         ValueError: the recipe is invalid, names another function, or needs more memory than the
@@ -47,7 +48,7 @@ def rebuild(
 
 
 def checkpoints_folder(run: Path) -> str:
-    """Find the folder of checkpoints in a run's folder, or that folder itself."""
+    """Find the folder `checkpoints` in a run's folder, or else take `run` as that folder."""
     require_contained(run, ["checkpoints"])
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     if not folder.is_dir():
@@ -58,20 +59,20 @@ def checkpoints_folder(run: Path) -> str:
 def check_held(folder: Path, num_values: int) -> None:
     """Check that an item's files are not far too small for its arrays.
 
-    Random numbers take as many bytes on disk as in memory. Files of a few kilobytes that stand for
+    Random numbers take as many bytes on disk as in memory. Files of a few kilobytes that expand to
     gigabytes of one repeated number are not the parameters of a model, and would fill the memory.
 
     Args:
-        folder: of the item.
-        num_values: entries of its arrays, of at least one byte.
+        folder: folder of the item.
+        num_values: number of entries of its arrays, of at least one byte each.
 
     Raises:
-        ValueError: with both sizes.
+        ValueError: the files are too small; the message gives both sizes.
     """
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if num_values > MOST_WITHOUT_FILES + LARGEST_RATIO * size:
         raise ValueError(
-            f"{folder} must hold the parameters of a model; {num_values:,} numbers in {size:,} "
-            "bytes are none. Restore the checkpoint from a copy; to read such arrays all the same, "
-            "call Checkpoints.restore with a target of your own."
+            f"{folder} must hold the parameters of a model, but has {num_values:,} numbers in only "
+            f"{size:,} bytes. Restore the checkpoint from a copy; to read such arrays "
+            "nevertheless, call Checkpoints.restore with your own target."
         )

@@ -1,4 +1,4 @@
-"""The items of a checkpoint: copied for saving, described, and read as they were saved."""
+"""The items of a checkpoint: copying them for saving, describing them, and reading them back."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,22 +21,22 @@ from jaxvae.checkpoints.manifest import (
 from jaxvae.checkpoints.orbax_manager import OrbaxFolder, check_stored
 
 FORMAT = 2
-"""Version of what a checkpoint holds; raised when an older reader could not read it. Release 0.1.0
-wrote 1, whose recipes name "jaxvae.vae:mlp_vae"."""
+"""Version of the checkpoints' format, raised whenever older releases could not read it. Release
+0.1.0 wrote format 1, whose recipes name "jaxvae.vae:mlp_vae"."""
 
 
 def copied(items: dict[str, Any]) -> dict[str, Any]:
-    """The items with copies of their leaves on the host.
+    """Copy the leaves of all items to the host.
 
     Raises:
-        ValueError: as `check_savable`.
+        ValueError: as in `check_savable`.
     """
     check_savable(items)
     return jax.tree.map(np.array, jax.device_get(items))
 
 
 def described(items: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of itself, with the format, leaves and digests of its items."""
+    """Add the format, leaves and digests of the items to the description `about`."""
     about = about | {
         "format": FORMAT,
         "digests": {name: digest(tree) for name, tree in items.items()},
@@ -46,15 +46,15 @@ def described(items: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_about(folder: OrbaxFolder, step: int) -> dict[str, Any]:
-    """What the checkpoint of a step says of itself.
+    """Read the description of the checkpoint of a step.
 
     Raises:
-        Damaged: it cannot be read, or is not what was saved.
-        ValueError: it is of a newer format than this release reads.
+        Damaged: the description cannot be read, or differs from what was saved.
+        ValueError: its format is newer than this release reads.
     """
     with _reading(folder, step):
         about = read_description(folder.directory / str(step), FORMAT)
-    if about["format"] > FORMAT:  # which is no damage
+    if about["format"] > FORMAT:  # a ValueError but not Damaged: the checkpoint may be valid
         raise ValueError(
             f"checkpoint {step} in {folder.directory}: format {about['format']} is newer than "
             f"this release of jaxvae reads ({FORMAT}). Upgrade jaxvae."
@@ -63,11 +63,11 @@ def read_about(folder: OrbaxFolder, step: int) -> dict[str, Any]:
 
 
 def read_items(folder: OrbaxFolder, step: int, targets: dict[str, Any]) -> dict[str, Any]:
-    """The named items of a step as numpy arrays, in the structure of the targets.
+    """Read the named items of a step as numpy arrays, in the structure of the targets.
 
     Raises:
         Damaged: an item cannot be read, or does not have the digest it was saved with.
-        ValueError: as `read_about`; or an item has other leaves than its target.
+        ValueError: as in `read_about`; or the leaves of an item differ from its target.
     """
     about = read_about(folder, step)
     for name, target in targets.items():
@@ -86,13 +86,12 @@ def read_items(folder: OrbaxFolder, step: int, targets: dict[str, Any]) -> dict[
 
 
 def check_readable(folder: OrbaxFolder, step: int, targets: dict[str, Any]) -> None:
-    """Read a checkpoint that was just saved, an item at a time, and forget what was read.
+    """Check that a checkpoint that was just saved can be read, one item at a time.
 
-    orbax may save without an error what nobody can read (see `plain_path`), and so may a file
-    system.
+    orbax, or a file system, may save files without an error that cannot be read (see `plain_path`).
 
     Raises:
-        Unusable: it cannot be read, or is not what was saved.
+        Unusable: an item cannot be read, or differs from what was saved.
     """
     for name, target in targets.items():
         try:
@@ -100,14 +99,14 @@ def check_readable(folder: OrbaxFolder, step: int, targets: dict[str, Any]) -> N
         except ValueError as error:
             reason = error.reason if isinstance(error, Damaged) else str(error)
             raise Unusable(
-                f"checkpoint {step} was saved in {folder.directory} and cannot be read back: "
+                f"checkpoint {step} was saved in {folder.directory} but cannot be read back: "
                 f"{reason}. Use a folder on another file system."
             ) from error
 
 
 @contextlib.contextmanager
 def _reading(folder: OrbaxFolder, step: int) -> Iterator[None]:
-    """Around reading a step's files: whatever is found wrong with them is damage."""
+    """Raise any error in reading a step's files as `Damaged`."""
     try:
         yield
     except (MemoryError, PermissionError):

@@ -1,9 +1,9 @@
 """Convolutions of kernel 4 x 4 and stride 2, and their transpose, fast on every backend.
 
-XLA's CPU backend runs the gradients of a convolution, and the transposed convolution, an order
-of magnitude slower than it multiplies matrices. There these functions are a rearrangement of the
-image into 2 x 2 blocks and one matrix product; on a GPU or TPU they are XLA's own convolution. Both
-give the same numbers, to rounding, and the same gradients, forward and reverse.
+On XLA's CPU backend the gradients of a convolution, and the transposed convolution, are an order of
+magnitude slower than a matrix product. So on CPUs these functions rearrange the image into 2 x 2
+blocks and use one matrix product; on a GPU or TPU they are XLA's own convolution. Both give the
+same numbers, to rounding, and the same gradients, forward and reverse.
 """
 
 import math
@@ -19,11 +19,11 @@ from jaxvae.cpu.row_product import is_explicit
 
 KERNEL, STRIDE = 4, 2
 CORNERS = tuple(product((0, 1), (0, 1)))
-"""The four blocks that a kernel covers, as rows and columns from the first."""
+"""Rows and columns, relative to the first, of the four blocks that a kernel covers."""
 
 
 def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The convolution of one image with stride 2, padded by one pixel, and one more if odd.
+    """Convolution of one image with stride 2, padded by one pixel, and one more for odd sides.
 
     y[i, j] = sum_{t, u} x[2i + t - 1, 2j + u - 1] kernel[t, u]
 
@@ -35,7 +35,7 @@ def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         Image [ceil(H / 2), ceil(W / 2), O].
 
     Raises:
-        ValueError: other shapes, or an image sharded over an axis of type `Explicit`.
+        ValueError: the shapes are different, or the image is sharded over an `Explicit` axis.
 
     >>> convolution(jnp.ones((7, 8, 3)), jnp.ones((4, 4, 3, 5))).shape
     (4, 4, 5)
@@ -45,7 +45,7 @@ def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def transposed_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The transposed convolution of one image with stride 2, which doubles its sides.
+    """Transposed convolution of one image with stride 2, which doubles its sides.
 
     y[2i + 2 - t, 2j + 2 - u] += x[i, j] kernel[t, u]
 
@@ -57,7 +57,7 @@ def transposed_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         Image [2H, 2W, O].
 
     Raises:
-        ValueError: other shapes, or an image sharded over an axis of type `Explicit`.
+        ValueError: the shapes are different, or the image is sharded over an `Explicit` axis.
 
     >>> transposed_convolution(jnp.ones((4, 4, 5)), jnp.ones((4, 4, 5, 3))).shape
     (8, 8, 3)
@@ -67,12 +67,12 @@ def transposed_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Conv(nn.Module):
-    """`convolution` with a bias: a linen layer for one image, of the parameters of `nn.Conv`.
+    """`convolution` with a bias: a linen layer for one image, with the parameters of `nn.Conv`.
 
     Attributes:
         features: channels of the output.
-        use_bias: one number per channel.
-        dtype: what to compute in; None: the type of the image and the parameters.
+        use_bias: whether to add one number per channel.
+        dtype: type to compute in; None: that of the image and the parameters.
     """
 
     features: int
@@ -81,7 +81,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Image [ceil(H / 2), ceil(W / 2), features] of an image [H, W, C]."""
+        """Image [ceil(H / 2), ceil(W / 2), features] for an image [H, W, C]."""
         shape = (KERNEL, KERNEL, jnp.shape(x)[-1], self.features)
         kernel = self.param("kernel", _lecun_normal, shape)
         dtype = self.dtype or jnp.result_type(x, kernel)
@@ -97,7 +97,7 @@ class Conv(nn.Module):
 
 
 class ConvTranspose(Conv):
-    """The same of `transposed_convolution`, with an image [2H, 2W, features]."""
+    """`transposed_convolution` with a bias; its output is an image [2H, 2W, features]."""
 
     def image(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """The layer without its bias."""
@@ -105,7 +105,7 @@ class ConvTranspose(Conv):
 
 
 def _lecun_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """flax's start, drawn as a matrix: XLA compiles random numbers with four axes for seconds."""
+    """flax's initializer, drawn as a matrix, since XLA takes seconds to compile four axes."""
     return nn.initializers.lecun_normal()(key, (math.prod(shape[:-1]), shape[-1])).reshape(shape)
 
 
@@ -125,7 +125,7 @@ def _native_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolution_as_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Every window is four neighbouring blocks of 2 x 2 pixels: a row of one product."""
+    """Convolution as one product; each window, four neighbouring 2 x 2 blocks, is a row."""
     height, width, channels = x.shape
     blocks = _to_blocks(jnp.pad(x, ((1, 1 + height % 2), (1, 1 + width % 2), (0, 0))))
     height, width = blocks.shape[0] - 1, blocks.shape[1] - 1
@@ -135,10 +135,10 @@ def _convolution_as_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _transposed_as_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A pixel adds to four neighbouring blocks of 2 x 2 pixels; the edge's outer half is cut off.
+    """Transposed convolution as one product; each pixel adds to four neighbouring 2 x 2 blocks.
 
-    The blocks gather from four pixels before the product, or the product is scattered to four
-    blocks after it: whichever array is smaller.
+    Either the four pixels of a block are gathered before the product, or the product is scattered
+    to four blocks after it, whichever array is smaller. The outer pixels are cut off.
     """
     height, width, channels = x.shape
     outputs = kernel.shape[-1]
@@ -151,7 +151,7 @@ def _transposed_as_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
         blocks = _product(corners.reshape(height + 1, width + 1, -1), matrix)
     else:
         products = _product(x, taps.transpose(2, 0, 1, 3).reshape(channels, 16 * outputs))
-        # Of jax's ways to take the four apart, the one whose gradient is one concatenation.
+        # Unlike slices, lax.split has a gradient that is one concatenation.
         shares = lax.split(products, [4 * outputs] * 4, axis=2)
         first, *others = [
             lax.pad(share, zero, shift) for share, shift in zip(shares, shifts, strict=True)
@@ -161,10 +161,10 @@ def _transposed_as_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
-    """[H, W, A] times [A, B], for a fast gradient by the matrix.
+    """Product of [H, W, A] and [A, B] with a fast gradient by the matrix.
 
-    Of gradient = rows^T cotangent and its transpose XLA's CPU backend has one at half the speed of
-    the other. The barrier keeps it from turning the fast one, which this is, into the slow.
+    XLA's CPU backend computes one of rows^T cotangent and its transpose at half the speed of the
+    other. The barrier keeps XLA from rewriting the fast form, used here, as the slow one.
     """
     transposed = lax.optimization_barrier(matrix.T)
     return lax.dot_general(rows, transposed, (((2,), (1,)), ((), ())))
@@ -198,11 +198,11 @@ def _check(function: str, x: jax.Array, kernel: jax.Array) -> None:
     image, window = jnp.shape(x), jnp.shape(kernel)
     if len(image) != 3:
         raise ValueError(
-            f"{function}: x must be one image [H, W, C], it has shape {image}. jax.vmap adds the "
+            f"{function}: x must be one image [H, W, C], got shape {image}. jax.vmap adds the "
             "batch."
         )
     if len(window) != 4 or window[:3] != (KERNEL, KERNEL, image[2]):
         raise ValueError(
             f"{function}: the kernel must have shape (4, 4, {image[2]}, O) for an image of shape "
-            f"{image}, it has {window}. Give one of the image's channels."
+            f"{image}, got {window}. Give a kernel with the image's channels."
         )

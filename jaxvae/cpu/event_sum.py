@@ -1,14 +1,14 @@
-"""The sum over an event's entries that every log_prob ends in."""
+"""Sum over an event's entries, the last step of every log_prob."""
 
 import jax
 import jax.numpy as jnp
 
 
 def event_sum(entries: jax.Array) -> jax.Array:
-    """The sum of all entries: [].
+    """Sum of all entries: [].
 
-    On a CPU as a product with ones: XLA fuses what the entries are computed from into that, and
-    not into a sum, whose two terms it would store one by one.
+    On a CPU it is a product with ones: XLA fuses the computation of the entries into a product,
+    but not into a sum, for which it would store the entries first.
 
     >>> float(event_sum(jnp.arange(4.0).reshape(2, 2)))
     6.0

@@ -1,8 +1,8 @@
-"""The product of rows with a matrix, in which the axes that vmap adds are rows like any other.
+"""Product of rows with a matrix, which merges all axes that vmap adds into one axis of rows.
 
 A network of one example under two `vmap`s, over examples and over draws, sees rows [B, K, I]. The
 gradient of its weights sums over both axes, and XLA copies both operands for such a product. With
-the axes merged as they come there is one axis of B K rows, and no copy.
+the axes merged there is one axis of B K rows, and no copy.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 
 
 def row_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """x @ matrix, [..., I] times [I, O], both of one type, at jax's default precision.
+    """x @ matrix for [..., I] and [I, O] of the same type, at jax's default precision.
 
     >>> import jax.numpy as jnp
     >>> row_product(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
@@ -28,9 +28,9 @@ def row_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def is_explicit(operand: jax.Array) -> bool:
-    """Check for an axis of a mesh whose sharding is part of the type, as `jax.make_mesh` makes.
+    """True if a mesh axis makes sharding part of the type, the default of `jax.make_mesh`.
 
-    There a dot product states the sharding of its result, which merged axes do not have.
+    A dot product then needs the sharding of its result, which merged axes do not have.
     """
     return AxisType.Explicit in jax.typeof(operand).sharding.mesh.axis_types
 
@@ -40,7 +40,7 @@ def _dot(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def _cotangent_of_matrix(cotangent: jax.Array, x: jax.Array, matrix: Any) -> jax.Array:
-    del matrix  # undefined: the product is linear in it
+    del matrix  # jax passes no value, since the product is linear in the matrix
     rows = tuple(range(x.ndim - 1))
     return lax.dot_general(x, cotangent, ((rows, rows), ((), ())))
 

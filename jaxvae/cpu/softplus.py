@@ -1,4 +1,4 @@
-"""softplus, the cost of every Bernoulli likelihood, without the slow log1p of CPUs."""
+"""softplus, the main cost of a Bernoulli likelihood, without log1p, which is slow on CPUs."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
 DEGREE = 10
-"""Of the polynomial for float32: in exact arithmetic it is within 1e-9 of the quotient."""
+"""Degree of the polynomial for float32; in exact arithmetic its error is below 1e-9."""
 QUOTIENT = Chebyshev.interpolate(
     lambda e: np.log1p(e) / np.maximum(e, 1e-300), DEGREE, domain=[0, 1]
 ).convert(kind=Polynomial, domain=[-1, 1])
@@ -22,8 +22,8 @@ def softplus(x: jax.Array) -> jax.Array:
 
         softplus(x) = max(x, 0) + e (c_0 + c_1 e + ... + c_10 e^10),    e = exp(-|x|)
 
-    In float32 the polynomial is as exact as log1p, relatively, and takes a third of its time on
-    a CPU; other types take log1p.
+    In float32 the polynomial has the relative accuracy of log1p, and takes a third of its time on
+    a CPU; other types use log1p.
 
     >>> print(f"{softplus(jnp.float32(-40.0)):.4e}")  # exp(-40)
     4.2484e-18

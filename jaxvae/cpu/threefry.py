@@ -1,8 +1,8 @@
 """The draws of `jax.random`, bit for bit, at a third of the cost on a CPU.
 
-jax runs the twenty rounds of its threefry generator as a loop on CPUs, which sends every round
-through memory. Written out they are one pass. GPUs and TPUs have fast rounds, and take
-`jax.random` as it is; so do keys of other generators.
+On CPUs, jax runs the twenty rounds of its threefry generator as a loop that writes every round to
+memory; unrolled, they are one pass. GPUs and TPUs have fast rounds and use `jax.random` itself, and
+so do keys of other generators.
 
 Ref: Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011, SC.
 """
@@ -20,7 +20,7 @@ PARITY = 0x1BD11BDA
 
 @partial(jax.jit, static_argnames="shape", inline=True)
 def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`jax.random.bits` of 32: [*shape] uint32.
+    """`jax.random.bits`, 32 bits each: [*shape] uint32.
 
     >>> key = jax.random.key(0)
     >>> bool((bits(key, (3, 2)) == jax.random.bits(key, (3, 2))).all())
@@ -48,7 +48,7 @@ def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def bernoulli(key: jax.Array, p: jax.Array) -> jax.Array:
-    """`jax.random.bernoulli`: True with probability p, of any shape; quicker for float32.
+    """`jax.random.bernoulli`: True with probability p, in p's shape; faster for float32.
 
     >>> bool(bernoulli(jax.random.key(0), jnp.ones(())))
     True
@@ -60,7 +60,7 @@ def bernoulli(key: jax.Array, p: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("shape", "dtype"), inline=True)
 def normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """`jax.random.normal`: [*shape] from N(0, 1); the quicker way for float32.
+    """`jax.random.normal`: [*shape] from N(0, 1); faster for float32.
 
     >>> normal(jax.random.key(0), (2,), jnp.float32).dtype
     dtype('float32')
@@ -74,7 +74,7 @@ def normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Arra
 
 
 def _threefry_bits(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
-    """Each number the two halves of a block that its index is enciphered to, by exclusive or."""
+    """Encrypt the index of each number to a block, and combine its two halves by exclusive or."""
     first, second = jax.random.key_data(key)
     schedule = (first, second, first ^ second ^ jnp.uint32(PARITY))
     index = jax.lax.iota(jnp.uint32, math.prod(shape))

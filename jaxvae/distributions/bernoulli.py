@@ -1,4 +1,4 @@
-"""Independent Bernoulli variables, by their logits."""
+"""Independent Bernoulli variables, parameterized by logits."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,13 +15,13 @@ from jaxvae.distributions.distribution import at_least_float32, check_event
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Bernoulli:
-    """Bernoulli(sigmoid(logits)) for each entry, the event being the whole of `logits`.
+    """Bernoulli(sigmoid(logits)) for each entry; the event has the shape of `logits`.
 
         log p(x) = sum_d x_d l_d - softplus(l_d)
 
-    in which value and gradient are right for logits from -1e4 to 1e4. A value between 0 and 1
-    is read as the probability of a 1: the result is then the expected log mass (Doersch 2016,
-    section 4.1), not a log density of the value.
+    with accurate value and gradient for logits from -1e4 to 1e4. A value between 0 and 1 is taken
+    as the probability of a 1: the result is then the expected log mass (Doersch 2016, section
+    4.1), not a log density of the value.
 
     Args:
         logits: [D] or any event shape: log p / (1 - p).
@@ -42,7 +42,7 @@ class Bernoulli:
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log mass of `value`, of logits' shape, entries 0 or 1: a scalar in nats."""
-        self._check(value)  # flat: entries along one axis are computed several at once
+        self._check(value)  # flattened below, since XLA vectorizes over one long axis
         return event_sum(Bernoulli(self.logits.ravel()).log_prob_per_entry(jnp.ravel(value)))
 
     def log_prob_per_entry(self, value: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Independent categorical variables, by their logits."""
+"""Independent categorical variables, parameterized by logits."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from jaxvae.distributions.distribution import at_least_float32, check_event
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Categorical:
-    """One of the numbers 0 to C-1 for each entry, the event shape being [*D].
+    """One of the numbers 0 to C-1 for each entry; the event shape is [*D].
 
         log p(x) = sum_d l_{d, x_d} - log sum_c exp(l_{d, c})
 

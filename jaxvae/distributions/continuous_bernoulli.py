@@ -1,4 +1,4 @@
-"""Continuous Bernoulli variables on [0, 1], by their logits."""
+"""Continuous Bernoulli variables on [0, 1], parameterized by logits."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ import numpy as np
 from jaxvae.distributions.distribution import at_least_float32, check_event
 
 NEAR_ZERO = 0.5
-"""Logits below this in size take the forms that hold at 0, where the others divide by 0."""
+"""Logits below this in size use formulas that are valid at 0, where the others divide by 0."""
 CUMULANTS = (1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600, -691 / 15692092416000)
-"""log(sinh(l/2) / (l/2)) in powers of l^2: six leave an error of 1e-16 where l is near 0."""
+"""Series of log(sinh(l/2) / (l/2)) in l^2; six terms leave an error of 1e-16 up to NEAR_ZERO."""
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
 QUADRATURE = [(0.5 + 0.5 * node, 0.5 * w) for node, w in zip(_NODES, _WEIGHTS, strict=True)]
-"""Points and weights over [0, 1]: an error of 1e-16 for sigmoids as wide as NEAR_ZERO."""
+"""Points and weights over [0, 1], with an error of 1e-16 for logits up to NEAR_ZERO."""
 
 
 def log_normalizer(logits: jax.Array) -> jax.Array:
@@ -32,13 +32,13 @@ def log_normalizer(logits: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ContinuousBernoulli:
-    """A density on [0, 1] for each entry, the event being the whole of `logits`.
+    """A density on [0, 1] for each entry; the event has the shape of `logits`.
 
         log p(x) = sum_d x_d l_d - log((exp(l_d) - 1) / l_d)
 
-    which is x l - softplus(l) + log C with C = l / tanh(l/2), the constant that a Bernoulli
-    read at grey levels lacks. Value and gradients are right through l = 0, where the density is
-    uniform, and for logits from -1e4 to 1e4: measured float32 error 1e-7 of the terms.
+    which is x l - softplus(l) + log C with C = l / tanh(l/2), the normalizer that a Bernoulli of
+    grey levels lacks. Value and gradients are accurate at l = 0, where the density is uniform, and
+    for logits from -1e4 to 1e4: measured float32 error 1e-7 of the terms.
 
     Args:
         logits: [D] or any event shape: log lambda / (1 - lambda). lambda is not the mean.
@@ -55,8 +55,8 @@ class ContinuousBernoulli:
     def sample(self, key: jax.Array) -> jax.Array:
         """x = log(1 + u (exp(l) - 1)) / l with u ~ U(0, 1), differentiable in the logits.
 
-        This is the mean of sigmoid(logit(u) + t) over t from 0 to l: near l = 0 it is taken as
-        an integral, by quadrature, as the quotient's gradient is lost there.
+        x is also the mean of sigmoid(logit(u) + t) over t from 0 to l. Near l = 0 it is computed as
+        that integral, by quadrature, since the quotient loses its gradient there.
         """
         (logits,) = at_least_float32(self.logits)
         eps = jnp.finfo(logits.dtype).eps  # so that neither u nor 1 - u is 0

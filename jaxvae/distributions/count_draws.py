@@ -1,7 +1,7 @@
-"""Draws of Poisson and Gamma variables under any generator of keys, at any rate.
+"""Draws of Poisson and Gamma variables with keys of any generator, at any rate.
 
-`jax.random.poisson` takes threefry keys only, returns int32 counts, which saturate, and
-`jax.random.gamma` waits in a loop for every lane (see `jaxvae.distributions.rejection`).
+`jax.random.poisson` takes only threefry keys and returns int32 counts, which saturate.
+`jax.random.gamma` loops until every lane has finished (see `jaxvae.distributions.rejection`).
 """
 
 import jax
@@ -11,17 +11,17 @@ from jaxvae.distributions.rejection import first_accepted
 from jaxvae.distributions.stirling import excess, less_log1p
 
 FEW = 10.0
-"""Rate from which counts are drawn by rejection; below it by inversion."""
+"""Rate from which counts are drawn by rejection; below it they are drawn by inversion."""
 MOST = 64
-"""Largest count that inversion draws: the probability of more at a rate of 10 is 2e-28."""
+"""Largest count that inversion draws; the probability of a larger one at a rate of 10 is 2e-28."""
 
 
 def poisson(key: jax.Array, rate: jax.Array) -> jax.Array:
     """Draw a count from Poisson(rate) for each entry, as floats; not differentiable.
 
-    Masses have an absolute error below 2e-7 in float32. Counts above 2^24 are rounded to
-    float32, which has no neighbouring ones: by 1 part in 2^24 of the count, less than its
-    standard deviation up to a rate of 2^48. An infinite rate gives an infinite count.
+    Masses have an absolute error below 2e-7 in float32. Counts above 2^24 are rounded to the
+    nearest float32, by 1 part in 2^24 of the count: less than the standard deviation up to a rate
+    of 2^48. An infinite rate gives an infinite count.
 
     Args:
         key: consumed here, of any generator.
@@ -73,14 +73,14 @@ def log_gamma(key: jax.Array, shape: jax.Array) -> jax.Array:
 
 
 def _by_inversion(key: jax.Array, rate: jax.Array) -> jax.Array:
-    """The number of cumulative masses that a uniform number reaches; rates below 10."""
+    """Count the cumulative masses that a uniform number reaches, for rates below 10."""
     u = jax.random.uniform(key, rate.shape, rate.dtype)
-    # Where the sum of the masses has stopped at less than 1 by rounding, no count may pass it.
+    # Rounding may leave the sum of all masses below a u near 1: stop at negligible masses too.
     least = float(jnp.finfo(rate.dtype).eps) / 4
 
     def add(k: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         count, mass, total = state
-        k = jnp.asarray(k, rate.dtype)  # a Python number where nothing is compiled
+        k = jnp.asarray(k, rate.dtype)  # a Python number under JAX_DISABLE_JIT
         next_mass = mass * rate / (k + 1)
         passes = (u >= total) & ((next_mass > least) | (k < rate))
         return count + passes.astype(rate.dtype), next_mass, total + next_mass
@@ -90,7 +90,7 @@ def _by_inversion(key: jax.Array, rate: jax.Array) -> jax.Array:
 
 
 def _by_rejection(key: jax.Array, rate: jax.Array) -> jax.Array:
-    """Transformed rejection with a squeeze, for rates of 10 or more: it accepts 3 in 4 or more.
+    """Transformed rejection with a squeeze, for rates from 10; at least 3 in 4 are accepted.
 
     Ref: Hormann, The transformed rejection method for generating Poisson random variables, 1993,
     Insurance: Mathematics and Economics, algorithm PTRS.
@@ -116,15 +116,15 @@ def _by_rejection(key: jax.Array, rate: jax.Array) -> jax.Array:
 
 
 def _log_mass(count: jax.Array, rate: jax.Array) -> jax.Array:
-    """log of the mass of Poisson(rate), -k (d - log(1 + d)) - excess(k) with d = rate / k - 1.
+    """Log mass of Poisson(rate), -k (d - log(1 + d)) - excess(k) with d = rate / k - 1.
 
-    The difference rate - k is exact near the mean, which a difference of logarithms is not.
+    Near the mean the difference rate - k is exact, unlike a difference of logarithms.
     """
     k = jnp.maximum(count, 1.0)
     return jnp.where(count > 0, -k * less_log1p((rate - k) / k) - excess(k), -rate)
 
 
 def _log_uniform(key: jax.Array, like: jax.Array) -> jax.Array:
-    """log u with u in (0, 1): never -inf."""
+    """log u with u uniform in (0, 1), so never -inf."""
     tiny = float(jnp.finfo(like.dtype).tiny)
     return jnp.log(jax.random.uniform(key, like.shape, like.dtype, minval=tiny))

@@ -1,4 +1,4 @@
-"""What every distribution here offers: one event, summed log density, float32 at least."""
+"""The interface `Distribution`: one event, a summed log density, at least float32."""
 
 from typing import Any, Protocol
 
@@ -9,11 +9,11 @@ from jaxvae.distributions.requirements import check_array
 
 
 class Distribution(Protocol):
-    """A distribution over one event, as encoders, decoders and priors return it.
+    """A distribution over one event, as returned by encoders, decoders and priors.
 
-    Anything with `sample` and `log_prob` serves the bounds; `mean` is for pictures and
-    evaluation. A class may also offer `sample_and_log_prob(key)`, which the bounds then prefer;
-    `log_prob_per_entry(value)`, which masked data need; and `reparameterized = False`, where draws
+    The bounds need only `sample` and `log_prob`; `mean` is for pictures and evaluation. A class
+    may also have `sample_and_log_prob(key)`, which the bounds then prefer;
+    `log_prob_per_entry(value)`, which masked data need; and `reparameterized = False` if its draws
     carry no gradient.
     """
 
@@ -26,12 +26,12 @@ class Distribution(Protocol):
         ...
 
     def mean(self) -> jax.Array:
-        """Expectation, of the event's shape; `NoClosedForm` is raised where it has no formula."""
+        """Expectation, of the event's shape; raises `NoClosedForm` if it has no formula."""
         ...
 
 
 class NoClosedForm(ValueError):
-    """What `mean()` raises, at trace time, in a family whose expectation has no formula.
+    """Raised by `mean()`, at trace time, in a family whose expectation has no formula.
 
     >>> raise NoClosedForm("a flow")
     Traceback (most recent call last):
@@ -47,9 +47,9 @@ closed form, it has none. Use mean_of(q, key, num_samples), the mean of draws.
 
 
 def at_least_float32(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays in their widest float type, of 32 bits or more: log densities need no less.
+    """Convert arrays to their widest float type, at least float32, which log densities need.
 
-    The promotion is meant, so it holds under `jax_numpy_dtype_promotion=strict` too.
+    The promotion is intended, so it also works under `jax_numpy_dtype_promotion=strict`.
 
     >>> [a.dtype.name for a in at_least_float32(jnp.ones(2, jnp.bfloat16), jnp.ones(2, jnp.uint8))]
     ['float32', 'float32']
@@ -60,10 +60,10 @@ def at_least_float32(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def check_event(value: jax.Array, event_shape: tuple[int, ...], family: str, remedy: str) -> None:
-    """Refuse a value that is not one event, at trace time.
+    """Check, at trace time, that a value is one event.
 
     Raises:
-        ValueError: `value` has another shape than the event.
+        ValueError: the shape of `value` is not that of the event.
     """
     if jnp.shape(value) != event_shape:
         raise ValueError(
@@ -73,20 +73,20 @@ def check_event(value: jax.Array, event_shape: tuple[int, ...], family: str, rem
 
 
 def check_shape(family: str, name: str, leaf: jax.Array, leader: str, shape: tuple) -> None:
-    """Refuse a parameter that would have to be broadcast, at trace time.
+    """Check, at trace time, that a parameter is a scalar or needs no broadcasting.
 
     Raises:
         ValueError: `leaf` is neither a scalar nor of the leading parameter's shape.
     """
     if jnp.shape(leaf) not in ((), shape):
         raise ValueError(
-            f"{family}: {name} must be a scalar or have {leader}'s shape {shape}, it has "
+            f"{family}: {name} must be a scalar or have {leader}'s shape {shape}, got "
             f"{jnp.shape(leaf)}. Reshape it: nothing is broadcast."
         )
 
 
 def sample_and_log_prob(q: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A draw of q and its log density: by q's own method where it has one, as a flow does."""
+    """Draw from q with its log density, by q's method of this name if it has one, as flows do."""
     if hasattr(q, "sample_and_log_prob"):
         return q.sample_and_log_prob(key)
     z = q.sample(key)
@@ -94,11 +94,11 @@ def sample_and_log_prob(q: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def mean_of(q: Any, key: jax.Array, num_samples: int = 64) -> jax.Array:
-    """E_q[z], of the event's shape: q's own mean, or the mean of draws where it has no formula.
+    """E_q[z], of the event's shape: q's own mean, or the mean of draws if it has no formula.
 
     Args:
         q: any distribution.
-        key: for the draws; not read where there is a closed form.
+        key: for the draws; unused with a closed form.
         num_samples: draws; the standard error is the spread of q over the root of this number.
 
     >>> class Square:
@@ -116,11 +116,11 @@ def mean_of(q: Any, key: jax.Array, num_samples: int = 64) -> jax.Array:
 
 
 def check_summed(what: str, per_sample: jax.Array) -> None:
-    """Refuse log probabilities [K] of K events that are not scalars, at trace time.
+    """Check, at trace time, that log probabilities [K] of K events are scalars.
 
     Raises:
-        TypeError: they are no array.
-        ValueError: there is more than the one axis.
+        TypeError: they are not an array.
+        ValueError: they have more than one axis.
     """
     check_array(what, per_sample)
     if per_sample.ndim != 1:

@@ -1,4 +1,4 @@
-"""Distributions made by sending a simple one through invertible maps."""
+"""Distributions made by transforming a simple one with invertible maps."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,14 +14,14 @@ from jaxvae.distributions.distribution import (
 
 
 class Transform(Protocol):
-    """An invertible map of one vector [Z], a pytree whose every parameter is a leaf."""
+    """An invertible map of one vector [Z], a pytree with all its parameters as leaves."""
 
     def forward(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z' [Z] and log |det dz'/dz| [], in nats."""
         ...
 
     def inverse(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The [Z] that `forward` sends to z, and log |det| of this inverse map at z []."""
+        """The inverse image [Z] of z under `forward`, and log |det| of this inverse map at z []."""
         ...
 
 
@@ -32,9 +32,9 @@ class Flow:
 
         log q(z) = log base(z_0) - sum_i log |det df_i/dz|
 
-    `log_prob` is exact, by the inverses, and differentiable in its value and in every parameter.
-    All of these are leaves of the flow: `jax.tree.map(jax.lax.stop_gradient, q)` is the same
-    density with none of them left to learn.
+    `log_prob` is exact, by the inverses, and differentiable by its value and by every parameter.
+    All parameters are leaves of the flow: `jax.tree.map(jax.lax.stop_gradient, q)` is the same
+    density with all of them fixed.
 
     Args:
         base: a distribution over vectors [Z].
@@ -52,11 +52,11 @@ class Flow:
 
     @property
     def reparameterized(self) -> bool:
-        """Whether draws carry gradients, which is whether the base's do."""
+        """True if draws carry gradients, which they do if the base's draws do."""
         return bool(getattr(self.base, "reparameterized", True))
 
     def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """A draw z [Z] and log q(z) [] in nats, by one pass forward."""
+        """A draw z [Z] and log q(z) [] in nats, in one forward pass."""
         z, log_q = sample_and_log_prob(self.base, key)
         for transform in self.transforms:
             z, log_det = transform.forward(z)
@@ -64,7 +64,7 @@ class Flow:
         return z, log_q
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """A draw z [Z], reparameterized where the base is."""
+        """A draw z [Z], reparameterized if the base is."""
         z, _ = self.sample_and_log_prob(key)
         return z
 
@@ -78,7 +78,7 @@ class Flow:
         return self.base.log_prob(value) + log_det
 
     def mean(self) -> jax.Array:
-        """None in closed form.
+        """Raise `NoClosedForm`, since a flow's expectation has no formula.
 
         Raises:
             NoClosedForm: always.

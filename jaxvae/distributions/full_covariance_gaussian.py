@@ -1,4 +1,4 @@
-"""Gaussians with a full covariance matrix, by its Cholesky factor."""
+"""Gaussians with a full covariance matrix, parameterized by its Cholesky factor."""
 
 import math
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class FullCovarianceGaussian:
 
         log p(x) = -1/2 |L^-1 (x - loc)|^2 - sum_d log L_dd - D/2 log 2 pi
 
-    Triangular solves only: no inverse, no determinant.
+    It is computed by triangular solves, without an inverse or a determinant.
 
     Args:
         loc: [D], the mean.
-        scale_tril: [D, D], L; what stands above its diagonal is not read.
+        scale_tril: [D, D], L; entries above its diagonal are ignored.
 
     Ref: Doersch 2016, arXiv 1606.05908: z = mu(X) + Sigma^(1/2)(X) * eps.
 

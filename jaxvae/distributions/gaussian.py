@@ -1,4 +1,4 @@
-"""Gaussians with a diagonal covariance, and the clamp that keeps log scales finite."""
+"""Gaussians with a diagonal covariance, and the clamp that limits log scales."""
 
 import math
 from dataclasses import dataclass
@@ -11,13 +11,14 @@ from jaxvae.distributions.distribution import at_least_float32, check_event, che
 from jaxvae.distributions.scaled_difference import standardized
 
 LOG_SCALE_LIMIT = 7.0
+"""Default limit of `soft_clamp`."""
 
 
 def soft_clamp(log_scale: jax.Array, limit: float = LOG_SCALE_LIMIT) -> jax.Array:
-    """A log scale kept in (-limit, limit): `limit * tanh(log_scale / limit)`.
+    """Limit a log scale to (-limit, limit): `limit * tanh(log_scale / limit)`.
 
-    Smooth, odd, with slope 1 at 0, so that a network can neither overflow a variance nor lose
-    its gradient at a hard edge. The default holds scales between 0.0009 and 1097.
+    The clamp is smooth and odd, with slope 1 at 0, so that a network can neither overflow a
+    variance nor lose its gradient at a hard edge. The default limits scales to 0.0009 ... 1097.
     Ref: Vahdat & Kautz, NVAE, 2020 (there with limit 5).
 
     >>> float(soft_clamp(jnp.array(1e6)))
@@ -29,16 +30,16 @@ def soft_clamp(log_scale: jax.Array, limit: float = LOG_SCALE_LIMIT) -> jax.Arra
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Gaussian:
-    """N(loc, diag(exp(log_scale))^2), the event being the whole of `loc`.
+    """N(loc, diag(exp(log_scale))^2); the event has the shape of `loc`.
 
         log p(x) = sum_d -1/2 ((x_d - loc_d) / exp(log_scale_d))^2 - log_scale_d - 1/2 log 2 pi
 
-    As a posterior it is the encoder's q(z|x); as a likelihood N(f(z), sigma^2 I) it takes a
-    scalar log_scale = log sigma, shared by all coordinates.
+    As a posterior it is the encoder's q(z|x). As a likelihood N(f(z), sigma^2 I) it takes a scalar
+    log_scale = log sigma, shared by all coordinates.
 
     Args:
         loc: [D] or any event shape: the mean.
-        log_scale: of loc's shape, or []: log standard deviation.
+        log_scale: loc's shape, or []: log standard deviation.
 
     Ref: Doersch, Tutorial on Variational Autoencoders, 2016, arXiv 1606.05908.
 
@@ -55,7 +56,7 @@ class Gaussian:
         return cls(jnp.zeros(dim), jnp.zeros(dim))
 
     def parameters(self) -> tuple[jax.Array, jax.Array]:
-        """loc and log_scale in float32 or more.
+        """loc and log_scale, at least float32.
 
         Raises:
             ValueError: log_scale is neither a scalar nor of loc's shape.
@@ -78,7 +79,7 @@ class Gaussian:
         remedy = "Reshape the value, or build the network for its shape."
         check_event(value, jnp.shape(self.loc), "Gaussian", remedy)
         value, loc, log_scale = at_least_float32(value, *self.parameters())
-        # Infinite, it would make NaN of a gradient of 0, as of a component of a mixture.
+        # An infinite eps would turn a gradient of 0 into NaN, for example in a mixture's component.
         most = 0.25 * float(jnp.finfo(value.dtype).max)  # its square is still infinite
         eps = jnp.clip(standardized(value - loc, log_scale), -most, most)
         return -0.5 * jnp.square(eps) - log_scale - 0.5 * math.log(2 * math.pi)

@@ -13,16 +13,16 @@ from jaxvae.distributions.scaled_difference import standardized
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Laplace:
-    """Laplace(loc, exp(log_scale)) for each entry, the event being the whole of `loc`.
+    """Laplace(loc, exp(log_scale)) for each entry; the event has the shape of `loc`.
 
         log p(x) = sum_d -|x_d - loc_d| / exp(log_scale_d) - log_scale_d - log 2
 
     Args:
         loc: [D] or any event shape: the mean and median.
-        log_scale: of loc's shape, or []: log of the mean absolute deviation.
+        log_scale: loc's shape, or []: log of the mean absolute deviation.
 
     Ref: Rybkin, Daniilidis & Levine, Simple and Effective VAE Training with Calibrated Decoders,
-    2021, ICML, on scales that are learned.
+    2021, ICML, on learned scales.
 
     >>> print(f"{Laplace(jnp.zeros(2), jnp.zeros(2)).log_prob(jnp.ones(2)):.4f}")
     -3.3863
@@ -32,7 +32,7 @@ class Laplace:
     log_scale: jax.Array
 
     def parameters(self) -> tuple[jax.Array, jax.Array]:
-        """loc and log_scale in float32 or more.
+        """loc and log_scale, at least float32.
 
         Raises:
             ValueError: log_scale is neither a scalar nor of loc's shape.
@@ -56,7 +56,7 @@ class Laplace:
         check_event(value, jnp.shape(self.loc), "Laplace", remedy)
         value, loc, log_scale = at_least_float32(value, *self.parameters())
         eps = standardized(value - loc, log_scale)
-        size = eps * jnp.sign(eps)  # its gradient at 0 is 0, that of abs is 1
+        size = eps * jnp.sign(eps)  # |eps| with gradient 0 at 0, where that of abs is 1
         return -size - log_scale - math.log(2)
 
     def mean(self) -> jax.Array:

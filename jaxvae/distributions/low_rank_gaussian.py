@@ -1,4 +1,4 @@
-"""Gaussians whose covariance is a diagonal plus a matrix of low rank."""
+"""Gaussians whose covariance is a diagonal plus a low-rank matrix."""
 
 import math
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class LowRankGaussian:
         log p(x) = -1/2 |D^-1 (x - loc - F h)|^2 - 1/2 |h|^2
                    - sum_z log D_zz - 1/2 log det C - Z/2 log 2 pi
 
-    with the capacitance matrix C = I + F^T D^-2 F and h = C^-1 F^T D^-2 (x - loc): the Woodbury
-    identity as a sum of squares, in which nothing cancels. C's Cholesky factor comes from a QR
-    factorization, which does not square F / D. In O(Z R^2).
+    with the capacitance matrix C = I + F^T D^-2 F and h = C^-1 F^T D^-2 (x - loc). This is the
+    Woodbury identity as a sum of squares, in which nothing cancels. The Cholesky factor of C comes
+    from a QR factorization, which does not square F / D. The cost is O(Z R^2).
 
     Args:
         loc: [Z], the mean.
@@ -41,17 +41,17 @@ class LowRankGaussian:
     log_scale: jax.Array
 
     def parameters(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """loc [Z], factor [Z, R] and log_scale [Z] in float32 or more.
+        """loc [Z], factor [Z, R] and log_scale [Z], at least float32.
 
         Raises:
-            ValueError: the shapes do not fit.
+            ValueError: the shapes do not match.
         """
         shapes = jnp.shape(self.loc), jnp.shape(self.factor), jnp.shape(self.log_scale)
         fits = len(shapes[0]) == 1 and len(shapes[1]) == 2 and shapes[1][:1] == shapes[0]
         if not fits or shapes[2] not in ((), shapes[0]):
             raise ValueError(
                 "LowRankGaussian: loc must be [Z], factor [Z, R] and log_scale [Z] or a scalar, "
-                f"their shapes are {shapes[0]}, {shapes[1]} and {shapes[2]}. Reshape them: "
+                f"got shapes {shapes[0]}, {shapes[1]} and {shapes[2]}. Reshape them: "
                 "nothing is broadcast."
             )
         loc, factor, log_scale = at_least_float32(self.loc, self.factor, self.log_scale)
@@ -73,7 +73,7 @@ class LowRankGaussian:
         scaled = standardized(factor, log_scale[:, None])
         eps = standardized(value - loc, log_scale)
         orthonormal, triangular = jnp.linalg.qr(_above_identity(scaled))
-        # What is left of (0, eps) beside the columns of (I, F/D) is (-h, eps - F/D h).
+        # The part of (0, eps) orthogonal to the columns of (I, F/D) is (-h, eps - F/D h).
         right = jnp.concatenate([jnp.zeros_like(scaled[0]), eps])
         along = jnp.matmul(right, orthonormal, precision="highest")
         rest = right - jnp.matmul(orthonormal, along, precision="highest")
@@ -81,15 +81,15 @@ class LowRankGaussian:
         return -0.5 * jnp.sum(jnp.square(rest)) - _log_abs_diagonal(triangular) - constant
 
     def half_log_capacitance(self) -> jax.Array:
-        """1/2 log det C: by how much F adds to sum log_scale, the log volume, in nats: []."""
+        """1/2 log det C, which F adds to the log volume sum log_scale, in nats: []."""
         _, factor, log_scale = self.parameters()
         scaled = standardized(factor, log_scale[:, None])
         return _log_abs_diagonal(jnp.linalg.qr(_above_identity(scaled), mode="r"))
 
     def scale_tril(self) -> jax.Array:
-        """The Cholesky factor L of the covariance, L L^T = F F^T + D^2, in O(Z^2 (Z + R)): [Z, Z].
+        """Cholesky factor L of the covariance, L L^T = F F^T + D^2, in O(Z^2 (Z + R)): [Z, Z].
 
-        From the QR factorization of (D, F)^T, which never squares what it factors.
+        It comes from the QR factorization of (D, F)^T, which never squares D and F.
         """
         _, factor, log_scale = self.parameters()
         root = jnp.concatenate([jnp.diag(jnp.exp(log_scale)), factor.T])
@@ -102,9 +102,10 @@ class LowRankGaussian:
 
 
 def _above_identity(scaled: jax.Array) -> jax.Array:
-    """(I, W): its columns have the inner products I + W^T W.
+    """Stack (I, W), whose columns have the inner products I + W^T W.
 
-    By a sum, as jax cannot concatenate a constant with what an `Explicit` axis shards.
+    It is a sum, since jax cannot concatenate a constant with an array sharded over an `Explicit`
+    axis.
     """
     dim, rank = scaled.shape
     return jnp.pad(scaled, ((rank, 0), (0, 0))) + jnp.eye(rank + dim, rank, dtype=scaled.dtype)

@@ -14,7 +14,7 @@ from jaxvae.leaves import arrays_only
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mixture:
-    """sum_m w_m p_m with w = softmax(logits), the p_m being of one family.
+    """sum_m w_m p_m with w = softmax(logits) and p_m from one family.
 
         log p(x) = log sum_m softmax(logits)_m p_m(x)
 
@@ -23,7 +23,7 @@ class Mixture:
 
     Args:
         logits: [M], up to a constant.
-        components: a distribution with a leading axis [M] on every array, as vmap makes it:
+        components: a distribution with a leading axis [M] on every array, as returned by vmap:
             Gaussian(loc [M, Z], log_scale [M, Z] or [M]).
 
     Ref: Tomczak & Welling, VAE with a VampPrior, 2018, AISTATS.
@@ -39,7 +39,7 @@ class Mixture:
     reparameterized: ClassVar[bool] = False
 
     def parameters(self) -> tuple[jax.Array, Any]:
-        """logits in float32 or more, and the components.
+        """logits, at least float32, and the components.
 
         Raises:
             ValueError: an array of the components has no leading axis [M].
@@ -48,17 +48,17 @@ class Mixture:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(components)]
         if jnp.ndim(self.logits) != 1 or any(s[:1] != self.logits.shape for s in shapes):
             raise ValueError(
-                "Mixture: logits must be [M] and every array of components have a leading axis M, "
-                f"logits has shape {jnp.shape(self.logits)} and the components have {shapes}. "
-                "Make the components by jax.vmap."
+                "Mixture: logits must be [M] and every array of components must have a leading "
+                f"axis M, got logits of shape {jnp.shape(self.logits)} and components of shapes "
+                f"{shapes}. Make the components by jax.vmap."
             )
         return *at_least_float32(self.logits), components
 
     def sample(self, key: jax.Array) -> jax.Array:
         """A draw of one component, chosen by the logits.
 
-        Reparameterized by the components' parameters, with the choice held fixed, but not by
-        the logits: the derivative by those is zero here, not that of an expectation.
+        The draw is reparameterized by the components' parameters, for the fixed choice, but not by
+        the logits: its derivative by those is zero, which is not that of an expectation.
         """
         logits, components = self.parameters()
         key_choice, key_draw = jax.random.split(key)

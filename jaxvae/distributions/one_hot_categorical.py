@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxvae.distributions.distribution import at_least_float32, check_event
 
 MAX_STATES = 2**16
+"""Most states that `OneHotCategorical.enumerate_support` returns."""
 
 
 @jax.tree_util.register_dataclass
@@ -49,7 +50,7 @@ class OneHotCategorical:
         return jax.nn.softmax(self.logits)
 
     def enumerate_support(self) -> jax.Array:
-        """Every state there is, for exact expectations: [C^Z, Z, C], the last latent fastest.
+        """All states, for exact expectations: [C^Z, Z, C], the last latent varying fastest.
 
         Raises:
             ValueError: there are more than 65536 states.
@@ -61,8 +62,8 @@ class OneHotCategorical:
         dim, num_classes = logits.shape
         if num_classes**dim > MAX_STATES:
             raise ValueError(
-                f"enumerate_support: there must be at most {MAX_STATES} states, {dim} latents of "
-                f"{num_classes} have {num_classes}^{dim}. Take fewer, or estimate by samples."
+                f"enumerate_support: there must be at most {MAX_STATES} states, but {dim} latents "
+                f"of {num_classes} have {num_classes}^{dim}. Use fewer, or estimate by samples."
             )
         states = jnp.indices((num_classes,) * dim).reshape(dim, -1).T
         return jax.nn.one_hot(states, num_classes, dtype=logits.dtype)

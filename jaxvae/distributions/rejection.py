@@ -1,4 +1,4 @@
-"""Rejection sampling in a fixed number of rounds, so that it ends under every generator of keys."""
+"""Rejection sampling in a fixed number of rounds, so that it ends with keys of any generator."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 ROUNDS = 16
-"""Every proposal here accepts at least 2 in 3: all rounds reject with probability 3^-16 = 2e-8."""
+"""All proposals accept at least 2 in 3, so that all rounds reject with probability 3^-16 = 2e-8."""
 
 Propose = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-"""key -> (proposals, where they are accepted), two arrays of one shape."""
+"""key -> (proposals, True where accepted), two arrays of the same shape."""
 
 
 def first_accepted(key: jax.Array, propose: Propose, like: jax.Array) -> jax.Array:
@@ -17,15 +17,15 @@ def first_accepted(key: jax.Array, propose: Propose, like: jax.Array) -> jax.Arr
 
     Args:
         key: consumed here, of any generator.
-        propose: makes and judges the proposals of one round.
+        propose: function that makes and judges the proposals of one round.
         like: an array of the proposals' shape and type.
 
     The total variation distance to the exact distribution is 2e-8, less than the rounding of
     float32.
 
-    A loop until every entry is accepted need not end: under `vmap` the bits of "rbg" keys come
-    from the key of the first lane alone, and a lane that has finished stops changing its key. Here
-    no lane waits for another, and each round has fresh bits for all of them.
+    A loop until every entry is accepted might never end: under `vmap` the bits of "rbg" keys come
+    only from the key of the first lane, and a lane that has finished stops changing its key. With
+    fixed rounds no lane waits for another, and each round has fresh bits for all of them.
 
     >>> above = lambda key: (u := jax.random.uniform(key), u > 0.5)
     >>> bool(first_accepted(jax.random.key(0), above, jnp.zeros(())) > 0.5)

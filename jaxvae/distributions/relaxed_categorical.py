@@ -1,4 +1,4 @@
-"""Categorical variables relaxed to the inside of the simplex: Gumbel-softmax, or Concrete."""
+"""Categorical variables relaxed to the interior of the simplex: Gumbel-softmax, or Concrete."""
 
 import math
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class RelaxedCategorical:
                            + sum_c log softmax(logits_z - t log x_z)_c - log x_zc ]
 
     by Lebesgue measure of the first C - 1 coordinates. A coordinate below 1e-31 (float32; 1e-292
-    in float64) is read as that: at low temperatures a softmax rounds to 0, where the density has
-    no value. Log ratios of two such densities are then compared at one and the same point.
+    in float64) is raised to that: at low temperatures a softmax rounds to 0, where the density is
+    not defined. Log ratios of two such densities then compare them at the same point.
 
     Args:
         logits: [Z, C], up to a constant for each latent.
@@ -48,7 +48,7 @@ class RelaxedCategorical:
         check_event(value, jnp.shape(self.logits), "RelaxedCategorical", remedy)
         value, logits, temperature = at_least_float32(value, self.logits, self.temperature)
         limits = jnp.finfo(value.dtype)
-        # So far above the smallest number that 1 / x, times what comes with it, is still finite.
+        # Far enough above the smallest number that products with 1 / x in gradients are finite.
         log_x = jnp.log(jnp.maximum(value, float(limits.tiny) / float(limits.eps)))
         dim, num_classes = logits.shape
         constant = math.lgamma(num_classes) + (num_classes - 1) * jnp.log(temperature)
@@ -56,7 +56,7 @@ class RelaxedCategorical:
         return dim * constant + jnp.sum(terms)
 
     def mean(self) -> jax.Array:
-        """Has no formula.
+        """Raise `NoClosedForm`, since the expectation has no formula.
 
         Raises:
             NoClosedForm: always.

@@ -1,4 +1,4 @@
-"""Reject what is no distribution where one is needed, at trace time, with the remedy."""
+"""Checks, at trace time, that an argument is a distribution, a function or an array."""
 
 import inspect
 from typing import Any
@@ -13,11 +13,11 @@ def check_density(what: str, p: Any) -> None:
     """Reject an object without `log_prob(value)`.
 
     Args:
-        what: the argument or call that it is from, such as "decode(z)".
-        p: what came.
+        what: name of the argument or call that gave it, such as "decode(z)".
+        p: the object.
 
     Raises:
-        TypeError: it names `what`, what came, and the remedy.
+        TypeError: the object has no log_prob; the message names `what`, the object and a remedy.
     """
     if isinstance(p, type) or not callable(getattr(p, "log_prob", None)):
         raise TypeError(
@@ -27,16 +27,16 @@ def check_density(what: str, p: Any) -> None:
 
 
 def check_draws(what: str, q: Any) -> None:
-    """Reject an object that a key is not enough to draw from, or that cannot tell a draw's density.
+    """Reject an object without `sample(key)` and `log_prob(value)`.
 
-    `sample_and_log_prob(key)` alone does both.
+    `sample_and_log_prob(key)` alone is enough.
 
     Args:
-        what: the argument or call that it is from, such as "encode(x)".
-        q: what came.
+        what: name of the argument or call that gave it, such as "encode(x)".
+        q: the object.
 
     Raises:
-        TypeError: it names `what`, what came, and the remedy.
+        TypeError: a method is missing; the message names `what`, the object and a remedy.
     """
     jointly = getattr(q, "sample_and_log_prob", None)
     if not isinstance(q, type) and callable(jointly) and _key_is_enough(jointly):
@@ -56,7 +56,7 @@ def check_function(what: str, function: Any) -> None:
     """Reject an object that cannot be called, such as a distribution in place of `encode`.
 
     Raises:
-        TypeError: it names `what` and what came.
+        TypeError: the object is not callable; the message names `what` and the object.
     """
     if not callable(function):
         raise TypeError(
@@ -66,26 +66,26 @@ def check_function(what: str, function: Any) -> None:
 
 
 def check_array(what: str, value: Any) -> None:
-    """Reject a log probability that is no array.
+    """Reject a log probability that is not an array.
 
     Raises:
-        TypeError: it names `what` and what came.
+        TypeError: the value is not an array; the message names `what` and the value.
     """
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, float, int)):
         raise TypeError(f"{what} must be a scalar array, got {_described(value)}. Return the sum.")
 
 
 def _key_is_enough(method: Any) -> bool:
-    """Whether method(key) draws.
+    """True if method(key) draws.
 
-    distrax and TFP ask for seed=key, and TFP would read a key alone as the shape of the sample.
+    distrax and TFP need seed=key, and TFP would read a single key as the shape of the sample.
     """
     try:
         signature = inspect.signature(method)
         signature.bind(None)
     except TypeError:
         return False
-    except ValueError:  # it does not tell its arguments
+    except ValueError:  # the method has no signature
         return True
     return "seed" not in signature.parameters
 

@@ -1,4 +1,4 @@
-"""Differences in units of a scale that is given by its logarithm."""
+"""Differences divided by a scale that is given by its logarithm."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 def standardized(difference: jax.Array, log_scale: jax.Array) -> jax.Array:
     """difference / exp(log_scale), entry by entry.
 
-    By two factors exp(-log_scale / 2): in float32 exp(-log_scale) is infinite from -89 down and 0
-    from 104 up, which makes NaN of a difference of 0, and of gradients. These are finite and
-    positive from -177 to 174.
+    It is multiplied twice by exp(-log_scale / 2). In float32, exp(-log_scale) is infinite for
+    log_scale below -89 and 0 above 104, which turns a difference of 0, and gradients, into NaN.
+    The two factors are finite and positive from -177 to 174.
 
     >>> standardized(jnp.array([0.0, 1e-30]), jnp.float32(-100.0)).tolist()[0]
     0.0

@@ -1,4 +1,4 @@
-"""Logarithms of large factorials and small differences, without loss of digits."""
+"""Log factorials of large numbers, and t - log(1 + t) for small t, without loss of digits."""
 
 import math
 
@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 LARGE = 10.0
-"""From here on Stirling's series with the terms below has an error of 1e-15."""
+"""From this number on, Stirling's series with the terms of STIRLING has an error of 1e-15."""
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 SMALL = 0.01
-"""Below this the seven terms of the series of t - log(1 + t) have an error of 1e-15."""
+"""Below this size, seven terms of the series of t - log(1 + t) have an error of 1e-15."""
 
 
 def excess(x: jax.Array) -> jax.Array:
@@ -26,7 +26,7 @@ def excess(x: jax.Array) -> jax.Array:
 
 
 def less_log1p(t: jax.Array) -> jax.Array:
-    """t - log(1 + t) for t > -1, about t^2 / 2 near 0, with all its digits there."""
+    """t - log(1 + t) for t > -1; near 0, where it is about t^2 / 2, without cancellation."""
     near = jnp.abs(t) < SMALL
     small, large = jnp.where(near, t, 0.0), jnp.where(near, 1.0, t)
     series = jnp.zeros_like(small)

@@ -19,7 +19,7 @@ from jaxvae.distributions.rejection import first_accepted
 
 REMEDY = "Reshape the value, or build the encoder for its latent_dim."
 MAX_DIM = 128
-"""Largest Z for which the integrals over the sphere are held to their stated error."""
+"""Largest Z for which the integrals over the sphere are tested to have their stated error."""
 
 
 @jax.tree_util.register_dataclass
@@ -61,13 +61,13 @@ class UniformSphere:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VonMisesFisher:
-    """vMF(loc, k): the density on the unit sphere S^(Z-1) that falls with the angle to loc.
+    """vMF(loc, k), the density on the unit sphere S^(Z-1) that falls with the angle to loc.
 
         log p(x) = k loc.x + v log k - (v + 1) log 2 pi - log I_v(k)    with v = Z/2 - 1
 
-    computed as -k/2 |x - loc|^2 plus a constant, which is the same for unit vectors and keeps
-    its digits at large k. k = 0 is the uniform density, and 1/k the variance of each tangent
-    coordinate at large k. Nothing here normalizes loc: the encoder does.
+    computed as -k/2 |x - loc|^2 plus a constant, which is the same for unit vectors but does not
+    cancel at large k. At k = 0 the density is uniform; at large k each tangent coordinate has the
+    variance 1/k. The encoder must normalize loc; this class does not.
 
     Args:
         loc: [Z], a unit vector, Z at least 2: the mean direction.
@@ -84,15 +84,16 @@ class VonMisesFisher:
     log_concentration: jax.Array
 
     def parameters(self) -> tuple[jax.Array, jax.Array]:
-        """loc and k in float32 or more.
+        """loc and k, at least float32.
 
         Raises:
-            ValueError: log_concentration is not a scalar, or loc not a vector of two or more.
+            ValueError: log_concentration is not a scalar, or loc is not a vector of 2 to 128
+                entries.
         """
         if jnp.shape(self.log_concentration) != () or jnp.ndim(self.loc) != 1:
             raise ValueError(
                 "VonMisesFisher: loc must be one unit vector [Z] and log_concentration a scalar, "
-                f"their shapes are {jnp.shape(self.loc)} and {jnp.shape(self.log_concentration)}. "
+                f"got shapes {jnp.shape(self.loc)} and {jnp.shape(self.log_concentration)}. "
                 "Build it for one example; jax.vmap adds the batch."
             )
         _check_dim("VonMisesFisher", "loc's length", len(self.loc))
@@ -102,8 +103,8 @@ class VonMisesFisher:
     def sample(self, key: jax.Array) -> jax.Array:
         """A unit vector [Z], differentiable by loc and by log_concentration.
 
-        An angle to loc by rejection in a fixed number of rounds, a uniform direction around the
-        first axis, and a reflection that takes this axis to loc. The gradient by k is that of the
+        It draws an angle to loc by rejection in a fixed number of rounds and a uniform direction
+        around the first axis, and reflects this axis to loc. The gradient by k is that of the
         angle's quantile function.
 
         Ref: Ulrich, Computer Generation of Distributions on the m-Sphere, 1984, Applied
@@ -131,11 +132,12 @@ class VonMisesFisher:
         return (1 + bessel_ratio_less_one(loc.size, concentration)) * loc
 
     def kl_to_uniform(self) -> jax.Array:
-        """KL(vMF(loc, k) || UniformSphere(Z)) in nats: [], whatever loc is; 0 as k -> 0.
+        """KL(vMF(loc, k) || UniformSphere(Z)) in nats: []. It does not depend on loc.
 
             E log p - log u = k (A - 1) - log E_u exp(k (cos - 1))    with A = I_(v+1)(k) / I_v(k)
 
-        In float32 off by about 5e-7 (k below 1, log k above), as two terms of that size cancel.
+        It tends to 0 as k -> 0. Its float32 error is about 5e-7 times the size of its two terms,
+        which cancel: k for k below 1, log k above.
 
         Ref: Davidson et al. 2018, appendix A.
         """
@@ -148,8 +150,8 @@ class VonMisesFisher:
 def _check_dim(family: str, what: str, dim: int) -> None:
     if not 2 <= dim <= MAX_DIM:
         raise ValueError(
-            f"{family}: {what} must be from 2 to {MAX_DIM}, it is {dim}. Take such a latent_dim: "
-            "the sphere in one dimension is two points, and above the integrals lose digits."
+            f"{family}: {what} must be from 2 to {MAX_DIM}, got {dim}. Use such a latent_dim: the "
+            "sphere in one dimension is two points, and above the integrals lose digits."
         )
 
 
@@ -163,10 +165,10 @@ def _uniform_direction(key: jax.Array, dim: int, dtype: jnp.dtype) -> jax.Array:
 
 
 def _draw_angle(key: jax.Array, dim: int, concentration: jax.Array) -> jax.Array:
-    """The angle of a draw to loc, with a density as exp(k cos a) sin(a)^(Z-2): [].
+    """Draw the angle a to loc, with a density proportional to exp(k cos a) sin(a)^(Z-2): [].
 
-    Ulrich's proposal bends the cosine of a uniform point towards 1. Written here for
-    drop = 1 - cos a, which keeps its digits where k is large; at least 2 in 3 are accepted.
+    Ulrich's proposal shifts the cosine of a uniform point towards 1. It is written for
+    drop = 1 - cos a, which has no cancellation at large k; at least 2 in 3 are accepted.
     """
     k, free = concentration, dim - 1.0
     b = free / (2 * k + jnp.sqrt(4 * k * k + free * free))
@@ -174,8 +176,8 @@ def _draw_angle(key: jax.Array, dim: int, concentration: jax.Array) -> jax.Array
 
     def propose(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = jax.random.uniform(key, (3,), k.dtype, minval=float(jnp.finfo(k.dtype).tiny))
-        # A coordinate of a uniform point of the sphere: its projection to a plane has the length
-        # (1 - u^(2 / (Z - 2)))^(1/2), which is 1 for Z = 2, and a uniform direction there.
+        # beta comes from a coordinate of a uniform point of the sphere: its projection to a plane
+        # has the length (1 - u^(2 / (Z - 2)))^(1/2), 1 for Z = 2, and a uniform direction.
         length = jnp.sqrt(-jnp.expm1(2 / (dim - 2) * jnp.log(u[0]))) if dim > 2 else 1.0
         beta = 0.5 + 0.5 * length * jnp.cos(2 * math.pi * u[1])
         drop = 2 * b * beta / (1 - (1 - b) * beta)
@@ -190,7 +192,7 @@ def _draw_angle(key: jax.Array, dim: int, concentration: jax.Array) -> jax.Array
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _move_with_concentration(dim: int, angle: jax.Array, concentration: jax.Array) -> jax.Array:
-    """The angle itself, which follows k as the quantile function F^-1(u; k) does at a fixed u."""
+    """Identity of the angle; its derivative by k is that of the quantile F^-1(u; k) at fixed u."""
     return angle
 
 
@@ -203,13 +205,13 @@ def _implicit_gradient(
 
 
 def _quantile_slope(dim: int, angle: jax.Array, concentration: jax.Array) -> jax.Array:
-    """da/dk at a fixed quantile, a being the angle to loc: [].
+    """da/dk at a fixed quantile, for the angle a to loc: [].
 
         da/dk = -(dF/dk) / p(a) = -int_0^a p(t) / p(a) (cos t - E cos) dt
                                 = int_a^pi p(t) / p(a) (cos t - E cos) dt
 
-    with p(t) as exp(k cos t) sin(t)^(Z-2), by Gauss-Legendre nodes on whichever side has the
-    smaller densities, where p(t) / p(a) <= 1 and nothing cancels.
+    with p(t) proportional to exp(k cos t) sin(t)^(Z-2). It is computed by Gauss-Legendre nodes on
+    the side with the smaller densities, where p(t) / p(a) <= 1 and nothing cancels.
     """
     nodes, weights = gauss_legendre(angle.dtype)
     power = dim - 2.0
@@ -225,11 +227,11 @@ def _quantile_slope(dim: int, angle: jax.Array, concentration: jax.Array) -> jax
 
 
 def _reflect(first: jax.Array, rest: jax.Array, loc: jax.Array) -> jax.Array:
-    """(first, rest) [Z] by an isometry that takes the first axis to loc.
+    """Map (first, rest) [Z] by an isometry that takes the first axis to loc.
 
     It is Householder's reflection along the longer of loc - e_1 and loc + e_1, or minus it, so that
-    nothing is divided by zero. The first entry is apart throughout: XLA for CPUs miscompiles the
-    inner product of a constant with a concatenation of more than 32,768 numbers.
+    no divisor is zero. The first entry is a separate array throughout, since XLA's CPU backend
+    miscompiles the inner product of a constant with a concatenation of more than 32,768 numbers.
     """
     sign = jnp.where(loc[0] < 0, -1.0, 1.0).astype(loc.dtype)
     along, others = loc[0] + sign, loc[1:]

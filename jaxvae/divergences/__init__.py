@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergences: closed form where there is one, estimated where there is none."""
+"""Kullback-Leibler divergences, in closed form where there is one, else estimated from draws."""
 
 from jaxvae.divergences.kullback_leibler import (
     CLOSED_FORMS,

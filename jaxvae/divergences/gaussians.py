@@ -1,4 +1,4 @@
-"""KL between Gaussians: diagonal, of low rank and of full covariance, in every order."""
+"""KL between any two Gaussians: diagonal, low-rank or full-covariance."""
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ def kl_per_coordinate(q: Gaussian, p: Gaussian) -> jax.Array:
 
         1/2 (exp(2r) - 1 - 2r + ((loc_q - loc_p) / s_p)^2)    with r = log s_q - log s_p
 
-    by expm1, so that nearly equal scales keep their digits: the error of a term is about
-    3 eps |r|, eps being that of the float type.
+    computed with expm1, which does not cancel for nearly equal scales: the error of a term is
+    about 3 eps |r|, with eps of the float type.
 
     Ref: Kingma & Welling 2013, appendix B (p = N(0, I)).
 
@@ -34,7 +34,7 @@ def kl_per_coordinate(q: Gaussian, p: Gaussian) -> jax.Array:
 
 
 def kl_low_rank_to_diagonal(q: LowRankGaussian, p: Gaussian) -> jax.Array:
-    """KL(q || p) in O(Z R^2): that of q without its factor, and what the factor F adds,
+    """KL(q || p) in O(Z R^2): the KL of q without its factor F, plus the contribution of F.
 
     1/2 |F / s_p|^2 - 1/2 log det (I + F^T D_q^-2 F)    (Frobenius)
     """
@@ -47,7 +47,7 @@ def kl_low_rank_to_diagonal(q: LowRankGaussian, p: Gaussian) -> jax.Array:
 
 
 def kl_full_to_diagonal(q: FullCovarianceGaussian, p: Gaussian) -> jax.Array:
-    """KL(q || p) by the rows of L_q in units of p's scales: nothing to solve."""
+    """KL(q || p) from the rows of L_q in units of p's scales, without a triangular solve."""
     loc_p, log_p = p.parameters()
     log_p = jnp.broadcast_to(log_p, jnp.shape(loc_p))
     loc_q, tril_q, loc_p, log_p = at_least_float32(q.loc, q.scale_tril, loc_p, log_p)
@@ -57,15 +57,15 @@ def kl_full_to_diagonal(q: FullCovarianceGaussian, p: Gaussian) -> jax.Array:
 
 
 def kl_by_cholesky(q: AnyGaussian, p: AnyGaussian) -> jax.Array:
-    """The two-Gaussian formula (Doersch 2016, section 2.1) by M = L_p^-1 L_q:
+    """KL(q || p) by the formula for two Gaussians (Doersch 2016, section 2.1), with M = L_p^-1 L_q.
 
     1/2 (tr(Sigma_p^-1 Sigma_q) - k + log det Sigma_p - log det Sigma_q + |L_p^-1 (mu_p - mu_q)|^2)
     = sum_i [1/2 (M_ii^2 - 1) - log M_ii] + 1/2 sum_(i>j) M_ij^2 + 1/2 |L_p^-1 (mu_p - mu_q)|^2
 
-    A sum of squares and of such terms, zero at M = I. M errs by eps times the condition number
-    of L_p, and the KL at a small distance d by that times d: 6 eps d at scales about 1. Gradients
-    by an entry of L_p grow with (s_q / s_p)^2 / s_p: finite in float32 for log scales from -10 to
-    10 on either side.
+    All terms are nonnegative, and zero at M = I. The error of M is eps times the condition number
+    of L_p, and the error of the KL at a small distance d is that times d: 6 eps d at scales about
+    1. Gradients by an entry of L_p grow with (s_q / s_p)^2 / s_p: they are finite in float32 for
+    log scales from -10 to 10 of both q and p.
     """
     q, p = _as_full(q), _as_full(p)
     loc_q, tril_q, loc_p, tril_p = at_least_float32(q.loc, q.scale_tril, p.loc, p.scale_tril)
@@ -86,7 +86,7 @@ def _as_full(p: AnyGaussian) -> FullCovarianceGaussian:
 
 
 def _kl_of_ratio(ratio: jax.Array, log_ratio: jax.Array, shift: jax.Array) -> jax.Array:
-    """KL by M (below its diagonal), the logs of M's diagonal, and the means' distance."""
+    """KL from M (below its diagonal), the logs of M's diagonal, and the scaled mean difference."""
     off_diagonal = jnp.square(jnp.tril(ratio, -1)).sum() + jnp.square(shift).sum()
     return jnp.sum(_half_excess(log_ratio)) + 0.5 * off_diagonal
 

@@ -1,7 +1,8 @@
-"""KL(q || p) of any two distributions: by the formula for their types, else by draws."""
+"""KL(q || p) of any two distributions: by the formula for their types, else from draws."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ PER_LATENT: dict[tuple[type, type], Formula] = {
     (Gaussian, Gaussian): kl_per_coordinate,
     (OneHotCategorical, OneHotCategorical): _kl_one_hot,
 }
-"""The pairs (type of q, type of p) whose KL is a sum over latents, and its terms."""
+"""Pairs (type of q, type of p) whose KL is a sum over latents -> the terms of that sum."""
 
 CLOSED_FORMS: dict[tuple[type, type], Formula] = {
     (Gaussian, Gaussian): lambda q, p: jnp.sum(kl_per_coordinate(q, p)),
@@ -56,47 +57,47 @@ CLOSED_FORMS: dict[tuple[type, type], Formula] = {
     (OneHotCategorical, OneHotCategorical): lambda q, p: jnp.sum(_kl_one_hot(q, p)),
     (VonMisesFisher, UniformSphere): lambda q, p: q.kl_to_uniform(),
 }
-"""The pairs (type of q, type of p) that have a formula. Add yours here."""
+"""Pairs (type of q, type of p) -> the formula of their KL. Add yours here."""
 
 
 def has_closed_form(q: Distribution, p: Distribution) -> bool:
-    """Whether `kl(q, p)` is a formula for this pair of types.
+    """True if `kl(q, p)` has a closed form for this pair of types.
 
     >>> has_closed_form(Gaussian.standard(2), Gaussian.standard(2))
     True
     """
-    return (type(q), type(p)) in CLOSED_FORMS
+    return _types(q, p) in CLOSED_FORMS or _by_their_library(q, p) is not None
 
 
 def splits_by_latent(q: Distribution, p: Distribution) -> bool:
-    """Whether `kl_per_latent(q, p)` has a formula for this pair of types.
+    """True if `kl_per_latent(q, p)` has a formula for this pair of types.
 
     >>> splits_by_latent(Gaussian.standard(2), Gaussian.standard(2))
     True
     """
-    return (type(q), type(p)) in PER_LATENT
+    return _types(q, p) in PER_LATENT
 
 
 def kl_per_latent(q: Distribution, p: Distribution) -> jax.Array:
-    """The terms of a KL(q || p) that is a sum over independent latents, in nats: [Z].
+    """Terms of a KL(q || p) that is a sum over independent latents, in nats: [Z].
 
     Args:
         q, p: two diagonal Gaussians, or two OneHotCategoricals: a term for each one-hot row.
 
     Raises:
-        ValueError: the pair does not split, or the events differ.
+        ValueError: the KL of the pair is not such a sum, or the events differ.
 
     >>> kl_per_latent(Gaussian(jnp.ones(2), jnp.zeros(2)), Gaussian.standard(2)).tolist()
     [0.5, 0.5]
     """
     if not splits_by_latent(q, p):
         raise ValueError(
-            f"kl_per_latent: q and p must have independent latents, {type(q).__name__} against "
-            f"{type(p).__name__} has no formula for each. Use kl, or add the formula to "
+            f"kl_per_latent: q and p must have independent latents, but {type(q).__name__} against "
+            f"{type(p).__name__} has no formula per latent. Use kl, or add the formula to "
             "divergences.PER_LATENT."
         )
     _check_same_events(q, p)
-    return PER_LATENT[type(q), type(p)](q, p)
+    return PER_LATENT[_types(q, p)](_native(q), _native(p))
 
 
 def kl(
@@ -104,29 +105,33 @@ def kl(
 ) -> jax.Array:
     """KL(q || p) = E_q[log q(z) - log p(z)] in nats: a scalar, zero only for equal q and p.
 
-    In closed form, exact to rounding, for every pair of Gaussians (diagonal, of low rank, of full
-    covariance), for two OneHotCategoricals, and for VonMisesFisher against UniformSphere; else the
-    mean of log q(z) - log p(z) over `num_samples` draws of q: unbiased, and negative at times.
+    It is exact to rounding for every pair of Gaussians (diagonal, low-rank, full-covariance, and
+    adapted independent normals), for two OneHotCategoricals, for VonMisesFisher against
+    UniformSphere, and for two adapted distributions whose library has a formula. Otherwise it is
+    the mean of log q(z) - log p(z) over `num_samples` draws of q: unbiased, and at times negative.
 
     Args:
-        q: the distribution that the expectation is over.
-        p: the distribution it is compared with, over the same events.
-        key: for the estimate; not read where there is a closed form.
+        q: the distribution of the expectation.
+        p: the distribution that q is compared with, over the same events.
+        key: for the estimate; unused with a closed form.
         num_samples: draws for the estimate.
 
     Raises:
-        TypeError: q or p is no distribution.
-        ValueError: the pair has no closed form and no key came, the events differ, or a log_prob
-            is not summed to a scalar.
+        TypeError: q or p is not a distribution.
+        ValueError: the pair has no closed form and no key is given, the events differ, or a
+            log_prob is not summed to a scalar.
 
     Ref: Doersch 2016, arXiv 1606.05908, section 2.1.
 
     >>> float(kl(Gaussian(jnp.ones(2), jnp.zeros(2)), Gaussian.standard(2)))
     1.0
     """
-    if has_closed_form(q, p):
+    if _types(q, p) in CLOSED_FORMS:
         _check_same_events(q, p)
-        return CLOSED_FORMS[type(q), type(p)](q, p)
+        return CLOSED_FORMS[_types(q, p)](_native(q), _native(p))
+    theirs = _by_their_library(q, p)
+    if theirs is not None:
+        return theirs
     if key is None or num_samples < 1:
         raise ValueError(
             f"kl: {type(q).__name__} against {type(p).__name__} has no closed form. Pass key= "
@@ -142,6 +147,23 @@ def kl(
     return jnp.mean(log_q - log_p)
 
 
+def _native(p: Distribution) -> Any:
+    """An adapted distribution as a class of this library, if there is one; else itself."""
+    return p.native() if hasattr(p, "native") else p
+
+
+def _types(q: Distribution, p: Distribution) -> tuple[type, type]:
+    return type(_native(q)), type(_native(p))
+
+
+def _by_their_library(q: Distribution, p: Distribution) -> jax.Array | None:
+    """KL of two distributions by the formula of their library, a scalar; None without one."""
+    if not (hasattr(q, "kl_to") and hasattr(p, "inner")):
+        return None
+    divergence = q.kl_to(p.inner)
+    return divergence if divergence is not None and jnp.ndim(divergence) == 0 else None
+
+
 def _check_same_events(q: Distribution, p: Distribution) -> None:
     shape_q, shape_p = _event_shape(q), _event_shape(p)
     if shape_q != shape_p:
@@ -152,5 +174,5 @@ def _check_same_events(q: Distribution, p: Distribution) -> None:
 
 
 def _event_shape(p: Distribution) -> tuple[int, ...]:
-    """That of a draw, which every distribution has: nothing is drawn."""
+    """Shape of one event, found by tracing `sample` without drawing."""
     return jax.eval_shape(lambda: p.sample(jax.random.key(0))).shape

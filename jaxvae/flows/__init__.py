@@ -1,4 +1,4 @@
-"""Invertible maps with learned parameters, and the flows they make of a base distribution."""
+"""Invertible maps with learned parameters, and flows that transform a base distribution by them."""
 
 from jaxvae.flows.autoregressive import (
     InverseAutoregressive,

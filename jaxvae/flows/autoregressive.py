@@ -1,4 +1,4 @@
-"""Inverse autoregressive flow: every entry of z moved by a network of those before it."""
+"""Inverse autoregressive flow: a network of the entries before it transforms each entry of z."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from jaxvae.flows.conditioner import Params, check_vector, conditioner, conditio
 from jaxvae.flows.ordering import alternate
 
 GATE_BIAS = 2.0
-"""Where the gates start: a new layer maps z to about 0.875 z, close to a copy, and learns."""
+"""Initial logit of the gates: a new layer maps z to about 0.875 z, which is close to a copy."""
 
 
 def autoregressive_masks(sizes: Sequence[int]) -> list[np.ndarray]:
-    """Which input reaches which unit of a masked network (MADE): one array for each kernel.
+    """Masks of a masked network (MADE), one array [inputs, units] for each kernel.
 
-    A unit of degree m sees the first m entries of z; hidden degrees are spread from 0 to Z - 1
-    (those of degree 0 see the context alone), and output j of either kind has degree j.
+    A unit of degree m sees the first m entries of z. Hidden degrees are spread from 0 to Z - 1
+    (units of degree 0 see only the context), and output j of either kind has degree j.
 
     Args:
         sizes: Z, hidden widths, 2 Z.
@@ -39,7 +39,7 @@ def autoregressive_masks(sizes: Sequence[int]) -> list[np.ndarray]:
 
 
 def _degrees(width: int, dim: int) -> np.ndarray:
-    """Of a hidden layer's units [width], in ascending order."""
+    """Degrees of a hidden layer's units [width], in ascending order."""
     return np.arange(width) * dim // width
 
 
@@ -50,17 +50,17 @@ class InverseAutoregressive:
 
         z'_d = g_d z_d + (1 - g_d) m_d,    g_d = sigmoid(a_d),    log |det| = sum_d log g_d
 
-    with (m_d, a_d) from z_1..d-1 and the context. The logit a passes `soft_clamp`, so a gate lies
-    between 0.0009 and 0.9991. `forward` is one pass through the network; `inverse` is two, the
-    first of them in Z steps. On two CPU cores, for a batch of 128, Z = 32, two layers of 128
-    units: draws and their densities 0.6 ms, densities of values 0.9 ms, their gradient 3 ms.
+    with (m_d, a_d) from z_1..d-1 and the context. `soft_clamp` limits the logit a, so that a gate
+    is between 0.0009 and 0.9991. `forward` is one pass through the network; `inverse` is two, the
+    first of them in Z steps. On two CPU cores, for a batch of 128, Z = 32 and two layers of 128
+    units: draws and their densities take 0.6 ms, densities of values 0.9 ms, their gradient 3 ms.
 
     Args:
-        params: of the masked network (`autoregressive_init` makes those of all layers).
+        params: parameters of the masked network (`autoregressive_init` makes those of all layers).
         context: [C] from the encoder, or None.
 
     Raises:
-        ValueError: a z or a context of another length than the parameters were made for.
+        ValueError: the length of z or of the context does not match the parameters.
 
     Ref: Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016,
     NeurIPS, algorithm 1.
@@ -75,8 +75,8 @@ class InverseAutoregressive:
         return z + jax.nn.sigmoid(-a) * (m - z), jnp.sum(jax.nn.log_sigmoid(a))
 
     def inverse(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The inverse image of z [Z] and log |det| of the inverse []."""
-        # Refuses what does not fit, and says in what precision the rest is computed.
+        """Inverse image of z [Z] and log |det| of the inverse []."""
+        # Raises if shapes do not match, and gives the precision in which the rest is computed.
         m, _ = jax.eval_shape(self._target_and_gate, z)
         layer, z = jax.tree.map(lambda leaf: jnp.asarray(leaf, m.dtype), (self, z))
         solution = _solution(layer, z)
@@ -84,7 +84,7 @@ class InverseAutoregressive:
         return solution, -jnp.sum(jax.nn.log_sigmoid(a))
 
     def _target_and_gate(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """m and a, [Z] each."""
+        """Targets m and gate logits a, [Z] each."""
         dim = self.params["layer_0"]["kernel"].shape[0]
         check_vector("InverseAutoregressive", z, dim)
         layers = [self.params[f"layer_{i}"] for i in range(len(self.params))]
@@ -95,17 +95,17 @@ class InverseAutoregressive:
 
 @jax.custom_jvp
 def _solution(layer: InverseAutoregressive, moved: jax.Array) -> jax.Array:
-    """The z [Z] that `layer.forward` sends to z' = `moved`, by forward substitution.
+    """Solve `layer.forward`(z) = z' = `moved` for z [Z], by forward substitution.
 
         z_d = G_d(z) = z'_d + exp(-a_d) (z'_d - m_d),    (m_d, a_d) a function of z_1..d-1
 
     By the implicit function theorem its derivative is
 
-        dz = (1 - dG/dz)^-1 dG    (dG: of the parameters, the context and z', z being fixed)
+        dz = (1 - dG/dz)^-1 dG    (dG: by the parameters, the context and z', at fixed z)
 
-    so that the gradients of parameters are those of one pass at z, and no history of the Z steps
-    is kept. The matrix is triangular: its inverse is applied by a substitution as well, and the
-    transpose of this one, which a gradient takes, goes from the last entry to the first.
+    so that the gradients by parameters are those of one pass at z, and no history of the Z steps
+    is stored. The matrix is triangular: its inverse is also applied by substitution. Gradients use
+    the transpose of that substitution, which runs from the last entry to the first.
     """
     return _substitute(layer, moved, jnp.zeros_like(moved))
 
@@ -125,10 +125,10 @@ def _solution_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def _substitute(layer: InverseAutoregressive, moved: jax.Array, shift: jax.Array) -> jax.Array:
-    """z [Z] with z_d = G_d(z) + shift_d, in one pass through the network, degree by degree.
+    """Solve z_d = G_d(z) + shift_d for z [Z] in one pass through the network, degree by degree.
 
-    Step d finds the units of degree d, layer by layer, and z_d. They see all that is known by
-    then, and nothing else: what is still unknown stands as zero. So no kernel needs a mask.
+    Step d computes the units of degree d, layer by layer, and then z_d. Units and entries that are
+    not yet computed are zero, so that no kernel needs a mask.
     """
     dim = moved.shape[0]
     kernels, biases = _by_degree(layer.params, layer.context, dim)
@@ -154,10 +154,10 @@ def _substitute(layer: InverseAutoregressive, moved: jax.Array, shift: jax.Array
 def _by_degree(
     params: Params, context: jax.Array | None, dim: int
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Of each layer, the kernels [Z, inputs, units] and biases [Z, units] of each degree's units.
+    """Kernels [Z, inputs, units] and biases [Z, units] of each layer, grouped by the units' degree.
 
-    The context's share is in the biases. Where some degrees own fewer units than others, units
-    that are always zero fill up.
+    The biases include the context's share. Degrees with fewer units than others are padded with
+    units that are always zero.
     """
     kernels, biases = [], []
     low = np.arange(dim)[:, None]
@@ -177,7 +177,7 @@ def _by_degree(
 
 
 def _units(width: int, dim: int) -> np.ndarray:
-    """Which units of a hidden layer have each degree, [Z, most of any]; `width`: none."""
+    """Indices of a hidden layer's units of each degree, [Z, most units], padded with `width`."""
     first = np.searchsorted(_degrees(width, dim), np.arange(dim + 1))
     units = first[:-1, None] + np.arange(np.diff(first).max())
     return np.where(units < first[1:, None], units, width)
@@ -191,12 +191,12 @@ def autoregressive_init(
     hidden: Sequence[int] = (128,),
     num_layers: int = 2,
 ) -> Params:
-    """Parameters of an inverse autoregressive flow: {"flow_0": ..., "flow_1": ..., ...}.
+    """Make parameters of an inverse autoregressive flow: {"flow_0": ..., "flow_1": ..., ...}.
 
     Args:
         key: consumed here.
         dim: Z, at least 1.
-        context_dim: C, entries of the context vector; 0: none.
+        context_dim: C, entries of the context vector; 0: no context.
         hidden: widths of each masked network's hidden layers.
         num_layers: number of transforms.
 
@@ -217,12 +217,12 @@ def autoregressive_init(
 
 
 def autoregressive_flow(params: Params, base: object, context: jax.Array | None = None) -> Flow:
-    """The base sent through layers of inverse autoregressive flow, every second one reversed.
+    """Transform a base by layers of inverse autoregressive flow, every second one reversed.
 
     Args:
         params: from `autoregressive_init`.
         base: a distribution over [Z].
-        context: [C], or None where the parameters were made without.
+        context: [C], or None if the parameters have no context.
 
     Ref: Kingma et al. 2016.
 

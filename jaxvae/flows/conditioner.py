@@ -12,25 +12,25 @@ import numpy as np
 from jaxvae.distributions import at_least_float32
 
 Params = Any
-"""Of a network: dicts of arrays, "layer_0" first. Of a flow: dicts of those of its layers."""
+"""A network's parameters, {"layer_0": {name: array}, ...}, or a flow's, {"flow_0": ..., ...}."""
 OUTPUT_SCALE = 0.01
-"""Of the last layer's first kernel, in units of 1/sqrt(fan in): a new flow is near where its
-biases put it."""
+"""Initial scale of the last layer's kernel, in units of 1/sqrt(fan_in): the output of a new network
+is close to its biases."""
 
 
 def conditioner_init(
     key: jax.Array, sizes: Sequence[int], context_dim: int, output_bias: jax.Array
 ) -> Params:
-    """Parameters of a fully connected network with kernels of variance 1/fan_in (LeCun 1998).
+    """Make parameters of a fully connected network, kernels of variance 1/fan_in (LeCun 1998).
 
     Args:
         key: consumed here.
-        sizes: inputs, hidden widths, outputs. With no inputs the first layer has no kernel.
+        sizes: inputs, hidden widths, outputs. With 0 inputs the first layer has no kernel.
         context_dim: C, entries of the context vector, or 0.
-        output_bias: [outputs], where the output starts, up to `OUTPUT_SCALE`.
+        output_bias: [outputs] bias of the last layer, whose kernel has the scale `OUTPUT_SCALE`.
 
     Raises:
-        ValueError: no hidden layer, or one without units.
+        ValueError: there is no hidden layer, a width is below 1, or context_dim is negative.
     """
     if len(sizes) < 3 or min(sizes[1:]) < 1 or context_dim < 0:
         raise ValueError(
@@ -59,20 +59,20 @@ def conditioner(
     context: jax.Array | None,
     masks: Sequence[np.ndarray] | None = None,
 ) -> jax.Array:
-    """The network's output, in float32 at least.
+    """Output of the network, at least float32.
 
     The context enters the first hidden layer, added to the inputs' share. The hidden units are
-    tanh: bounded, so that no input, however far out, makes a layer of the flow overflow.
-    Products are of full precision on every device, or an inverse would not undo its map.
+    tanh: bounded, so that no input, however large, makes a layer of the flow overflow. Products
+    have full precision on every device, since otherwise an inverse would not undo its map.
 
     Args:
         params: from `conditioner_init`.
-        inputs: [the inputs].
-        context: [C], or None where the parameters know of none.
-        masks: of each kernel's shape; where False, an input does not reach a unit.
+        inputs: [inputs].
+        context: [C], or None if the parameters have no context.
+        masks: arrays of the kernels' shapes, False where an input does not reach a unit.
 
     Raises:
-        ValueError: a context that the parameters do not take, or none where they do.
+        ValueError: the context does not match the parameters.
     """
     _check_context(params, context)
     to_float = lambda array: at_least_float32(array)[0]
@@ -91,25 +91,25 @@ def conditioner(
 
 
 def _check_context(params: Params, context: jax.Array | None) -> None:
-    """Refuse a context vector of another length than the parameters were made for."""
+    """Check that the context has the length for which the parameters were made."""
     kernel = params["layer_0"].get("context")
     expected = None if kernel is None else kernel.shape[:1]
     came = None if context is None else jnp.shape(context)
     if came != expected:
         raise ValueError(
-            f"flow: the context must have shape {expected}, it has {came}. Build the parameters "
+            f"flow: the context must have shape {expected}, got {came}. Build the parameters "
             "with its context_dim, or pass the vector that the encoder makes for them."
         )
 
 
 def check_vector(what: str, z: jax.Array, dim: int) -> None:
-    """Refuse a z that is not the one vector [Z] of a layer.
+    """Check that z is one vector [Z] of the layer's length.
 
     Raises:
         ValueError: `z` has another shape.
     """
     if jnp.shape(z) != (dim,):
         raise ValueError(
-            f"{what}: z must have shape ({dim},), it has {jnp.shape(z)}. Build the flow with "
+            f"{what}: z must have shape ({dim},), got {jnp.shape(z)}. Build the flow with "
             "dim=Z; jax.vmap adds the batch."
         )

@@ -1,4 +1,4 @@
-"""Coupling layers: one half of z moved, entry by entry, by a network of the other half."""
+"""Coupling layers: a network of one half of z transforms the other half, entry by entry."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ FlowName = Literal["affine", "spline"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Affine:
-    """x -> x exp(log_scale) + shift, of one number.
+    """The map x -> x exp(log_scale) + shift of one number.
 
     Args:
         shift: [].
@@ -35,7 +35,7 @@ class Affine:
 
     @classmethod
     def from_raw(cls, raw: jax.Array) -> "Affine":
-        """Of unconstrained parameters [2]; the log scale passes `soft_clamp`."""
+        """Make the map from unconstrained parameters [2]; `soft_clamp` limits the log scale."""
         return cls(raw[0], soft_clamp(raw[1]))
 
     def forward(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -51,26 +51,26 @@ ENTRYWISE: dict[str, tuple[Any, int]] = {
     "affine": (Affine, 2),
     "spline": (Spline, 3 * NUM_BINS - 1),
 }
-"""The maps of one number, and how many parameters each takes from the network."""
+"""Kind -> the map of one number, and its number of parameters, outputs of the network."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Coupling:
-    """One coupling layer: the first floor(Z / 2) entries stay, and say how the others move.
+    """One coupling layer: the first floor(Z / 2) entries stay, and determine the map of the others.
 
         z' = (z_a, f(z_b)),  f from network(z_a, context),  log |det| = sum_b log f'(z_b)
 
-    With Z = 1 the one entry moves, by the context and the biases alone.
+    With Z = 1, the map of the single entry depends only on the context and the biases.
 
     Args:
-        params: of the network (`coupling_init` makes those of all layers).
+        params: parameters of the network (`coupling_init` makes those of all layers).
         context: [C] from the encoder, or None.
         kind: "affine" (`Affine`) or "spline" (`Spline`), static.
 
     Raises:
-        ValueError: a z or a context of another length than the parameters were made for, or
-            parameters of another kind.
+        ValueError: the length of z or of the context does not match the parameters, or the
+            parameters are of another kind.
 
     Ref: Dinh, Sohl-Dickstein & Bengio 2017; Durkan et al., Neural Spline Flows, 2019, NeurIPS.
     """
@@ -86,13 +86,13 @@ class Coupling:
         return jnp.concatenate([kept, moved]), jnp.sum(log_slopes)
 
     def inverse(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The inverse image of z [Z] and log |det| of the inverse []."""
+        """Inverse image of z [Z] and log |det| of the inverse []."""
         kept, moving, maps = self._split(z)
         moved, log_slopes = jax.vmap(lambda f, entry: f.inverse(entry))(maps, moving)
         return jnp.concatenate([kept, moved]), jnp.sum(log_slopes)
 
     def _split(self, z: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
-        """The entries that stay, those that move, and the map of each of these."""
+        """Split z into the entries that stay and those that move; return also the maps of these."""
         entrywise, per_entry = _entrywise(self.kind)
         first, last = (self.params[f"layer_{i}"] for i in (0, len(self.params) - 1))
         num_kept = first["kernel"].shape[0] if "kernel" in first else 0
@@ -100,8 +100,8 @@ class Coupling:
         if left_over or num_moving - num_kept not in (0, 1):
             raise ValueError(
                 f"Coupling: a layer of kind {self.kind!r} must have {per_entry} outputs for each "
-                f"entry that moves, it has {last['bias'].shape[0]} in all. Build the parameters "
-                "with the kind that the flow has."
+                f"entry that moves, got {last['bias'].shape[0]} in all. Build the parameters "
+                "with the kind of the flow."
             )
         check_vector("Coupling", z, num_kept + num_moving)
         kept, moving = z[:num_kept], z[num_kept:]
@@ -118,20 +118,20 @@ def coupling_init(
     num_layers: int = 2,
     kind: FlowName = "affine",
 ) -> Params:
-    """Parameters of a flow of coupling layers: {"flow_0": ..., "flow_1": ..., ...}.
+    """Make parameters of a flow of coupling layers: {"flow_0": ..., "flow_1": ..., ...}.
 
     Args:
         key: consumed here.
         dim: Z, at least 1.
-        context_dim: C, entries of the context vector; 0: none.
+        context_dim: C, entries of the context vector; 0: no context.
         hidden: widths of each network's hidden layers.
         num_layers: number of transforms; one layer moves half of the entries.
         kind: "affine" or "spline".
 
     Raises:
-        ValueError: a size below 1, or another kind.
+        ValueError: a size is below 1, or the kind is unknown.
 
-    Ref: as `coupling_flow`.
+    Ref: as in `coupling_flow`.
 
     >>> list(coupling_init(jax.random.key(0), 4, num_layers=3))
     ['flow_0', 'flow_1', 'flow_2']
@@ -148,13 +148,13 @@ def coupling_init(
 def coupling_flow(
     params: Params, base: Any, context: jax.Array | None = None, *, kind: FlowName = "affine"
 ) -> Flow:
-    """The base sent through coupling layers, every second one reversed.
+    """Transform a base by coupling layers, every second one reversed.
 
     Args:
         params: from `coupling_init`.
         base: a distribution over [Z].
-        context: [C], or None where the parameters were made without.
-        kind: "affine" or "spline", as the parameters.
+        context: [C], or None if the parameters have no context.
+        kind: "affine" or "spline", the same as for `coupling_init`.
 
     Ref: Dinh, Sohl-Dickstein & Bengio 2017; Durkan et al. 2019.
 

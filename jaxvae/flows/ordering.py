@@ -1,4 +1,4 @@
-"""The order in which the layers of a flow see the entries of a vector."""
+"""Order in which the layers of a flow see the entries of a vector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Reversed:
-    """A transform that reads and writes the entries of z last to first.
+    """A transform that reads and writes the entries of z from last to first.
 
-    Its result is in the order of its input, so that a flow of layers near the identity is near
-    the identity itself, whatever their number.
+    Its result is in the order of its input, so that a flow of layers near the identity is itself
+    near the identity, for any number of layers.
 
     Args:
         transform: a map with `forward` and `inverse`.
@@ -28,11 +28,11 @@ class Reversed:
         return jnp.flip(moved), log_det
 
     def inverse(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The inverse image of z [Z] and log |det| of the inverse []."""
+        """Inverse image of z [Z] and log |det| of the inverse []."""
         moved, log_det = self.transform.inverse(jnp.flip(z))
         return jnp.flip(moved), log_det
 
 
 def alternate(layers: Sequence[Any]) -> tuple[Any, ...]:
-    """The layers, every second one `Reversed`: what one conditions on, the next one moves."""
+    """Reverse every second layer, so that it transforms the entries its neighbours condition on."""
     return tuple(Reversed(layer) if i % 2 else layer for i, layer in enumerate(layers))

@@ -1,4 +1,4 @@
-"""Monotone splines of rational quadratic pieces: an invertible map of one number."""
+"""Monotone rational-quadratic splines: invertible maps of one number."""
 
 import math
 from dataclasses import dataclass
@@ -8,26 +8,28 @@ import jax.numpy as jnp
 
 NUM_BINS = 8
 BOUND = 5.0
+"""B: a spline maps [-B, B] to itself."""
 MIN_BIN = 1e-3
-"""Least width and height of a bin, in units of the whole box."""
+"""Smallest width and height of a bin, in units of the whole box."""
 MIN_SLOPE = 1e-3
+"""Smallest slope at an inner knot."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Spline:
-    """A monotone map of [-B, B] to itself by rational quadratic pieces; the identity outside.
+    """A monotone map of [-B, B] to itself by rational-quadratic pieces; the identity outside.
 
         y = y_k + h (s t^2 + d_k t u) / (s (t^2 + u^2) + (d_k + d_k+1) t u)
 
     between knots k and k+1, w apart in x and h in y, with s = h / w, t = (x - x_k) / w and
-    u = 1 - t; d_k is the slope at a knot. Value and log slope are sums of positive terms in both
-    directions, so that nothing cancels but the knots themselves: in float32 a value errs by
-    about 1e-6 B (1 + slope), a log slope by about 1e-6 B (1 / w + 1 / h).
+    u = 1 - t; d_k is the slope at knot k. Value and log slope are sums of positive terms in both
+    directions, so that only differences of knots cancel: the float32 error is about
+    1e-6 B (1 + slope) for a value, and 1e-6 B (1 / w + 1 / h) for a log slope.
 
     Args:
         x: [K + 1] knots, increasing from -B to B.
-        y: [K + 1] their images, increasing from -B to B.
+        y: [K + 1] images of the knots, increasing from -B to B.
         slopes: [K + 1] positive slopes at the knots, 1 at both ends.
 
     Ref: Durkan et al., Neural Spline Flows, 2019, NeurIPS, section 3.1; Gregory & Delbourgo,
@@ -44,11 +46,12 @@ class Spline:
 
     @classmethod
     def from_raw(cls, raw: jax.Array) -> "Spline":
-        """The spline of unconstrained parameters; zeros make the identity.
+        """Make a spline from unconstrained parameters; zeros give the identity.
 
         Args:
-            raw: [3 K - 1]: K logits of the widths, K of the heights, K - 1 slopes.
+            raw: [3 K - 1]: K logits of the widths, K logits of the heights, K - 1 raw slopes.
         """
+        # The offset makes the slope of a raw 0 exactly 1.
         num_bins = (raw.shape[0] + 1) // 3
         widths, heights, slopes = jnp.split(raw, (num_bins, 2 * num_bins))
         slopes = MIN_SLOPE + jax.nn.softplus(slopes + math.log(math.expm1(1 - MIN_SLOPE)))
@@ -70,7 +73,7 @@ class Spline:
 
         With v = (y - y_k) / h, r = d_k (1 - v) - d_k+1 v and the root
         D = sqrt(r^2 + 4 s^2 v (1 - v)), the paper's quadratic has the solution
-        t / u = 2 s v / (r + D) = (D - r) / (2 s (1 - v)), of which one does not cancel.
+        t / u = 2 s v / (r + D) = (D - r) / (2 s (1 - v)); the form without cancellation is used.
         """
         inside = jnp.abs(y) < self.y[-1]
         y_safe = jnp.where(inside, y, 0.0)
@@ -87,13 +90,13 @@ class Spline:
         return jnp.where(inside, x, y), jnp.where(inside, -_log_slope(s, slopes, t, u), 0.0)
 
     def _bin(self, value: jax.Array, knots: jax.Array) -> tuple[tuple[jax.Array, jax.Array], ...]:
-        """The pairs of x, y and slope at the ends of the bin that holds `value` among `knots`."""
+        """Pairs of x, y and slope at the two ends of the bin of `knots` that contains `value`."""
         k = jnp.sum(value >= knots[1:-1])
         return tuple((ends[k], ends[k + 1]) for ends in (self.x, self.y, self.slopes))
 
 
 def _knots(raw: jax.Array) -> jax.Array:
-    """[K + 1] knots from -B to B, their distances a softmax with a floor."""
+    """Knots [K + 1] from -B to B, whose distances are a softmax with a lower limit."""
     fractions = MIN_BIN + (1 - MIN_BIN * raw.shape[0]) * jax.nn.softmax(raw)
     inner = BOUND * (2 * jnp.cumsum(fractions)[:-1] - 1)
     return jnp.pad(inner, 1, constant_values=(-BOUND, BOUND))

@@ -1,1 +1,1 @@
-"""The model contract, its two shipped models, and the parts they are built from."""
+"""The model interface `VAE`, two models that implement it, and the parts they are built from."""

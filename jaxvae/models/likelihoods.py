@@ -1,4 +1,4 @@
-"""How the numbers that a decoder network puts out become p(x|z)."""
+"""Likelihood families: map the outputs of a decoder network to p(x|z)."""
 
 import math
 from collections.abc import Callable
@@ -26,28 +26,28 @@ from jaxvae.distributions import (
 
 Sigma = float | tuple[float, ...] | Literal["learned", "per_channel", "per_pixel", "optimal"]
 NUM_VALUES = 256
-"""Values of an 8-bit pixel: 0 to 255."""
+"""Number of values of an 8-bit pixel, 0 to 255."""
 MIDDLE = (NUM_VALUES - 1) / 2
-"""Their middle, and half their range: networks see and return pixels scaled to [-1, 1]."""
+"""Middle, and half the range, of the pixel values: networks see and return pixels in [-1, 1]."""
 NUM_COMPONENTS = 5
-"""Of a mixture of discretized logistics."""
+"""Number of components of a mixture of discretized logistics."""
 LOG_RATE_LIMIT = 15.0
-"""Log rates of counts are kept in (-15, 15) by `jaxvae.soft_clamp`: rates below 3.3 million."""
+"""`jaxvae.soft_clamp` limits log rates of counts to (-15, 15): rates below 3.3 million."""
 
 
 class Likelihood(NamedTuple):
-    """A family p(x|z), by pure functions.
+    """A family p(x|z), as pure functions.
 
     Attributes:
-        init: data_scale -> the family's own parameters, {} where it has none.
-        distribution: (its parameters, output) -> p(x|z); the output of the network is
-            [*data_shape], or [*data_shape, num_outputs] where a dimension has several.
+        init: data_scale -> the family's own parameters, {} if it has no parameters.
+        distribution: (family's parameters, output) -> p(x|z); the output of the network is
+            [*data_shape], or [*data_shape, num_outputs] with several outputs per dimension.
         output_at: (mean [*data_shape], data_scale) -> an output whose p(x|z) has about that mean,
-            for the network to start at.
-        num_outputs: numbers of the network per data dimension.
-        network_input: x -> what the encoder network sees: numbers of order 1.
-        with_log_scale: (its parameters, log sigma []) -> its parameters with that scale; only
-            where sigma follows the data instead of the gradient.
+            as the initial output of the network.
+        num_outputs: outputs of the network per data dimension.
+        network_input: x -> the input of the encoder network, of order 1.
+        with_log_scale: (family's parameters, log sigma []) -> parameters with that scale; None
+            unless sigma is computed from the data instead of learned by gradient.
     """
 
     init: Callable[[float], dict[str, jax.Array]]
@@ -59,7 +59,7 @@ class Likelihood(NamedTuple):
 
 
 def bernoulli() -> Likelihood:
-    """Pixels that are 0 or 1, the outputs being logits."""
+    """Pixels that are 0 or 1; the outputs are logits."""
     return Likelihood(
         init=lambda data_scale: {},
         distribution=lambda params, output: Bernoulli(output),
@@ -68,7 +68,7 @@ def bernoulli() -> Likelihood:
 
 
 def continuous_bernoulli() -> Likelihood:
-    """Grey levels in [0, 1], the outputs being logits.
+    """Grey levels in [0, 1]; the outputs are logits.
 
     Ref: Loaiza-Ganem & Cunningham, The continuous Bernoulli, 2019, NeurIPS.
     """
@@ -80,18 +80,18 @@ def continuous_bernoulli() -> Likelihood:
 
 
 def gaussian(sigma: Sigma, data_shape: tuple[int, ...]) -> Likelihood:
-    """N(f(z), diag(sigma^2)), the outputs being f(z), with one of five kinds of sigma.
+    """N(f(z), diag(sigma^2)) with one of five kinds of sigma; the outputs are f(z).
 
     Args:
         sigma: a number, or one for each entry of the last axis: fixed. "learned": one parameter.
             "per_channel": a parameter for each entry of the last axis. "per_pixel": an output of
             the network for each dimension. "optimal": the root mean squared error over the global
-            batch while training; the running value over the training split is kept among the
-            parameters and is what evaluation uses.
+            batch while training; evaluation uses its running value over the training split, which
+            is stored among the parameters.
         data_shape: shape of one example.
 
     Raises:
-        ValueError: sigma is neither a positive number nor one of the words.
+        ValueError: sigma is neither a positive number nor one of these words.
 
     Ref: Doersch 2016, arXiv 1606.05908, section 2.4.3; Rybkin, Daniilidis & Levine, Simple and
     Effective VAE Training with Calibrated Decoders (sigma-VAE), 2021, ICML.
@@ -111,7 +111,7 @@ def gaussian(sigma: Sigma, data_shape: tuple[int, ...]) -> Likelihood:
 
 
 def laplace(sigma: Sigma, data_shape: tuple[int, ...]) -> Likelihood:
-    """Laplace(f(z), b): absolute errors in place of squares; `sigma` names its scale b.
+    """Laplace(f(z), b): absolute errors in place of squares; `sigma` sets the scale b.
 
     Args:
         sigma, data_shape: as in `gaussian`, without "optimal".
@@ -120,7 +120,7 @@ def laplace(sigma: Sigma, data_shape: tuple[int, ...]) -> Likelihood:
         ValueError: as in `gaussian`.
     """
     if sigma == "optimal":
-        raise ValueError("sigma=optimal goes with likelihood=gaussian. Use learned for laplace.")
+        raise ValueError("sigma=optimal needs likelihood=gaussian, got laplace. Use learned.")
     return _scaled(Laplace, sigma, data_shape)
 
 
@@ -129,7 +129,7 @@ def _scaled(
     sigma: Sigma,
     data_shape: tuple[int, ...],
 ) -> Likelihood:
-    """A family of location and log scale, the scale fixed, learned or an output."""
+    """A location-scale family whose scale is fixed, learned or an output of the network."""
     if sigma == "per_pixel":
         return Likelihood(
             init=lambda data_scale: {},
@@ -158,7 +158,7 @@ def _scaled(
 
 
 def _log_of(sigma: float | tuple[float, ...] | str, data_shape: tuple[int, ...]) -> np.ndarray:
-    """log sigma of a fixed sigma, float32: [], or [*data_shape] of one for each column."""
+    """log sigma of a fixed sigma, float32: [], or [*data_shape] if given for each column."""
     sizes = () if isinstance(sigma, str) else np.shape(sigma)
     numbers = np.full(1, np.nan) if isinstance(sigma, str) else np.asarray(sigma, np.float64)
     if sizes not in ((), data_shape[-1:]) or not np.all((numbers > 0) & (numbers < math.inf)):
@@ -170,13 +170,13 @@ def _log_of(sigma: float | tuple[float, ...] | str, data_shape: tuple[int, ...])
 
 
 def _before_clamp(scale: float) -> float:
-    """The number whose `soft_clamp` is log scale."""
+    """Inverse of `soft_clamp` at log scale."""
     ratio = math.log(scale) / LOG_SCALE_LIMIT
     return LOG_SCALE_LIMIT * math.atanh(min(max(ratio, -0.999), 0.999))
 
 
 def discretized_logistic() -> Likelihood:
-    """8-bit pixels 0 to 255, the outputs being location and log scale of a logistic."""
+    """8-bit pixels 0 to 255; the outputs are location and log scale of a logistic."""
 
     def output_at(mean: jax.Array, data_scale: float) -> jax.Array:
         log_scale = jnp.full_like(mean, _before_clamp(0.5 * data_scale / MIDDLE))
@@ -192,7 +192,7 @@ def discretized_logistic() -> Likelihood:
 
 
 def logistic_mixture() -> Likelihood:
-    """8-bit pixels 0 to 255, by a mixture of five discretized logistics each.
+    """8-bit pixels 0 to 255, each with a mixture of five discretized logistics.
 
     Ref: Salimans et al., PixelCNN++, 2017, ICLR, here without its conditioning between channels.
     """
@@ -217,7 +217,7 @@ def logistic_mixture() -> Likelihood:
 
 
 def categorical() -> Likelihood:
-    """8-bit pixels 0 to 255 in no order, the outputs being 256 logits each."""
+    """8-bit pixels 0 to 255 as unordered categories; the outputs are 256 logits per pixel."""
 
     def output_at(mean: jax.Array, data_scale: float) -> jax.Array:
         start = DiscretizedLogistic(mean, jnp.full_like(mean, math.log(0.5 * data_scale)))
@@ -235,7 +235,7 @@ def categorical() -> Likelihood:
 
 
 def poisson() -> Likelihood:
-    """Counts 0, 1, 2, ..., the outputs being log rates; the encoder sees log(1 + x)."""
+    """Counts 0, 1, 2, ...; the outputs are log rates, and the encoder sees log(1 + x)."""
     return Likelihood(
         init=lambda data_scale: {},
         distribution=lambda params, output: Poisson(soft_clamp(output, LOG_RATE_LIMIT)),
@@ -245,7 +245,9 @@ def poisson() -> Likelihood:
 
 
 def negative_binomial(data_shape: tuple[int, ...]) -> Likelihood:
-    """Counts with more variance than rate: log means out, a learned dispersion per dimension.
+    """Counts whose variance exceeds their mean; the outputs are log means.
+
+    The dispersion is learned, one parameter per dimension.
 
     Ref: Lopez et al., Deep generative modeling for single-cell transcriptomics, 2018, Nat. Methods.
     """
@@ -260,7 +262,7 @@ def negative_binomial(data_shape: tuple[int, ...]) -> Likelihood:
 
 
 def zero_inflated_negative_binomial(data_shape: tuple[int, ...]) -> Likelihood:
-    """Negative binomial counts with zeros of their own: log means and their logits out.
+    """Negative binomial counts with extra zeros; the outputs are log means and zero logits.
 
     Ref: Lopez et al. 2018.
     """
@@ -282,12 +284,12 @@ def zero_inflated_negative_binomial(data_shape: tuple[int, ...]) -> Likelihood:
 
 
 def _logistic(loc: jax.Array, log_scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Location and log scale in [-1, 1] in the unit of the integers."""
+    """Convert location and log scale from the unit of [-1, 1] to that of the pixel values."""
     return MIDDLE * (1 + loc), math.log(MIDDLE) + soft_clamp(log_scale)
 
 
 def _log_counts(x: jax.Array) -> jax.Array:
-    """log(1 + x); x itself below 0, so that a pseudo-input there still has a gradient."""
+    """log(1 + x), but x below 0, so that a negative pseudo-input still has a gradient."""
     return jnp.where(x < 0, x, jnp.log1p(jnp.maximum(x, 0)))
 
 
@@ -297,7 +299,7 @@ def _log_rate_at(mean: jax.Array, data_scale: float) -> jax.Array:
 
 
 def _logits_of_grey(mean: jax.Array) -> jax.Array:
-    """The logits at which a continuous Bernoulli has this mean, by bisection."""
+    """Logits at which a continuous Bernoulli has this mean, by bisection."""
 
     def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
@@ -323,14 +325,14 @@ LIKELIHOODS: dict[str, Callable[[Sigma, tuple[int, ...]], Likelihood]] = {
         data_shape
     ),
 }
-"""What `likelihood=` of the model builders can name. Add yours here."""
+"""Values of the model builders' argument `likelihood`. Add yours here."""
 
 
 def likelihood_named(name: str, sigma: Sigma, data_shape: tuple[int, ...]) -> Likelihood:
     """The likelihood of that name.
 
     Raises:
-        ValueError: no such name.
+        ValueError: the name is unknown.
     """
     if name not in LIKELIHOODS:
         raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {name!r}.")

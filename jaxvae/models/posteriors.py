@@ -1,4 +1,4 @@
-"""How the numbers that an encoder network puts out become q(z|x)."""
+"""Posterior families: map the outputs of an encoder network to q(z|x)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,22 +21,22 @@ from jaxvae.distributions import (
 from jaxvae.flows import autoregressive_flow, autoregressive_init, coupling_flow, coupling_init
 
 RANK = 2
-"""Columns of the factor of a low-rank covariance, or latent_dim where that is less."""
+"""Most columns of the factor of a low-rank covariance; there are at most latent_dim."""
 TEMPERATURE = 2 / 3
-"""Of a relaxed categorical posterior."""
+"""Temperature of a relaxed categorical posterior."""
 PRIOR_TEMPERATURE = 0.5
-"""Of its prior; both as in Maddison et al. 2017."""
+"""Temperature of that posterior's standard prior; both as in Maddison et al. 2017."""
 
 
 class Posterior(NamedTuple):
-    """A family q(z|x), by pure functions.
+    """A family q(z|x), as pure functions.
 
     Attributes:
-        num_outputs: numbers that the encoder network puts out.
+        num_outputs: number of outputs of the encoder network.
         latent_shape: shape of z.
-        init: key -> the family's own parameters, {} where it has none.
-        distribution: (its parameters, outputs [num_outputs] in float32 or more) -> q(z|x).
-        standard_prior: makes the p(z) without parameters over the same latents.
+        init: key -> the family's own parameters, {} if it has no parameters.
+        distribution: (family's parameters, outputs [num_outputs], float32 or wider) -> q(z|x).
+        standard_prior: () -> p(z) without parameters, over the same latents.
     """
 
     num_outputs: int
@@ -47,7 +47,7 @@ class Posterior(NamedTuple):
 
 
 def gaussian(latent_dim: int, num_categories: int) -> Posterior:
-    """N(loc, diag(exp(log_scale))^2); log scales pass `jaxvae.soft_clamp`.
+    """N(loc, diag(exp(log_scale))^2); `jaxvae.soft_clamp` limits the log scales.
 
     >>> gaussian(3, 0).num_outputs
     6
@@ -71,9 +71,9 @@ def full_covariance(latent_dim: int, num_categories: int) -> Posterior:
 
 
 def _strictly_lower(entries: jax.Array, dim: int) -> jax.Array:
-    """The matrix [dim, dim] with these entries below its diagonal, row by row.
+    """Matrix [dim, dim] with these entries below its diagonal, row by row.
 
-    By slices, as jax cannot shard a scatter over an axis of type `Explicit`.
+    It is built from slices, since jax cannot shard a scatter over an axis of type `Explicit`.
     """
     starts = [row * (row - 1) // 2 for row in range(dim + 1)]
     rows = [entries[starts[i] : starts[i + 1]] for i in range(dim)]
@@ -81,7 +81,7 @@ def _strictly_lower(entries: jax.Array, dim: int) -> jax.Array:
 
 
 def low_rank(latent_dim: int, num_categories: int) -> Posterior:
-    """N(loc, F F^T + S^2) with S = diag(exp(log_scale)) and F = S times two columns of outputs."""
+    """N(loc, F F^T + S^2), S = diag(exp(log_scale)), F = S times two columns of outputs."""
     rank = min(RANK, latent_dim)
 
     def distribution(params: Any, outputs: jax.Array) -> Distribution:
@@ -93,7 +93,7 @@ def low_rank(latent_dim: int, num_categories: int) -> Posterior:
 
 
 def iaf(latent_dim: int, num_categories: int) -> Posterior:
-    """A diagonal Gaussian sent through two layers of inverse autoregressive flow.
+    """A diagonal Gaussian transformed by two layers of inverse autoregressive flow.
 
     Ref: Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016.
     """
@@ -101,7 +101,7 @@ def iaf(latent_dim: int, num_categories: int) -> Posterior:
 
 
 def coupling(latent_dim: int, num_categories: int) -> Posterior:
-    """A diagonal Gaussian sent through two affine coupling layers.
+    """A diagonal Gaussian transformed by two affine coupling layers.
 
     Ref: Dinh, Sohl-Dickstein & Bengio, Density estimation using Real NVP, 2017, ICLR.
     """
@@ -109,7 +109,7 @@ def coupling(latent_dim: int, num_categories: int) -> Posterior:
 
 
 def spline(latent_dim: int, num_categories: int) -> Posterior:
-    """A diagonal Gaussian sent through two rational-quadratic spline coupling layers.
+    """A diagonal Gaussian transformed by two rational-quadratic spline coupling layers.
 
     Ref: Durkan et al., Neural Spline Flows, 2019, NeurIPS.
     """
@@ -118,7 +118,7 @@ def spline(latent_dim: int, num_categories: int) -> Posterior:
 
 
 def von_mises_fisher(latent_dim: int, num_categories: int) -> Posterior:
-    """A direction in latent_dim dimensions and its concentration, 1 + softplus of an output.
+    """Von Mises-Fisher in latent_dim dimensions, with concentration 1 + softplus(last output).
 
     Ref: Davidson et al., Hyperspherical Variational Auto-Encoders, 2018, UAI.
     """
@@ -129,6 +129,7 @@ def von_mises_fisher(latent_dim: int, num_categories: int) -> Posterior:
 
     def distribution(params: Any, outputs: jax.Array) -> Distribution:
         direction = outputs[:-1]
+        # 1e-12 keeps the square root's gradient finite for a direction of length 0.
         length = jnp.sqrt(jnp.sum(jnp.square(direction)) + 1e-12)
         concentration = 1 + jax.nn.softplus(outputs[-1])
         return VonMisesFisher(direction / length, jnp.log(concentration))
@@ -143,7 +144,7 @@ def von_mises_fisher(latent_dim: int, num_categories: int) -> Posterior:
 
 
 def relaxed_categorical(latent_dim: int, num_categories: int) -> Posterior:
-    """latent_dim points in the simplex of num_categories, by the Gumbel-softmax.
+    """Gumbel-softmax: latent_dim points in the simplex of num_categories.
 
     Ref: Maddison, Mnih & Teh, The Concrete Distribution, 2017; Jang, Gu & Poole 2017, ICLR.
     """
@@ -155,7 +156,7 @@ def relaxed_categorical(latent_dim: int, num_categories: int) -> Posterior:
 
 
 def categorical(latent_dim: int, num_categories: int) -> Posterior:
-    """latent_dim one-hot vectors of num_categories: for the estimators "score" and "vimco"."""
+    """One-hot vectors [latent_dim, num_categories]; use the estimators "score" or "vimco"."""
     return _categories((latent_dim, num_categories), OneHotCategorical, OneHotCategorical)
 
 
@@ -179,7 +180,7 @@ def _euclidean(
 def _flow(
     latent_dim: int, init: Callable[..., dict[str, Any]], flow: Callable[..., Distribution]
 ) -> Posterior:
-    """A flow whose base and context, latent_dim numbers, come from the encoder."""
+    """A flow whose base and context [latent_dim] are outputs of the encoder."""
 
     def distribution(params: Any, outputs: jax.Array) -> Distribution:
         context = outputs[2 * latent_dim :]
@@ -194,7 +195,7 @@ def _categories(
     distribution: Callable[[jax.Array], Distribution],
     prior: Callable[[jax.Array], Distribution],
 ) -> Posterior:
-    """Both from logits of that shape; those of the standard prior are zero."""
+    """A posterior and a standard prior from logits of that shape; the prior's are zero."""
     if shape[1] < 2:
         raise ValueError(f"num_categories must be at least 2, got {shape[1]}.")
     return Posterior(
@@ -217,14 +218,14 @@ POSTERIORS: dict[str, Callable[[int, int], Posterior]] = {
     "relaxed_categorical": relaxed_categorical,
     "categorical": categorical,
 }
-"""What `posterior=` of the model builders can name: (latent_dim, num_categories) -> Posterior."""
+"""Values of the model builders' argument `posterior`: (latent_dim, num_categories) -> Posterior."""
 
 
 def posterior_named(name: str, latent_dim: int, num_categories: int) -> Posterior:
     """The posterior of that name.
 
     Raises:
-        ValueError: no such name, or sizes that the family cannot have.
+        ValueError: the name is unknown, or the family does not exist in these sizes.
     """
     if name not in POSTERIORS:
         raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}, got {name!r}.")

@@ -1,4 +1,4 @@
-"""The priors p(z) that a model can learn with the rest."""
+"""Prior families p(z); their parameters are trained with the rest of the model."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ Encode = Callable[[jax.Array], Distribution]
 
 
 class Prior(NamedTuple):
-    """A family p(z), by pure functions.
+    """A family p(z), as pure functions.
 
     Attributes:
-        init: key -> the family's own parameters, {} where it has none.
-        distribution: (its parameters, x -> q(z|x)) -> p(z).
+        init: key -> the family's own parameters, {} if it has no parameters.
+        distribution: (family's parameters, x -> q(z|x)) -> p(z).
     """
 
     init: Callable[[jax.Array], dict[str, Any]]
@@ -27,12 +27,12 @@ class Prior(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a prior is built from.
+    """Inputs of a prior's builder.
 
     Attributes:
-        posterior: the family whose latents it is over.
-        num_components: of a mixture.
-        pseudo_inputs: key -> [num_components, *data_shape], where a VampPrior's start.
+        posterior: the family whose latents the prior is over.
+        num_components: number of components of a mixture.
+        pseudo_inputs: key -> initial pseudo-inputs [num_components, *data_shape] of a VampPrior.
     """
 
     posterior: Posterior
@@ -41,14 +41,14 @@ class Setting(NamedTuple):
 
 
 def standard(setting: Setting) -> Prior:
-    """N(0, I), or what is uniform on the posterior's own space."""
+    """N(0, I), or the uniform distribution where the posterior's space is not Euclidean."""
     return Prior(
         init=lambda key: {}, distribution=lambda params, encode: setting.posterior.standard_prior()
     )
 
 
 def mixture(setting: Setting) -> Prior:
-    """A mixture of diagonal Gaussians: weights, locations and scales are parameters.
+    """A mixture of diagonal Gaussians whose weights, locations and scales are parameters.
 
     Ref: Dilokthanakul et al., Deep Unsupervised Clustering with GMVAE, 2016, arXiv 1611.02648.
     """
@@ -70,12 +70,12 @@ def mixture(setting: Setting) -> Prior:
 
 
 def vamp(setting: Setting) -> Prior:
-    """The variational mixture of posteriors: the mean of q(z|u_m) at learned pseudo-inputs u_m.
+    """VampPrior: a mixture of the posteriors q(z|u_m) at learned pseudo-inputs u_m.
 
         p(z) = sum_m softmax(logits)_m q(z|u_m)
 
-    Its densities are those of q, sums inside logarithms throughout, so that it is the aggregated
-    posterior when the u_m are the data. Weights are learned too (Tomczak & Welling keep 1/M).
+    With the data as the u_m and equal weights, it is the aggregated posterior. The weights are
+    learned too (Tomczak & Welling fix them at 1/M).
 
     Ref: Tomczak & Welling, VAE with a VampPrior, 2018, AISTATS.
     """
@@ -93,7 +93,7 @@ def vamp(setting: Setting) -> Prior:
 
 
 def flow(setting: Setting) -> Prior:
-    """N(0, I) sent through four affine coupling layers.
+    """N(0, I) transformed by four affine coupling layers.
 
     Ref: Chen et al., Variational Lossy Autoencoder, 2017, ICLR; Dinh et al., Real NVP, 2017.
     """
@@ -111,9 +111,9 @@ def _check_euclidean(name: str, posterior: Posterior) -> None:
     usual = posterior.standard_prior()
     if not isinstance(usual, Gaussian):
         raise ValueError(
-            f"prior={name} is a density over vectors, and this posterior's latents are "
-            f"none (theirs is a {type(usual).__name__}). Use prior=standard or "
-            "vamp, or a Gaussian or flow posterior."
+            f"prior={name} needs Euclidean latents, but this posterior's are not: their standard "
+            f"prior is a {type(usual).__name__}. Use prior=standard or vamp, or a Gaussian or flow "
+            "posterior."
         )
 
 
@@ -123,14 +123,14 @@ PRIORS: dict[str, Callable[[Setting], Prior]] = {
     "vamp": vamp,
     "flow": flow,
 }
-"""What `prior=` of the model builders can name. Add yours here."""
+"""Values of the model builders' argument `prior`. Add yours here."""
 
 
 def prior_named(name: str, setting: Setting) -> Prior:
     """The prior of that name.
 
     Raises:
-        ValueError: no such name, fewer than one component, or latents that it is not over.
+        ValueError: the name is unknown, num_components < 1, or the prior needs other latents.
     """
     if name not in PRIORS:
         raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {name!r}.")

@@ -1,4 +1,4 @@
-"""Recipes of models: the name of a builder and its arguments, as checkpoints store them.
+"""Recipes of models: the name of a builder and its arguments, as stored in checkpoints.
 
 A checkpoint can come from anybody, so a recipe never names code to import. It names an entry of
 `MODELS`, or a function that the caller passes in under exactly that name.
@@ -15,7 +15,7 @@ from jaxvae.models.vae import VAE, conv_vae, mlp_vae
 MODELS: Mapping[str, Callable[..., VAE]] = MappingProxyType(
     {"mlp_vae": mlp_vae, "conv_vae": conv_vae}
 )
-"""Builders that a recipe may name without the caller's consent."""
+"""Builders that a recipe may name without the caller passing them in."""
 ALIASES = MappingProxyType({"jaxvae.vae:mlp_vae": "mlp_vae", "jaxvae.vae:conv_vae": "conv_vae"})
 """Names in checkpoints of release 0.1.0 -> names in `MODELS`."""
 LISTS = ("data_shape", "hidden")
@@ -23,18 +23,19 @@ NUMBER_LISTS = ("data_loc", "data_unit")
 INTEGERS = ("latent_dim", "width", "num_categories", "num_components")
 NUMBERS = ("sigma", "data_scale")
 SIGMAS = ("learned", "per_channel", "per_pixel", "optimal")
-"""Arguments of `MODELS` that are not text; sigma may be in SIGMAS. No recipe holds arrays."""
+"""Arguments of `MODELS` that are not text, by type; sigma may also be one of SIGMAS. Recipes hold
+no arrays."""
 LONGEST_TEXT = 100
 LARGEST = 3.4e38
-"""No float32 is larger."""
+"""Upper limit of the numbers of a recipe: the largest float32."""
 LONGEST_LIST = 256
-"""Most entries of a shape or of a list of widths: tracing a model takes time for each."""
+"""Most entries of a shape or of a list of widths, since tracing a model takes time for each."""
 SMALL = 1000
-"""A size that every model may have, also one with fewer parameters than that."""
+"""Sizes up to this one are allowed in every model, even one with fewer parameters."""
 
 
 def name_of(recipe: Any) -> str:
-    """Return the name of the builder, without an alias.
+    """Return the name of the builder, with aliases resolved.
 
     Raises:
         ValueError: the recipe is not a builder's name with arguments.
@@ -59,12 +60,12 @@ def build(
     """Build the VAE of a recipe {"function": name, "arguments": {...}}.
 
     Args:
-        recipe: from a checkpoint, say. Nothing is imported by a name in it.
-        models: builders outside `MODELS`, each under the name that the recipe has for it.
+        recipe: for example from a checkpoint. No name in it is ever imported.
+        models: builders outside `MODELS`, each under the name that the recipe uses.
         start: more arguments, which recipes do not hold: data_mean, data_scale, pseudo_inputs.
 
     Raises:
-        ValueError: the builder is unknown, or takes no such arguments.
+        ValueError: the builder is unknown, or does not accept these arguments.
 
     >>> recipe = {"function": "mlp_vae", "arguments": {"data_shape": [8], "latent_dim": 2}}
     >>> build(recipe).prior({}).mean().shape
@@ -111,7 +112,7 @@ def _check_value(name: str, key: str, value: Any) -> None:
         right = right and all(_is_size(item) for item in value)
         right = right or (key == "hidden" and value is None and name == "conv_vae")
         what = f"a list of at most {LONGEST_LIST} integers from 1 to 2,147,483,647"
-    elif key in NUMBER_LISTS:  # one for each column of the data: the size of the file bounds them
+    elif key in NUMBER_LISTS:  # one number per column of the data; the file's size limits them
         right = isinstance(value, list | tuple) and all(map(_is_number, value))
         what = "a list of finite numbers"
     elif key in INTEGERS:
@@ -141,18 +142,18 @@ def _is_size(value: Any) -> bool:
 
 
 def check_sizes(recipe: Any, num_values: int) -> None:
-    """Check that a checkpoint with so many parameters can hold a recipe's model.
+    """Check that a checkpoint with `num_values` parameters can hold a recipe's model.
 
-    This costs nothing, where tracing a model of absurd sizes can take all memory. Each size in use
-    is at most the number of parameters, since each unit, entry of the data and latent has a bias
-    of its own; a full covariance has one for each pair of latents.
+    The check is cheap, whereas tracing a model of absurd sizes can exhaust the memory. No size
+    exceeds the number of parameters, since each hidden unit, entry of the data and latent has its
+    own bias, and a full covariance has a bias for each pair of latents.
 
     Args:
-        recipe: with a builder in `MODELS`; of another builder nothing is known.
-        num_values: entries of all parameters that the checkpoint holds.
+        recipe: a recipe; only those of builders in `MODELS` are checked.
+        num_values: number of entries of all parameters in the checkpoint.
 
     Raises:
-        ValueError: naming the argument that is too large.
+        ValueError: the message names the argument that is too large.
     """
     name, arguments = name_of(recipe), recipe["arguments"]
     if name not in MODELS:
@@ -164,7 +165,7 @@ def check_sizes(recipe: Any, num_values: int) -> None:
         "width": arguments.get("width", 1),
         "latent_dim": latents,
     }
-    if name == "mlp_vae":  # images of the other are small, and its bias is one for all pixels
+    if name == "mlp_vae":  # images of conv_vae have at most 64 x 64 pixels
         sizes["data_shape"] = math.prod(arguments.get("data_shape", ()))
     if arguments.get("posterior") == "full_covariance":
         sizes["latent_dim"] = latents * (latents + 1) // 2

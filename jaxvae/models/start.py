@@ -1,4 +1,4 @@
-"""Start of a model's parameters, taken from the data."""
+"""Initial values of a model's parameters that are taken from the data."""
 
 from typing import NamedTuple
 
@@ -11,15 +11,17 @@ from jaxvae.networks.decoders import OutputBias
 
 
 class Start(NamedTuple):
-    """Shape of the data, and what of them a model's parameters start at.
+    """Shape of the data, and the statistics that initialize a model's parameters.
 
     Attributes:
-        data_shape: of one example.
-        data_mean: [*data_shape] where the decoder's output starts; None: at its bias.
-        data_scale: standard deviation of the data about their mean, where a learned scale starts.
-        pseudo_inputs: [num_components, *data_shape] where those of a "vamp" prior start.
-        units: of the data; the other attributes are in the unit that the networks see. None: that
-            is the data's own.
+        data_shape: shape of one example.
+        data_mean: [*data_shape] initial mean of p(x|z); None: the default initialization.
+        data_scale: standard deviation of the data about their mean, the initial value of a learned
+            scale.
+        pseudo_inputs: [num_components, *data_shape] initial pseudo-inputs of a "vamp" prior; None:
+            noise about data_mean.
+        units: units of the data; the other attributes are in the unit that the networks see. None:
+            the networks see the data in their own unit.
     """
 
     data_shape: tuple[int, ...]
@@ -51,7 +53,7 @@ class Start(NamedTuple):
         return cls(data_shape, data_mean, data_scale, pseudo_inputs, units)
 
     def pseudo_inputs_of(self, num_components: int, key: jax.Array) -> jax.Array:
-        """The start of pseudo-inputs, [num_components, *data_shape]: examples, or noise."""
+        """Initial pseudo-inputs [num_components, *data_shape]: examples, or noise."""
         shape = (num_components, *self.data_shape)
         if self.pseudo_inputs is None:
             mean = jnp.zeros(self.data_shape) if self.data_mean is None else self.data_mean
@@ -64,7 +66,7 @@ class Start(NamedTuple):
         return jnp.asarray(self.pseudo_inputs, jnp.float32)
 
     def output_bias(self, likelihood: Likelihood) -> OutputBias | None:
-        """The initializer of the decoder's last bias that starts it at the data's mean."""
+        """Initializer of the decoder's last bias, such that p(x|z) has about the data's mean."""
         if self.data_mean is None:
             return None
         mean = jnp.asarray(self.data_mean, jnp.float32)

@@ -1,4 +1,4 @@
-"""A model with any pytree as its parameters, as one whose parameters are arrays to be trained."""
+"""Conversion of a model with any pytree as parameters to one with arrays only."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,18 +12,18 @@ from jaxvae.models.vae import VAE, Params
 
 
 class Parameters(NamedTuple):
-    """What the parameters of a model are made of.
+    """Structure of the parameters of a model.
 
     Attributes:
-        arrays: the types and shapes of its arrays, None in place of all other leaves.
-        rest: those other leaves, None in place of the arrays; None where there are none.
+        arrays: types and shapes of its arrays, with None in place of all other leaves.
+        rest: the other leaves, with None in place of the arrays; None if all leaves are arrays.
     """
 
     arrays: Any
     rest: Any
 
     def is_stored(self) -> bool:
-        """Whether a train state can hold the parameters as they are."""
+        """True if a train state can hold the parameters as they are."""
         return self.rest is None and not any(map(_is_narrow, jax.tree.leaves(self.arrays)))
 
     def stored(self, params: Params) -> Any:
@@ -38,16 +38,16 @@ class Parameters(NamedTuple):
 
 
 def trainable(vae: VAE) -> VAE:
-    """A model whose `init` returns arrays alone, of a model with any pytree as its parameters.
+    """Convert a model with any pytree as parameters to one whose `init` returns only arrays.
 
-    `init_state`, `make_train_step` and checkpoints take the result; give it to all of them, and
-    use its own `encode`, `decode` and `prior`.
+    Pass the result to `init_state`, `make_train_step` and checkpoints, and use its `encode`,
+    `decode` and `prior`.
 
-    * Floating point arrays are trained. bfloat16 and float16 ones are held as float32 and rounded
-      where the model uses them: Adam's moments and the running average need the digits.
-    * Integer and boolean arrays are held in the state and in checkpoints, and do not change.
-    * All other leaves (functions, strings, Python numbers, arrays of size 0) are what `vae.init`
-      makes, whatever its key. Make a number that is to be trained an array.
+    * Floating point arrays are trained. bfloat16 and float16 arrays are stored as float32 and
+      rounded where the model uses them: Adam's moments and the running average need the digits.
+    * Integer and boolean arrays are stored in the state and in checkpoints, and do not change.
+    * All other leaves (functions, strings, Python numbers, arrays of size 0) are taken from
+      `vae.init`, and must not depend on its key. To train a number, make it an array.
 
     A model whose parameters are float32 arrays is returned as it is.
 
@@ -55,7 +55,7 @@ def trainable(vae: VAE) -> VAE:
         vae: the model; its `init` is traced once.
 
     Raises:
-        TypeError: a leaf that is a complex array or a key.
+        TypeError: a leaf is a complex array or a key.
 
     >>> from jaxvae import Bernoulli, Gaussian
     >>> vae = VAE(
@@ -87,10 +87,10 @@ def trainable(vae: VAE) -> VAE:
 
 
 def parameters_of(vae: VAE) -> Parameters:
-    """What `vae.init` makes: types and shapes of arrays, and all other leaves.
+    """Structure of what `vae.init` returns: types and shapes of arrays, and all other leaves.
 
     Raises:
-        TypeError: as `trainable`.
+        TypeError: as in `trainable`.
     """
     rest: Any = None
 
@@ -108,12 +108,12 @@ def check_stored(params: Params, *, averaging: bool) -> None:
     """Reject parameters that a train state cannot hold as they are.
 
     Raises:
-        TypeError: a leaf that is no array of real numbers, or a narrow one that is averaged.
+        TypeError: a leaf is not an array of real numbers, or is averaged and narrower than float32.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         narrow = averaging and is_array(leaf) and _is_narrow(leaf)
         if narrow or not (is_array(leaf) or isinstance(leaf, (bool, int, float))):
-            why = "which an average loses the digits of" if narrow else "which is no array"
+            why = "which is too narrow to average" if narrow else "which is not an array"
             raise TypeError(
                 f"parameter {path_of(path)} is {_kind(leaf)}, {why}. Use "
                 "vae = jaxvae.trainable(vae) everywhere."
@@ -130,21 +130,21 @@ def _check(params: Params) -> None:
         else:
             continue
         raise TypeError(
-            f"parameter {path_of(path)} is {_kind(leaf)}, which has no update. {remedy}."
+            f"parameter {path_of(path)} is {_kind(leaf)}, which cannot be trained. {remedy}."
         )
 
 
 def _split(params: Params) -> tuple[Any, Any]:
     """The arrays that a train state holds, and all other leaves."""
-    held = lambda leaf: is_array(leaf) and 0 not in leaf.shape  # orbax saves no array of size 0
+    held = lambda leaf: is_array(leaf) and 0 not in leaf.shape  # orbax cannot save size 0
     arrays, rest = partition(params, held)
-    # An empty array may be a tracer, which must not outlive its trace; its shape is all it has.
+    # An empty array may be a tracer, which must not outlive its trace: replace it by numpy zeros.
     empty = lambda leaf: np.zeros(leaf.shape, leaf.dtype) if is_array(leaf) else leaf
     return arrays, jax.tree.map(empty, rest)
 
 
 def _is_narrow(leaf: Any) -> bool:
-    """Whether a leaf is of a floating point type with fewer digits than float32."""
+    """True for a floating point array with fewer bits than float32."""
     return is_trained(leaf) and jnp.finfo(leaf.dtype).bits < 32
 
 

@@ -29,11 +29,11 @@ class Units(NamedTuple):
 
     @classmethod
     def of(cls, loc: ArrayLike, unit: ArrayLike, size: int) -> "Units":
-        """Check the numbers of a last axis of this size.
+        """Make the units of a last axis of this size from checked numbers.
 
         Raises:
-            ValueError: another number of entries, a unit that is not positive, or a number that
-                float32 does not hold.
+            ValueError: the number of entries differs from size, a unit is not positive, or a
+                number is out of float32's range.
         """
         try:
             with np.errstate(over="ignore", under="ignore"):
@@ -55,21 +55,21 @@ class Units(NamedTuple):
         return found
 
     def standardized(self, x: jax.Array) -> jax.Array:
-        """y = (x - loc) / unit, of one example or of several [..., C].
+        """y = (x - loc) / unit for one example or several [..., C].
 
         Raises:
-            ValueError: the last axis has another size.
+            ValueError: the last axis does not have C entries.
         """
         (x,) = at_least_float32(x)
         loc, unit = self._over(x)
         return (x - loc) / unit
 
     def in_data_unit(self, p: Distribution) -> Gaussian | Laplace:
-        """The density of x = loc + unit * y, where p is that of y.
+        """Density of x = loc + unit * y, given the density p of y.
 
             log p(x) = log p(y) - sum_d log unit_d
 
-        A family of location and scale stays one: N(m, s^2) becomes N(loc + unit m, (unit s)^2).
+        A location-scale family stays one: N(m, s^2) becomes N(loc + unit m, (unit s)^2).
 
         Raises:
             ValueError: p is neither a Gaussian nor a Laplace.
@@ -90,18 +90,18 @@ class Units(NamedTuple):
         return dataclasses.replace(p, loc=loc + unit * mean, log_scale=log_scale)
 
     def of_y(self, sigma: Sigma) -> Sigma:
-        """The sigma of y for a sigma of x: a fixed one, in the data's unit, is divided by it."""
+        """Convert sigma from x to y: divide a fixed sigma by the unit, and return words as is."""
         if isinstance(sigma, str):
             return sigma
         sizes = np.asarray(sigma, np.float64) / self.unit.astype(np.float64)
         return tuple(sizes.tolist())
 
     def _over(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """loc and unit in the shape and type of x; broadcast here, as jax may be told to refuse."""
+        """loc and unit in the shape and type of x, for `jax_numpy_rank_promotion="raise"` too."""
         if jnp.shape(x)[-1:] != self.loc.shape:
             raise ValueError(
-                f"the data's last axis must have {len(self.loc)} entries, as data_unit has, got an "
-                f"example of shape {jnp.shape(x)}."
+                f"the data's last axis must have {len(self.loc)} entries, as data_unit does, got "
+                f"an example of shape {jnp.shape(x)}."
             )
         loc, unit = (jnp.broadcast_to(jnp.asarray(n, x.dtype), x.shape) for n in self)
         return loc, unit

@@ -1,4 +1,4 @@
-"""A VAE as a tuple of pure functions, and the models that ship."""
+"""The interface `VAE`, a tuple of pure functions, and the two models of the library."""
 
 import math
 from collections.abc import Callable
@@ -23,16 +23,16 @@ from jaxvae.networks.dense import Activation, Initialization
 from jaxvae.networks.encoders import ConvEncoder, MLPEncoder
 
 Params = Any
-"""The parameters of a VAE: any pytree of arrays; `jaxvae.trainable` makes one of any pytree."""
+"""Parameters of a VAE: any pytree of arrays; `jaxvae.trainable` converts other pytrees to one."""
 Precision = Literal["float32", "bfloat16"]
 DTYPES: dict[Precision, DTypeLike | None] = {"float32": None, "bfloat16": jnp.bfloat16}
-"""What the networks compute in; None: the type of data and parameters, which are float32."""
+"""Type that the networks compute in; None: the type of data and parameters, float32."""
 
 
 class VAE(NamedTuple):
     """A variational auto-encoder as pure functions of its parameters, for one example.
 
-    Any four functions will do: this is all that training, evaluation and the commands know.
+    Training, evaluation and the commands use these functions only, so any four will do.
 
     Attributes:
         init: key -> params.
@@ -40,7 +40,7 @@ class VAE(NamedTuple):
         decode: (params, z [Z]) -> p(x|z).
         prior: params -> p(z).
         with_log_scale: (params, log sigma []) -> params, for a Gaussian likelihood whose sigma
-            is the optimum of the batch; None everywhere else.
+            is the optimum of the batch; None for all others.
 
     >>> from jaxvae import Gaussian
     >>> shifted = VAE(
@@ -59,19 +59,19 @@ class VAE(NamedTuple):
 
 
 def in_units(vae: VAE, loc: ArrayLike, unit: ArrayLike) -> VAE:
-    """The VAE of x = loc + unit * y, where `vae` is that of y, with the same parameters.
+    """Convert a VAE of y to one of x = loc + unit * y with the same parameters.
 
         log p(x|z) = log p(y|z) - sum_d log unit_d,    q(z|x) = q(z|y),    y = (x - loc) / unit
 
-    So every bound on log p(x) is that on log p(y), moved by a constant, and p(x|z) is in the unit
-    of x. Networks and parameters see numbers of order 1 whatever that unit is.
+    So every bound on log p(x) is that on log p(y) plus a constant, and p(x|z) is in the unit of x.
+    Networks and parameters see numbers of order 1 in every unit.
 
     Args:
-        vae: its p(y|z) is a Gaussian or a Laplace.
+        vae: a VAE of y whose p(y|z) is a Gaussian or a Laplace.
         loc, unit: [C], for each entry of the last axis of x.
 
     Raises:
-        ValueError: a unit that is not positive; and at trace time, another p(y|z).
+        ValueError: a unit is not positive; or, at trace time, p(y|z) is of another family.
 
     >>> small = mlp_vae(data_shape=(2,), latent_dim=1, hidden=(), likelihood="gaussian")
     >>> large = in_units(small, [1e6, 0.0], [1e3, 1e-3])
@@ -110,31 +110,32 @@ def mlp_vae(
     Args:
         data_shape: shape of one example: (28, 28, 1), (64,), ...
         latent_dim: Z, the number of latents.
-        hidden: widths of the encoder's hidden layers; the decoder has them reversed.
+        hidden: widths of the encoder's hidden layers; the decoder reverses them.
         posterior: a name in `jaxvae.models.posteriors`: "gaussian", "full_covariance", "iaf", ...
         prior: a name in `jaxvae.models.priors`: "standard", "mixture", "vamp" or "flow".
         likelihood: a name in `jaxvae.models.likelihoods`: "bernoulli", "gaussian", ...
         sigma: scale of a "gaussian" or "laplace" likelihood (`jaxvae.models.likelihoods.gaussian`).
-        num_categories: of each latent of a categorical or relaxed categorical posterior.
-        num_components: of a "mixture" or "vamp" prior.
+        num_categories: categories of each latent of a categorical or relaxed categorical posterior.
+        num_components: components of a "mixture" or "vamp" prior.
         initialization: "lecun" or "torch" (`jaxvae.networks.dense`).
         activation: "relu" or "tanh", after each hidden layer.
-        precision: "float32" or "bfloat16", what encoder and decoder compute in. Parameters,
-            distributions, bounds and gradients are float32 in both, and so are the networks of
-            flows, which must invert exactly. jax by itself multiplies float32 matrices in less
-            on a TPU or a recent GPU: jax.config.update("jax_default_matmul_precision", "highest").
-        data_loc, data_unit: location and unit of each entry of the data's last axis, where networks
-            and a learned sigma are to see (x - data_loc) / data_unit (`in_units`); of a
-            "gaussian" or "laplace" likelihood. What goes in and comes out, a fixed sigma too, is
-            in the data's own unit. None: as the data are.
-        data_mean: [*data_shape] where the decoder's output starts; None: at its bias.
-        data_scale: standard deviation of the data about data_mean, in data_unit, where a learned
-            scale starts.
-        pseudo_inputs: [num_components, *data_shape] examples that a "vamp" prior starts at;
-            None: noise about data_mean.
+        precision: type that encoder and decoder compute in, "float32" or "bfloat16". Parameters,
+            distributions, bounds and gradients are float32 with either, and so are the networks of
+            flows, which must invert exactly. By default jax multiplies float32 matrices in lower
+            precision on a TPU or a recent GPU. To change that:
+            jax.config.update("jax_default_matmul_precision", "highest").
+        data_loc, data_unit: location and unit of each entry of the data's last axis, for a
+            "gaussian" or "laplace" likelihood: networks and a learned sigma see
+            (x - data_loc) / data_unit (`in_units`). Inputs and outputs, and a fixed sigma, are in
+            the data's own unit. None: no conversion.
+        data_mean: [*data_shape] initial mean of p(x|z); None: the default initialization.
+        data_scale: standard deviation of the data about data_mean, in data_unit: the initial value
+            of a learned scale.
+        pseudo_inputs: [num_components, *data_shape] examples, the initial pseudo-inputs of a "vamp"
+            prior; None: noise about data_mean.
 
     Raises:
-        ValueError: a size below 1, an unknown name, or a prior that is not over these latents.
+        ValueError: a size is below 1, a name is unknown, or the prior is not over these latents.
 
     >>> vae = mlp_vae(data_shape=(8,), latent_dim=2, hidden=(16,))
     >>> params = vae.init(jax.random.key(0))
@@ -177,19 +178,19 @@ def conv_vae(
     data_scale: float = 1.0,
     pseudo_inputs: jax.Array | None = None,
 ) -> VAE:
-    """A convolutional VAE for images; it sizes itself from the data.
+    """A convolutional VAE for images; by default its depth follows from their size.
 
     Args:
-        data_shape: (H, W, C), H and W from 8 to 64, odd or not, C 1 or 3.
+        data_shape: (H, W, C), H and W from 8 to 64, odd or even, C 1 or 3.
         latent_dim: Z, the number of latents.
         hidden: channels of the levels, each of which halves the image; None: 32, 64, 128, ...
             until the longer side is at most 8.
-        width: of the fully connected layer between levels and latents.
+        width: width of the fully connected layer between levels and latents.
         posterior, prior, likelihood, sigma, num_categories, num_components, precision,
             data_loc, data_unit, data_mean, data_scale, pseudo_inputs: as in `mlp_vae`.
 
     Raises:
-        ValueError: data that are no images of those sizes, or as in `mlp_vae`.
+        ValueError: the data are not images of these sizes, or as in `mlp_vae`.
 
     >>> vae = conv_vae(data_shape=(9, 12, 3), latent_dim=2, hidden=(4,), width=8)
     >>> params = vae.init(jax.random.key(0))
@@ -216,7 +217,7 @@ def conv_vae(
 
 
 class Parts(NamedTuple):
-    """Two networks and three families: what a VAE is put together from."""
+    """Two networks and three families, the parts of a VAE."""
 
     encoder: nn.Module
     decoder: nn.Module
@@ -226,9 +227,9 @@ class Parts(NamedTuple):
 
 
 def _vae(parts: Parts, start: Start) -> VAE:
-    """The VAE of these parts: params = {"encoder": ..., "decoder": ..., "likelihood": ...}.
+    """Assemble a VAE; params = {"encoder": ..., "decoder": ..., "likelihood": ...}.
 
-    A posterior and a prior that have parameters have an entry of their own.
+    A posterior or prior with parameters adds an entry "posterior" or "prior".
     """
     data_shape, latent_shape = start.data_shape, parts.posterior.latent_shape
 
@@ -285,21 +286,21 @@ def _units(
     loc: tuple[float, ...] | None,
     unit: tuple[float, ...] | None,
 ) -> Units | None:
-    """The unit that the networks see the data in; None: the data's own."""
+    """Unit in which the networks see the data; None: the data's own."""
     if loc is None and unit is None:
         return None
     if loc is None or unit is None:
-        raise ValueError("data_loc and data_unit go together, got one of them. Give both.")
+        raise ValueError("data_loc and data_unit need each other, got only one. Give both.")
     if likelihood not in ("gaussian", "laplace"):
         raise ValueError(
-            f"data_unit goes with likelihood=gaussian or laplace, got {likelihood}, whose data "
-            "have no unit. Leave out data_loc and data_unit."
+            f"data_unit needs likelihood=gaussian or laplace, got {likelihood}, whose data have no "
+            "unit. Leave out data_loc and data_unit."
         )
     return Units.of(loc, unit, data_shape[-1])
 
 
 def _output_shape(likelihood: Likelihood, data_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of the decoder network: several outputs of a dimension lie along the last axis."""
+    """Output shape of the decoder network, whose last axis holds all outputs of a dimension."""
     return (*data_shape[:-1], data_shape[-1] * likelihood.num_outputs)
 
 
@@ -311,7 +312,7 @@ def _check_name(argument: str, name: str, known: tuple[str, ...]) -> None:
 def _check_sizes(**sizes: tuple[int, ...]) -> None:
     for name, values in sizes.items():
         if any(value < 1 for value in values) or (name == "data_shape" and not values):
-            raise ValueError(f"{name} must be positive throughout, got {values}.")
+            raise ValueError(f"every entry of {name} must be positive, got {values}.")
 
 
 def _check_image(data_shape: tuple[int, ...]) -> None:

@@ -11,19 +11,19 @@ from jaxvae.cpu.convolution import ConvTranspose
 from jaxvae.networks.dense import ACTIVATIONS, Activation, Initialization, dense
 
 OutputBias = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-"""An initializer (key, shape) -> output bias, so that a decoder starts at the data's mean."""
+"""An initializer (key, shape) -> output bias, such that a decoder starts at the data's mean."""
 
 
 class MLPDecoder(nn.Module):
-    """A fully connected network z of any shape -> output [*data_shape].
+    """A fully connected network from z of any shape to an output [*data_shape].
 
     Attributes:
         data_shape: shape of the output.
         hidden: widths of the hidden layers, first to last.
         initialization: see `jaxvae.networks.dense`.
-        output_bias: start of the output's bias [*data_shape]; None: the layer's own.
+        output_bias: initializer of the output's bias [*data_shape]; None: that of `initialization`.
         activation: "relu" or "tanh", after each hidden layer.
-        dtype: what to compute in; None: the type of z and the parameters.
+        dtype: type to compute in; None: that of z and the parameters.
     """
 
     data_shape: tuple[int, ...]
@@ -48,18 +48,18 @@ class MLPDecoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """A convolutional network z of any shape -> output [H, W, C]: `ConvEncoder` mirrored.
+    """A convolutional network from z of any shape to an output [H, W, C]: `ConvEncoder` mirrored.
 
-    One fully connected layer, one to the smallest level, then 4 x 4 transposed convolutions
-    with stride 2, each cropped to the size that the encoder has at that level; ReLU between.
-    The output's bias is one number per pixel and channel.
+    It has a fully connected layer, another one to the smallest level, then 4 x 4 transposed
+    convolutions with stride 2, each cropped to the encoder's size at that level, with ReLU between
+    all layers. The output's bias is one number per pixel and channel.
 
     Attributes:
         data_shape: (H, W, C).
         channels: channels of each level, largest image first, as in the encoder.
-        width: of the fully connected layer.
-        output_bias: start of the output's bias [H, W, C]; None: zeros.
-        dtype: what to compute in; None: the type of z and the parameters.
+        width: width of the first fully connected layer.
+        output_bias: initializer of the output's bias [H, W, C]; None: zeros.
+        dtype: type to compute in; None: that of z and the parameters.
     """
 
     data_shape: tuple[int, ...]

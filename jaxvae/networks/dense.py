@@ -1,4 +1,4 @@
-"""The fully connected layer of the shipped networks, its two initialisations, its activations."""
+"""The fully connected layer of the library's networks, with its initializations and activations."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "tanh": jnp.tanh,
 }
-"""After each hidden layer, by name; the networks of the IWAE paper (Burda 2016) have tanh."""
+"""Name -> activation after each hidden layer; the networks of Burda et al. 2016 use tanh."""
 
 
 def dense(
@@ -28,18 +28,18 @@ def dense(
     bias_init: nn.initializers.Initializer | None = None,
     dtype: DTypeLike | None = None,
 ) -> nn.Dense:
-    """A linen Dense layer from `fan_in` to `features`.
+    """Make a linen Dense layer from `fan_in` to `features`.
 
     Args:
         features: width of the output.
-        fan_in: width of the input, which the bias of "torch" depends on.
+        fan_in: width of the input, which "torch" needs for the bias.
         initialization: "lecun", kernels of variance 1/fan_in and zero biases (flax's default);
             "torch", kernels and biases uniform in +-1/sqrt(fan_in) (torch.nn.Linear's).
-        bias_init: for the biases, instead of the initialization's own.
-        dtype: what to compute in; None: the type of input and parameters, which are float32.
+        bias_init: initializer of the biases; None: that of `initialization`.
+        dtype: type to compute in; None: that of input and parameters, float32.
 
     Raises:
-        ValueError: another name.
+        ValueError: the initialization is unknown.
 
     Ref: LeCun et al., Efficient BackProp, 1998.
     """
@@ -66,5 +66,5 @@ def dense(
 
 
 def _rows_by_matrix(x: jax.Array, matrix: jax.Array, *_: object, **__: object) -> jax.Array:
-    """What linen calls in place of `jax.lax.dot_general`."""
+    """Replacement for `jax.lax.dot_general` in linen layers, for speed on CPUs (`row_product`)."""
     return row_product(x, matrix)

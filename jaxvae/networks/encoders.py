@@ -9,14 +9,14 @@ from jaxvae.networks.dense import ACTIVATIONS, Activation, Initialization, dense
 
 
 class MLPEncoder(nn.Module):
-    """A fully connected network x -> outputs [num_outputs]; x of any shape is flattened.
+    """A fully connected network from x, flattened, to outputs [num_outputs].
 
     Attributes:
-        num_outputs: what the posterior takes (`jaxvae.models.posteriors`).
+        num_outputs: number of inputs of the posterior (`jaxvae.models.posteriors`).
         hidden: widths of the hidden layers, first to last.
         initialization: see `jaxvae.networks.dense`.
         activation: "relu" or "tanh", after each hidden layer.
-        dtype: what to compute in; None: the type of x and the parameters.
+        dtype: type to compute in; None: that of x and the parameters.
     """
 
     num_outputs: int
@@ -36,16 +36,17 @@ class MLPEncoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """A convolutional network x -> outputs [num_outputs] for images [H, W, C].
+    """A convolutional network from an image [H, W, C] to outputs [num_outputs].
 
-    Each level halves height and width (odd ones rounded up) by a 4 x 4 convolution with
-    stride 2, then one fully connected layer; ReLU after each.
+    Each level halves height and width (odd sides are rounded up) by a 4 x 4 convolution with
+    stride 2. Then follow a fully connected layer and the output layer. ReLU after each layer but
+    the last.
 
     Attributes:
-        num_outputs: what the posterior takes (`jaxvae.models.posteriors`).
+        num_outputs: number of inputs of the posterior (`jaxvae.models.posteriors`).
         channels: channels of each level, first to last.
-        width: of the fully connected layer.
-        dtype: what to compute in; None: the type of x and the parameters.
+        width: width of the fully connected layer.
+        dtype: type to compute in; None: that of x and the parameters.
     """
 
     num_outputs: int

@@ -1,4 +1,4 @@
-"""FactorVAE: the total correlation as a density ratio that a discriminator learns alongside."""
+"""FactorVAE: the total correlation, by a density ratio that a discriminator learns."""
 
 from typing import Any, NamedTuple
 
@@ -12,17 +12,17 @@ from jaxvae.regularizers.global_batch import check_batch
 from jaxvae.regularizers.regularizer import Regularizer
 
 OPTIMIZER = optax.adam(1e-4, b1=0.5, b2=0.9)
-"""The paper's."""
+"""The paper's optimizer of the discriminator."""
 
 Layers = list[dict[str, jax.Array]]
 
 
 class DiscriminatorState(NamedTuple):
-    """What the train state carries of the discriminator.
+    """State of the discriminator, part of the train state.
 
     Attributes:
-        params: its layers, {"kernel": [I, O], "bias": [O]} each.
-        opt_state: of its optimizer.
+        params: layers of the discriminator, {"kernel": [I, O], "bias": [O]} each.
+        opt_state: state of its optimizer.
     """
 
     params: Layers
@@ -36,19 +36,19 @@ def density_ratio(
     hidden: tuple[int, ...] = (256, 256),
     optimizer: optax.GradientTransformation = OPTIMIZER,
 ) -> Regularizer:
-    """weight * mean_i D(z_i): with the ELBO as objective, FactorVAE at gamma = weight.
+    """The penalty weight * mean_i D(z_i); with the ELBO as objective, FactorVAE, gamma = weight.
 
         D(z) ~ log q(z) / prod_j q(z_j),    so    E_q D(z) ~ TC(q(z))
 
-    The discriminator D is held fixed in the penalty. After each step of the VAE it takes one of
-    its own, on the same draws: metrics["discriminator_loss"], log 2 at chance. It starts at D =
-    0, where it says nothing, so that the penalty grows with what it has learned.
+    The discriminator D is fixed in the penalty. After each step of the VAE it is updated once, on
+    the same draws; metrics["discriminator_loss"] is log 2 at chance. D starts at 0, so that the
+    penalty grows only as the discriminator learns.
 
     Args:
         weight: gamma.
         latent_dim: Z.
-        hidden: widths of the discriminator; the paper has six times 1000.
-        optimizer: of the discriminator.
+        hidden: hidden widths of the discriminator; the paper has six layers of 1000 units.
+        optimizer: optimizer of the discriminator.
 
     Ref: Kim & Mnih, Disentangling by Factorising, 2018, ICML.
 
@@ -81,7 +81,7 @@ def density_ratio(
 
 
 def init_discriminator(key: jax.Array, latent_dim: int, hidden: tuple[int, ...]) -> Layers:
-    """Kernels ~ N(0, 2 / inputs) but for the last, which is 0, as all biases are."""
+    """Initialize kernels by N(0, 2 / inputs), but the last kernel and all biases by 0."""
     sizes = (latent_dim, *hidden, 1)
     if min(sizes) < 1:
         raise ValueError(f"latent_dim and hidden must be positive, got {latent_dim} and {hidden}.")
@@ -96,7 +96,7 @@ def init_discriminator(key: jax.Array, latent_dim: int, hidden: tuple[int, ...])
 
 
 def log_ratio(params: Layers, z: jax.Array) -> jax.Array:
-    """D(z), the logit that z [Z] is a draw of q(z) and not of prod_j q(z_j): []."""
+    """D(z), the logit of z [Z] being a draw of q(z) and not of prod_j q(z_j): []."""
     (out,) = at_least_float32(z)
     for layer in params[:-1]:
         out = jax.nn.leaky_relu(out @ layer["kernel"] + layer["bias"], 0.2)
@@ -104,14 +104,14 @@ def log_ratio(params: Layers, z: jax.Array) -> jax.Array:
 
 
 def discriminator_loss(params: Layers, joint: jax.Array, product: jax.Array) -> jax.Array:
-    """Cross-entropy of telling draws from permuted draws, in nats: [].
+    """Cross-entropy of classifying draws against permuted draws, in nats: [].
 
         1/2 E_(q(z)) softplus(-D(z)) + 1/2 E_(prod_j q(z_j)) softplus(D(z))
 
-    smallest where D is the log of the ratio of the two densities.
+    It is smallest if D is the log ratio of the two densities.
 
     Args:
-        params: of D.
+        params: parameters of D.
         joint: [B, Z] draws of q(z).
         product: [B, Z] draws of prod_j q(z_j), from `permuted_latents`.
     """
@@ -121,7 +121,7 @@ def discriminator_loss(params: Layers, joint: jax.Array, product: jax.Array) -> 
 
 
 def permuted_latents(key: jax.Array, z: jax.Array) -> jax.Array:
-    """z [B, Z] with each latent permuted over the batch by itself: draws of prod_j q(z_j).
+    """Permute each latent of z [B, Z] independently over the batch: draws of prod_j q(z_j).
 
     >>> z = permuted_latents(jax.random.key(0), jnp.arange(8.0).reshape(4, 2))
     >>> jnp.sort(z, axis=0).ravel().tolist()

@@ -1,4 +1,4 @@
-"""DIP-VAE: the covariance of the aggregate posterior drawn towards the identity."""
+"""DIP-VAE: a penalty that draws the covariance of the aggregate posterior to the identity."""
 
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,7 @@ DipName = Literal["i", "ii"]
 
 
 def dip(kind: DipName, *, off_diagonal: float, diagonal: float) -> Regularizer:
-    """The penalty of DIP-VAE-I or DIP-VAE-II; with the ELBO as objective, the whole of it.
+    """The penalty of DIP-VAE-I or DIP-VAE-II, for the ELBO as objective.
 
     Args:
         kind, off_diagonal, diagonal: as in `dip_penalty`. The paper has diagonal = 10 *
@@ -38,14 +38,14 @@ def dip(kind: DipName, *, off_diagonal: float, diagonal: float) -> Regularizer:
 
 
 def dip_penalty(q: Any, kind: DipName, *, off_diagonal: float, diagonal: float) -> jax.Array:
-    """How far the covariance C of the latents is from the identity: [] nats.
+    """Weighted squared distance of the covariance C of the latents from the identity: [] nats.
 
         off_diagonal * sum_(i != j) C_ij^2 + diagonal * sum_i (C_ii - 1)^2
 
     Kind "i": C = Cov_x(E_q z), of the posterior means over the batch (divided by B); "ii": C =
-    Cov_x(E_q z) + E_x Cov_q(z), the covariance of the aggregate posterior. It holds for a
-    N(0, I) prior. The float32 error is below 1e-6 of the sum of (|C_ij| + [i = j])^2 where the
-    means are centred; means with a large common offset lose its digits.
+    Cov_x(E_q z) + E_x Cov_q(z), the covariance of the aggregate posterior. The prior must be
+    N(0, I). The float32 error is below 1e-6 of the sum of (|C_ij| + [i = j])^2 for centred means;
+    a large common offset of the means increases it.
 
     Args:
         q: [B] posteriors with `mean`; for "ii" Gaussian or FullCovarianceGaussian.
@@ -53,8 +53,8 @@ def dip_penalty(q: Any, kind: DipName, *, off_diagonal: float, diagonal: float) 
         off_diagonal, diagonal: weights, in nats.
 
     Raises:
-        ValueError: B < 2, an unknown kind, a posterior without a mean in closed form, or for "ii"
-            another one than those.
+        ValueError: B < 2, the kind is unknown, the posterior has no mean in closed form, or for
+            "ii" is of another family.
 
     Ref: Kumar et al. 2018, equations 6 and 7.
 
@@ -68,7 +68,7 @@ def dip_penalty(q: Any, kind: DipName, *, off_diagonal: float, diagonal: float) 
         (means,) = at_least_float32(jax.vmap(lambda q: q.mean())(arrays_only(q)))
     except NoClosedForm as error:
         raise ValueError(
-            f"dip: the posterior must have its mean in closed form, {type(q).__name__} has none. "
+            f"dip: the posterior must have a mean in closed form, but {type(q).__name__} has none. "
             "Use another regularizer, or a Gaussian posterior."
         ) from error
     check_batch("dip", means)

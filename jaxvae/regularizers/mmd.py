@@ -1,4 +1,4 @@
-"""The maximum mean discrepancy between the aggregate posterior and the prior."""
+"""Maximum mean discrepancy between the aggregate posterior and the prior."""
 
 from typing import Any, Literal
 
@@ -24,17 +24,17 @@ StatisticName = Literal["unbiased", "biased"]
 def mmd(
     weight: float, *, kernel: KernelName = "imq", scales: tuple[float, ...] = SCALES
 ) -> Regularizer:
-    """weight * MMD^2(q(z), p(z)) from the batch's draws and as many of the prior.
+    """The penalty weight * MMD^2(q(z), p(z)), from the batch's draws and as many of the prior.
 
     It is the last term of InfoVAE,
 
         E log p(x|z) - (1 - alpha) E KL(q(z|x) || p(z)) - (alpha + lambda - 1) MMD^2(q(z), p(z)),
 
-    at weight = alpha + lambda - 1 with `jaxvae.elbo` at beta = 1 - alpha as the objective. WAE
-    and MMD-VAE are alpha = 1: beta = 0 and weight = lambda.
+    for weight = alpha + lambda - 1, and `jaxvae.elbo` with beta = 1 - alpha as the objective. WAE
+    and MMD-VAE have alpha = 1: beta = 0 and weight = lambda.
 
     Args:
-        weight: in nats.
+        weight: weight of MMD^2, in nats.
         kernel, scales: as in `mmd_squared`.
 
     Ref: Zhao, Song & Ermon, InfoVAE, 2019, AAAI; Tolstikhin et al., Wasserstein Auto-Encoders,
@@ -61,17 +61,17 @@ def mmd_squared(
     scales: tuple[float, ...] = SCALES,
     statistic: StatisticName = "unbiased",
 ) -> jax.Array:
-    """MMD^2 between the distributions that x and y are draws of: [].
+    """MMD^2 between two distributions, from draws x and y of them: [].
 
         E k(x, x') - 2 E k(x, y) + E k(y, y')    with k = sum_s kernel(|x - y|^2 / (2 Z s))
 
-    The unbiased statistic leaves out the pairs of a draw with itself, and is negative at times;
-    the biased one, the squared distance of two mean embeddings, is not.
+    The unbiased statistic leaves out the pairs of a draw with itself, and can be negative; the
+    biased one, the squared distance of two mean embeddings, cannot.
 
     Args:
         x, y: [B, Z] and [M, Z].
         kernel: "rbf", exp(-r), or "imq", 1 / (1 + r), of the ratio r.
-        scales: s, which are added up.
+        scales: values of s; their kernels are added.
         statistic: "unbiased" or "biased".
 
     Raises:

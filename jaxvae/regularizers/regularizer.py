@@ -1,4 +1,4 @@
-"""What a regularizer is: a penalty on the posteriors and draws of the global batch."""
+"""The interface `Regularizer`: a penalty on the posteriors and draws of the global batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ Update = Callable[[Any, jax.Array, Any, jax.Array], tuple[Any, dict[str, jax.Arr
 class Regularizer(NamedTuple):
     """A penalty that compares examples, as pure functions for `make_train_step`.
 
-    The step maximises mean(objective) - penalty. Here, and nowhere else, a batch is an argument:
-    q is a distribution with a leading axis on every leaf, and row i of z is a draw of row i of
-    q. Both are those of the global batch, so a penalty knows nothing of devices.
+    The step maximises mean(objective) - penalty. Unlike everywhere else in the library, the
+    arguments are a batch: q is a distribution with a leading axis on every leaf, and row i of z is
+    a draw of row i of q. Both are of the global batch, so that a penalty is independent of devices.
 
     Attributes:
-        init: key -> state, any pytree of arrays; () where nothing is carried along.
+        init: key -> state, any pytree of arrays; () for a regularizer without state.
         penalty: (state, key, q, z, p(z)) -> [] nats per example.
         update: (state, key, q, z) -> (state, metrics), called after each step of the VAE with
             the draws of that step; None: the state never changes.
@@ -36,6 +36,6 @@ class Regularizer(NamedTuple):
 
 
 def no_state(key: jax.Array) -> tuple[()]:
-    """The `init` of a regularizer that carries nothing along."""
+    """The `init` of a regularizer without state."""
     del key
     return ()

@@ -1,4 +1,4 @@
-"""The parts of the aggregate posterior's KL: mutual information, total correlation, the rest.
+"""Decomposition of the KL into mutual information, total correlation and dimension-wise KL.
 
 The aggregate posterior of N examples is q(z) = 1/N sum_n q(z|x_n).
 """
@@ -31,11 +31,11 @@ class AggregateLogProb(NamedTuple):
 
 
 class KLDecomposition(NamedTuple):
-    """E_x KL(q(z|x) || p(z)) in three parts that add up to it, in nats per example.
+    """Three parts that add up to E_x KL(q(z|x) || p(z)), in nats per example.
 
     Attributes:
         mutual_information: [] I(z; n) = E log q(z|x_n) - log q(z), of latent and example.
-        total_correlation: [] E log q(z) - sum_j log q(z_j): what the latents share.
+        total_correlation: [] E log q(z) - sum_j log q(z_j), the dependence between latents.
         dimension_wise_kl: [] E sum_j log q(z_j) - log p(z), for a prior of independent latents.
     """
 
@@ -47,13 +47,13 @@ class KLDecomposition(NamedTuple):
 def total_correlation(
     weight: float, *, num_data: int, estimator: TCEstimatorName = "mss"
 ) -> Regularizer:
-    """weight * TC(q(z)): with the ELBO as objective, beta-TCVAE at beta = 1 + weight.
+    """The penalty weight * TC(q(z)); with the ELBO as objective, beta-TCVAE, beta = 1 + weight.
 
         ELBO - (beta - 1) TC  =  E log p(x|z) - MI - beta TC - dimension-wise KL
 
     Args:
         weight: beta - 1.
-        num_data: N, examples in the training split.
+        num_data: N, the number of examples in the training split.
         estimator: as in `minibatch_log_prob`.
 
     Ref: Chen, Li, Grosse & Duvenaud, Isolating Sources of Disentanglement in VAEs, 2018, NeurIPS.
@@ -72,28 +72,28 @@ def total_correlation(
 def minibatch_log_prob(
     q: Any, z: jax.Array, *, num_data: int, estimator: TCEstimatorName = "mss"
 ) -> AggregateLogProb:
-    """log q(z) and log q(z_j) of N examples, estimated from B of them at their own draws.
+    """Estimate log q(z) and log q(z_j) of N examples from a batch of B, at the batch's draws.
 
         q(z_i) ~ sum_n w_in q(z_i|x_n)    over the batch, and with q(z_ij|x_n) for a marginal
 
-    "mss", stratified: w_ii = 1/N, since z_i comes from example i, which is in the batch for
-    certain; the others stand for the N - 1 examples left, w_in = (N - 1) / (N (B - 1)). So a
-    row adds up to 1, and the mean over all batches that hold i is q(z_i); its logarithm is
-    biased down, the less the larger the batch. "mws", weighted: w_in = 1 / (B N) throughout. A
-    row adds up to 1/N only, so that each log density is low by up to log N, and the total
-    correlation high by up to (Z - 1) log N: of use for its gradient, not for its value.
+    "mss", stratified: w_ii = 1/N, since z_i comes from example i, which is always in the batch.
+    The others represent the other N - 1 examples, w_in = (N - 1) / (N (B - 1)). So a row adds up
+    to 1, and the mean over all batches with example i is q(z_i). Its logarithm is biased down, less
+    for larger batches. "mws", weighted: w_in = 1 / (B N) for all. A row adds up only to 1/N, so
+    that each log density is too low by up to log N, and the total correlation too high by up to
+    (Z - 1) log N: its gradient is useful, but not its value.
 
     Args:
         q: [B] posteriors with `log_prob_per_entry`, so of independent latents.
-        z: [B, Z] a draw of each.
-        num_data: N, at least B. The cost is B^2 Z numbers.
+        z: [B, Z] one draw of each.
+        num_data: N, at least B. The memory is B^2 Z numbers.
         estimator: "mss" or "mws".
 
     Raises:
-        ValueError: B < 2 or B > N, an unknown estimator, or latents that are not independent.
+        ValueError: B < 2 or B > N, the estimator is unknown, or the latents are not independent.
 
-    Ref: Chen et al. 2018, appendix C. The matrix of weights published with it in code puts
-    the 1/N of most rows on another example.
+    Ref: Chen et al. 2018, appendix C. The authors' code has another matrix of weights, which gives
+    1/N to another example than i in most rows.
     """
     check_batch("total correlation", z)
     log_weights = _log_weights(len(z), num_data, estimator)
@@ -105,12 +105,13 @@ def minibatch_log_prob(
 
 
 def exact_log_prob(q: Any, z: jax.Array, *, microbatch_size: int = 256) -> AggregateLogProb:
-    """log q(z) and log q(z_j) from all N posteriors, never more than microbatch_size^2 Z numbers.
+    """Compute log q(z) and log q(z_j) from all N posteriors.
 
     Args:
         q: [N] posteriors of the whole data set, with `log_prob_per_entry`.
         z: [M, Z] any latents.
-        microbatch_size: latents, and posteriors, that are handled at a time.
+        microbatch_size: number of latents, and of posteriors, handled at once; the memory is at
+            most microbatch_size^2 Z numbers.
     """
     q = arrays_only(q)
     num_data = len(jax.tree.leaves(q)[0])
@@ -139,10 +140,10 @@ def exact_log_prob(q: Any, z: jax.Array, *, microbatch_size: int = 256) -> Aggre
 def kl_decomposition(
     q: Any, z: jax.Array, prior: Any, *, num_data: int, estimator: TCEstimatorName = "mss"
 ) -> KLDecomposition:
-    """The three parts of the KL, estimated from a batch; their sum is the sampled KL.
+    """Estimate the three parts of the KL from a batch; their sum is the sampled KL.
 
     Args:
-        q, z, num_data, estimator: as in `minibatch_log_prob`, and it raises the same.
+        q, z, num_data, estimator: as in `minibatch_log_prob`, which raises for invalid ones.
         prior: p(z).
     """
     aggregate = minibatch_log_prob(q, z, num_data=num_data, estimator=estimator)
@@ -152,11 +153,11 @@ def kl_decomposition(
 def exact_kl_decomposition(
     q: Any, z: jax.Array, prior: Any, *, microbatch_size: int = 256
 ) -> KLDecomposition:
-    """The three parts of the KL with q(z) exact: only the draws z are a sample.
+    """Compute the three parts of the KL with the exact q(z); only the draws z are random.
 
     Args:
         q: [N] posteriors of the whole data set, with `log_prob_per_entry`.
-        z: [M, Z] a draw of each of the first M of them; M = N, or fewer to save time.
+        z: [M, Z] one draw of each of the first M posteriors; M = N, or fewer to save time.
         prior: p(z).
         microbatch_size: as in `exact_log_prob`.
 
@@ -190,8 +191,8 @@ def _log_weights(batch_size: int, num_data: int, estimator: str) -> jax.Array:
         raise ValueError(f"estimator must be mss or mws, got {estimator!r}.")
     if num_data < batch_size:
         raise ValueError(
-            f"num_data must be at least the global batch size, {batch_size}, got {num_data}. It "
-            "is the number of examples in the training split."
+            f"num_data must be at least the global batch size, {batch_size}, got {num_data}. Give "
+            "the number of examples in the training split."
         )
     if estimator == "mws":
         return jnp.full((batch_size, batch_size), -math.log(batch_size * num_data))
@@ -204,7 +205,7 @@ def _log_prob_per_latent(q: Any, z: jax.Array) -> jax.Array:
     """log q(z_j|x_n) of one z under each of the posteriors: [N, Z]."""
     if not hasattr(q, "log_prob_per_entry"):
         raise ValueError(
-            f"total correlation needs the density of each latent: {type(q).__name__} has no "
+            f"total correlation needs the density of each latent, but {type(q).__name__} has no "
             "log_prob_per_entry. Use a posterior of independent latents, such as Gaussian."
         )
     return jax.vmap(lambda q: q.log_prob_per_entry(z))(arrays_only(q))
@@ -213,7 +214,7 @@ def _log_prob_per_latent(q: Any, z: jax.Array) -> jax.Array:
 def _add_exponentials(
     largest: jax.Array, total: jax.Array, terms: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A running (m, s) with m + log s = log sum exp of all terms so far, moved on by [C, 1 + Z]."""
+    """Add terms [C, 1 + Z] to a running (m, s) with m + log s = log sum exp of all terms so far."""
     new = jnp.maximum(largest, stop_gradient(jnp.max(terms, 0)))
     added = jnp.sum(jnp.exp(terms - new[None, :]), 0)
     return new, total * jnp.exp(largest - new) + added

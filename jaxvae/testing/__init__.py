@@ -1,4 +1,4 @@
-"""Models whose log p(x) is known exactly, and a check of anybody's objective against them."""
+"""Models whose log p(x) is known exactly, and a check of any objective against them."""
 
 from jaxvae.testing.check import check_bound
 from jaxvae.testing.discrete import DiscreteLatent

@@ -1,4 +1,4 @@
-"""Whether an objective is a bound on log p(x), told on models whose log p(x) is known."""
+"""Check that an objective is a bound on log p(x), on models whose log p(x) is known."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,14 +14,14 @@ from jaxvae.testing.linear_gaussian import LinearGaussian
 from jaxvae.testing.report import BoundReport, Draws, judge
 
 SIZES = ((5, 2), (20, 4))
-"""D, Z of the models."""
+"""(D, Z) of the models."""
 NOISE_LOG_SCALE = -0.3
 SHIFT, LOG_INFLATION = 0.5, 0.25
-"""How far the second q is off: in standard deviations of the posterior, and wider than it."""
+"""The second q is shifted by SHIFT standard deviations of the posterior, and wider by this log."""
 ROUNDING = 64
-"""What a value is off by, in eps of the float type times (1 + |log p(x)|)."""
+"""Rounding error of a value, in eps of the float type times (1 + |log p(x)|)."""
 STEP, STENCIL = 0.02, {2: -1 / 12, 1: 8 / 12, -1: -8 / 12, -2: 1 / 12}
-"""The central difference of fourth order: steps along a direction, and their weights."""
+"""Central difference of fourth order: step size, and steps along a direction -> their weights."""
 
 Objective = Callable[..., Any]
 """(key, x, *, encode, decode, prior, num_samples) -> [] nats, or an object with `.objective`."""
@@ -39,7 +39,7 @@ class _Encoder(NamedTuple):
 
 
 class _Parameters(NamedTuple):
-    """All that an objective may be differentiated by."""
+    """Parameters by which an objective may be differentiated."""
 
     encoder: _Encoder
     decoder: LinearGaussian
@@ -54,28 +54,28 @@ def check_bound(
     sizes: Sequence[tuple[int, int]] = SIZES,
     key: jax.Array | None = None,
 ) -> BoundReport:
-    """Whether an objective is a lower bound on log p(x), tight, and has the gradient of its value.
+    """Check that an objective is a tight lower bound on log p(x), with the gradient of its value.
 
-    It is run on linear Gaussian models, whose log p(x) and posterior are exact, with a q that is
-    the posterior and one that is shifted and wider, and judged by its mean over keys, to four
-    standard errors. Its gradient, at the largest number of samples, is held against a finite
-    difference of its value by the same keys, so that estimators which leave terms out (stl, dreg)
-    pass if they are right in expectation. Where the allowance is as large as the slope itself, as
-    it soon is for "score", the verdict says little: take more keys. q is Gaussian; discrete
-    latents are not covered. A few seconds on a CPU, nearly all of it compilation.
+    The objective is run on linear Gaussian models, whose log p(x) and posterior are exact, with the
+    posterior as q and with a q that is shifted and wider. Its mean over keys is judged to four
+    standard errors. Its gradient, at the largest number of samples, is compared with a finite
+    difference of its value with the same keys, so that estimators which leave terms out (stl, dreg)
+    pass if they are right in expectation. If the allowance is as large as the slope itself, as it
+    can be for "score", the verdict means little: use more keys. q is Gaussian; discrete latents are
+    not covered. The check takes a few seconds on a CPU, nearly all of it compilation.
 
     Args:
-        bound: (key, x, *, encode, decode, prior, num_samples) -> [] nats, larger being better, or
-            an object with `.objective`. Every jaxvae bound is one; `functools.partial` fixes what
-            options it has.
-        num_keys: N, independent draws that each mean is over.
-        num_samples: K, at least two rising numbers that it can be given.
+        bound: (key, x, *, encode, decode, prior, num_samples) -> [] nats, larger is better, or an
+            object with `.objective`. Every jaxvae bound is one; set its options by
+            `functools.partial`.
+        num_keys: N, independent draws of which each mean is taken.
+        num_samples: values of K, at least two and ascending.
         sizes: (D, Z) of the models, D >= Z.
-        key: for models and draws; None: always the same ones.
+        key: for models and draws; None: a fixed key.
 
     Raises:
-        TypeError: bound is no function, or what it returns is no array.
-        ValueError: arguments that say nothing, or an objective that is not a scalar.
+        TypeError: bound is not a function, or its result is not an array.
+        ValueError: an argument is invalid, or the objective is not a scalar.
 
     Ref: Burda, Grosse & Salakhutdinov, Importance Weighted Autoencoders, 2016, ICLR (theorem 1).
 
@@ -97,8 +97,8 @@ def _check_arguments(
 ) -> None:
     if len(counts) < 2 or any(few >= many for few, many in pairwise(counts)):
         raise ValueError(
-            f"check_bound: num_samples must be two or more rising numbers, got {counts}. Give "
-            "(1, 8), or those that the objective can take."
+            f"check_bound: num_samples must be two or more ascending numbers, got {counts}. Give "
+            "(1, 8), or numbers that the objective accepts."
         )
     if num_keys < 2:
         raise ValueError(f"check_bound: num_keys must be at least 2, got {num_keys}. Give 4000.")
@@ -111,7 +111,7 @@ def _check_arguments(
 def _model(
     rng: np.random.Generator, dim: int, latent_dim: int
 ) -> tuple[_Parameters, _Parameters, jax.Array]:
-    """The model with its posterior as q, with another q, and an x that it has drawn.
+    """A model with its posterior as q, the same model with another q, and an x drawn from it.
 
     The columns of W are orthogonal, so that the posterior is a diagonal Gaussian.
     """
@@ -145,7 +145,7 @@ def _directions(rng: np.random.Generator, point: _Parameters) -> dict[str, _Para
 def _draw(
     bound: Objective, key: jax.Array, size: tuple[int, int], counts: tuple[int, ...], num_keys: int
 ) -> Draws:
-    """All that is measured on one model, in float64."""
+    """Measure an objective on one model, in float64."""
     key_model, key_draws = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_model)))
     exact, off, x = _model(rng, *size)
@@ -172,10 +172,10 @@ def _draw(
 def _measure(
     bound: Objective, counts: tuple[int, ...], points: _Parameters, keys: jax.Array, x: jax.Array
 ) -> tuple[dict[int, jax.Array], _Parameters]:
-    """The objective [N, P] for each number of samples, at the first two points only but for the
-    last number; and what it says is its gradient [N] there, at the second point.
+    """The objective [N, P] for each number of samples, and its gradient [N] at the second point.
 
-    In one lax.map, which compiles in half of vmap's time: there is little else here.
+    The gradient, and the points after the second, are computed for the last number of samples only.
+    lax.map compiles in half of vmap's time, and compilation is nearly all of the time here.
     """
     first_two = jax.tree.map(lambda leaf: leaf[:2], points)
 
@@ -198,14 +198,14 @@ def _objective(
     check_array("check_bound: the objective", objective)
     if jnp.shape(objective) != ():
         raise ValueError(
-            "check_bound: the objective must be a scalar for one example, it has shape "
+            "check_bound: the objective must be a scalar for one example, got shape "
             f"{jnp.shape(objective)}. Sum over the event, and average over the samples."
         )
     return objective
 
 
 def _along(gradients: _Parameters, direction: _Parameters) -> np.ndarray:
-    """The gradients' part [N] along a direction."""
+    """Component [N] of the gradients along a direction."""
     inner = lambda g, v: np.asarray(g, np.float64).reshape(len(g), -1) @ np.ravel(v)
     return np.sum(jax.tree.leaves(jax.tree.map(inner, gradients, direction)), axis=0)
 

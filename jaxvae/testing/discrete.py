@@ -1,4 +1,4 @@
-"""A model with discrete latents, few enough that every expectation is a sum over all of them."""
+"""A model with so few discrete states that every expectation is a sum over all of them."""
 
 from typing import NamedTuple
 
@@ -12,13 +12,12 @@ from jaxvae.distributions import Bernoulli, OneHotCategorical
 class DiscreteLatent(NamedTuple):
     """p(z) = prod_j Categorical(z_j), one-hot, p(x|z) = Bernoulli(sigmoid(W z + b)).
 
-    All S = C^Z states are enumerated, of which there may be 65536. What is exact
-    here is differentiable: `jax.grad` of `elbo` or `log_prob` is the exact gradient, against
-    which those of "score" and "vimco" can be held.
+    All S = C^Z states are enumerated, at most 65536. The exact methods are differentiable:
+    `jax.grad` of `elbo` or `log_prob` is the exact gradient, to compare "score" and "vimco" with.
 
     Attributes:
         prior_logits: [Z, C] log masses of p(z), up to a constant for each latent.
-        weight: [D, Z * C] W, for z flattened.
+        weight: [D, Z * C] W, for flattened z.
         bias: [D] b.
 
     >>> model = DiscreteLatent(jnp.zeros((1, 2)), jnp.array([[0.0, jnp.log(3.0)]]), jnp.zeros(1))
@@ -39,7 +38,7 @@ class DiscreteLatent(NamedTuple):
         return Bernoulli(self.weight @ z.ravel() + self.bias)
 
     def states(self) -> jax.Array:
-        """Every z: [S, Z, C]."""
+        """All states z: [S, Z, C]."""
         return self.prior().enumerate_support()
 
     def log_joint(self, x: jax.Array) -> jax.Array:

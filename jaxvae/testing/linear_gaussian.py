@@ -1,4 +1,4 @@
-"""The linear Gaussian model, whose log p(x), posterior and ELBO are formulas."""
+"""The linear Gaussian model, with exact log p(x), posterior and ELBO."""
 
 import math
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from jaxvae.divergences import kl
 
 
 class LinearGaussian(NamedTuple):
-    """p(z) = N(0, I), p(x|z) = N(W z + b, diag(exp(log_scale))^2): probabilistic PCA and kin.
+    """p(z) = N(0, I), p(x|z) = N(W z + b, diag(exp(log_scale))^2), such as probabilistic PCA.
 
     Attributes:
         weight: [D, Z] W.

@@ -1,4 +1,4 @@
-"""Where a number first went wrong: a function's operations one by one, until one is not finite."""
+"""Search for NaN and infinity: run a function's operations one by one, and check each result."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,9 +12,9 @@ class NotFinite(NamedTuple):
     """An operation whose operands were finite and whose result was not.
 
     Attributes:
-        where: the functions and layers it is in, outermost first, and its own name.
+        where: the functions and layers around the operation, outermost first, and its own name.
         what: "nan" or "inf".
-        operands: the smallest and largest value of each.
+        operands: smallest and largest value of each operand.
     """
 
     where: str
@@ -27,13 +27,13 @@ class NotFinite(NamedTuple):
 
 
 def first_not_finite(function: Callable[..., Any], *arguments: Any) -> list[NotFinite]:
-    """Every operation, in the order of computation, that made a finite number one that is not.
+    """Find all operations with finite operands and a result that is not, in order of computation.
 
-    The first is where things went wrong, unless a later operation leaves its result out, as
-    `jnp.where` does. Empty where the function's results are finite. Loops count as one operation.
+    The first is the cause, unless a later operation discards its result, as `jnp.where` can. The
+    list is empty if the function's results are finite. A loop counts as one operation.
 
     Args:
-        function: of arrays, traceable; `jax.grad` of one shows where a gradient went wrong.
+        function: a traceable function of arrays; pass `jax.grad` of one to examine a gradient.
         arguments: pytrees of arrays.
 
     >>> [found] = first_not_finite(lambda x: jnp.log(x - 1) * 2, jnp.float32(0.5))
@@ -71,7 +71,7 @@ def _run(
 
 
 def _results(jaxpr: Jaxpr, equation: Any, read: Callable[[Any], Any]) -> list[Any]:
-    """Of one operation alone."""
+    """Results of a single operation."""
     atoms = (atom for atom in equation.invars if not isinstance(atom, Literal))
     variables = list(dict.fromkeys(atoms))
     outputs = list(equation.outvars)
@@ -80,7 +80,7 @@ def _results(jaxpr: Jaxpr, equation: Any, read: Callable[[Any], Any]) -> list[An
 
 
 def _inner(equation: Any, operands: list[Any]) -> tuple[ClosedJaxpr, list[Any]] | None:
-    """What an operation calls, and with what, where it calls one function once."""
+    """The function that an operation calls exactly once, and its operands; else None."""
     if equation.primitive.name == "cond":
         index, *operands = operands
         return equation.params["branches"][int(index)], operands

@@ -1,4 +1,4 @@
-"""What is said of an objective that claims to be a bound on log p(x), and how it is judged."""
+"""Report on an objective that may be a bound on log p(x), and the rules that judge it."""
 
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -7,19 +7,19 @@ import numpy as np
 
 STANDARD_ERRORS = 4
 SLOPE_ERROR = 1e-3
-"""What finite differences are off by in float32, relative to the mean slope."""
+"""Error of finite differences in float32, relative to the mean slope."""
 
 Trend = Literal["tightens", "constant", "loosens"]
 
 
 class Comparison(NamedTuple):
-    """A mean over keys, what it is held against, and how far off noise and rounding may put it.
+    """A mean over keys, its expected value, and the deviation allowed for noise and rounding.
 
     Attributes:
         where: the model ("D from Z"), the number of samples, and q.
         measured: the mean, in nats.
         expected: the exact value, or the finite difference.
-        allowance: four standard errors, and rounding.
+        allowance: four standard errors plus rounding.
     """
 
     where: str
@@ -33,27 +33,27 @@ class Comparison(NamedTuple):
 
     @property
     def is_equal(self) -> bool:
-        """Whether the two agree; not so for NaN."""
+        """True if measured and expected agree; False for NaN."""
         return abs(self.measured - self.expected) <= self.allowance
 
     @property
     def is_below(self) -> bool:
-        """Whether the measured one is the lower, or equal; not so for NaN."""
+        """True if measured is at most expected, within the allowance; False for NaN."""
         return self.measured - self.expected <= self.allowance
 
 
 class BoundReport(NamedTuple):
-    """What `check_bound` found. Print it: a line for each finding, with its worst case.
+    """Result of `check_bound`. Printing it gives a line for each finding, with its worst case.
 
     Attributes:
-        is_lower_bound: its mean is nowhere above log p(x).
-        is_tight: its mean is log p(x) where q is the true posterior.
-        with_samples: whether its mean rises with the number of samples where q is not.
+        is_lower_bound: the objective's mean is nowhere above log p(x).
+        is_tight: its mean is log p(x) if q is the true posterior.
+        with_samples: trend of its mean with the number of samples if q is not the true posterior.
         has_right_gradient: its gradient is that of its mean, by the parameters of q, p(x|z), p(z).
-        highest: where its mean is furthest above log p(x), or least below.
-        at_posterior: where its mean is furthest from log p(x), q being the true posterior.
-        gain: what the last number of samples adds to the first, where that is least.
-        gradients: of encoder, decoder and prior, along a random direction, where furthest off.
+        highest: the case in which its mean is furthest above log p(x), or least below.
+        at_posterior: the case in which its mean is furthest from log p(x), for the true posterior.
+        gain: the smallest gain in its mean from the first to the last number of samples.
+        gradients: for encoder, decoder and prior, the largest error along a random direction.
     """
 
     is_lower_bound: bool
@@ -67,7 +67,7 @@ class BoundReport(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """A lower bound, tight, not loosened by samples, with the right gradient."""
+        """True for a tight lower bound that samples do not loosen, with the right gradient."""
         fine = self.is_lower_bound and self.is_tight and self.has_right_gradient
         return fine and self.with_samples != "loosens"
 
@@ -83,13 +83,13 @@ class BoundReport(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """An objective on one model, for each key, in float64.
+    """Values and gradients of an objective on one model, for each key, in float64.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         log_prob: log p(x).
-        rounding: what a value may be off by.
-        at_posterior, off: [N] for each number of samples, q being the posterior, or not.
+        rounding: rounding error of a value.
+        at_posterior, off: [N] for each number of samples, with the posterior or another q.
         slopes, gradients: [N] for each group of parameters, along one direction.
     """
 
@@ -103,7 +103,7 @@ class Draws(NamedTuple):
 
 
 def judge(draws: list[Draws]) -> BoundReport:
-    """The report on an objective, from its draws on every model."""
+    """Judge an objective by its draws on every model."""
     highest = max((c for d in draws for c in _against_log_prob(d)), key=_excess)
     at_posterior = max((c for d in draws for c in _at_posterior(d)), key=_distance)
     gains = [_gain(d, min(d.off), max(d.off)) for d in draws]
@@ -159,7 +159,7 @@ def _compare(where: str, values: np.ndarray, expected: float, rounding: float) -
 
 
 def _excess(found: Comparison) -> float:
-    """By how many allowances it is above; NaN counts as most."""
+    """Excess of measured over expected, in allowances; infinite for NaN."""
     excess = (found.measured - found.expected) / found.allowance
     return np.inf if np.isnan(excess) else excess
 

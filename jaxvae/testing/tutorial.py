@@ -13,23 +13,23 @@ from jaxvae.distributions import Gaussian
 
 LOG_HALF = -math.log(2)
 NUM_HALVINGS = 60
-"""Enough for float64; in float32 the interval stops shrinking after about 30."""
+"""Bisection steps: enough for float64; in float32 the interval stops shrinking after about 30."""
 QUADRATURE_RANGE, QUADRATURE_POINTS = 9.0, 2001
 
 
 class OneDimensional(NamedTuple):
-    """z ~ N(0, 1), x ~ N(f(z), sigma^2), with f the map that carries N(0, 1) to a mixture p_gt.
+    """z ~ N(0, 1), x ~ N(f(z), sigma^2), with the map f from N(0, 1) to a mixture p_gt.
 
         f = F^-1 o Phi,   g = Phi^-1 o F = f^-1,   q(z|x) = N(g(x), (g'(x) sigma)^2)
 
     with F the distribution function of p_gt and Phi that of N(0, 1). As sigma -> 0, p(x) tends to
-    p_gt and KL(q(z|x) || p(z|x)) to 0, like sigma^2: a Gaussian posterior need not cost anything,
-    if the decoder is free. Here x [] and z [] are numbers, within 100 of 0.
+    p_gt and KL(q(z|x) || p(z|x)) to 0, like sigma^2: with a flexible decoder, a Gaussian posterior
+    need not cost anything. Here x [] and z [] are numbers, within 100 of 0.
 
     Attributes:
-        logits: [C] of the weights of the components of p_gt, by softmax.
-        loc: [C] their means.
-        log_scale: [C] their log standard deviations.
+        logits: [C] logits of the weights of the components of p_gt.
+        loc: [C] means of the components.
+        log_scale: [C] log standard deviations of the components.
         noise_log_scale: [] log sigma.
 
     Ref: Doersch, Tutorial on Variational Autoencoders, 2016, arXiv 1606.05908, appendix A.
@@ -65,8 +65,8 @@ class OneDimensional(NamedTuple):
     def log_prob(self, x: jax.Array) -> jax.Array:
         """log p(x), exact: [] nats.
 
-        f(z) is distributed as p_gt, so x is that and noise: the mixture with each variance
-        raised by sigma^2.
+        f(z) is distributed as p_gt, and x is f(z) plus noise: a mixture with each variance raised
+        by sigma^2.
         """
         noisy = 0.5 * jnp.logaddexp(2 * self.log_scale, 2 * self.noise_log_scale)
         return self._log_mixture(x, noisy)
@@ -93,7 +93,7 @@ class OneDimensional(NamedTuple):
     def gap(self, x: jax.Array) -> jax.Array:
         """KL(q(z|x) || p(z|x)) = log p(x) - ELBO(x), by quadrature over z: [] nats.
 
-        In float32 with an error below 2e-5, for sigma from 0.003 to 1.
+        The float32 error is below 2e-5, for sigma from 0.003 to 1.
         """
         q, prior, log_prob = self.encode(x), self.prior(), self.log_prob(x)
         eps = jnp.linspace(-QUADRATURE_RANGE, QUADRATURE_RANGE, QUADRATURE_POINTS)
@@ -111,16 +111,15 @@ class OneDimensional(NamedTuple):
         return logsumexp(jax.nn.log_softmax(self.logits) + parts(self.loc, log_scale))
 
     def _log_tail(self, side: jax.Array, x: jax.Array) -> jax.Array:
-        """log F(x) for side 1, log(1 - F(x)) for side -1: neither loses its digits."""
+        """log F(x) for side 1, log(1 - F(x)) for side -1, both without loss of digits."""
         eps = (x - self.loc) * jnp.exp(-self.log_scale)
         return logsumexp(jax.nn.log_softmax(self.logits) + log_ndtr(side * eps))
 
 
 def _bisect(excess: Callable[[jax.Array], jax.Array], ends: jax.Array) -> jax.Array:
-    """Where a falling function passes 0, between the least and the largest of `ends`.
+    """Root of a falling function, between the smallest and largest of `ends`, by bisection.
 
-    Without a gradient: the one step of Newton's method that follows gives that of the implicit
-    function theorem.
+    It has no gradient: the callers' Newton step after it has that of the implicit function theorem.
     """
 
     def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -1,9 +1,9 @@
-"""Devices: placing state and data, splitting keys, and the pmapped many-step call.
+"""Devices: placing state and data, splitting keys, and the pmapped call of many steps.
 
-The only file that says pmap. State goes in and comes out without a device axis, so that a
-checkpoint is that of one device; data come with one, [devices, ...]. With several processes each
-one passes the rows of its own devices (`local_positions`); steps average over the devices of all,
-and every process has all results.
+Only this file uses pmap. The state has no device axis on input or output, so that a checkpoint
+looks the same for any number of devices; data have one, [devices, ...]. With several processes,
+each passes the rows of its own devices (`local_positions`), steps average over the devices of all
+processes, and every process gets all results.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ ChunkStep = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainS
 
 
 def make_mesh(devices: list[jax.Device]) -> Mesh:
-    """One axis, "devices", over these devices: those of process 0, then those of process 1, ...
+    """Make a mesh of one axis, "devices", ordered by process.
 
     Row i of the global batch then has the same key on any layout (`row_keys`).
 
@@ -36,7 +36,7 @@ def make_mesh(devices: list[jax.Device]) -> Mesh:
 
 
 def local_positions(mesh: Mesh) -> list[int]:
-    """Where in the mesh the devices of this process are.
+    """Positions in the mesh of the devices of this process.
 
     >>> local_positions(make_mesh(jax.devices()[:1]))
     [0]
@@ -46,40 +46,40 @@ def local_positions(mesh: Mesh) -> list[int]:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The tree's arrays, whole on every device of the mesh that is this process's."""
+    """Put the whole tree on each of this process's devices in the mesh."""
     return jax.device_put(tree, NamedSharding(mesh.local_mesh, PartitionSpec()))
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:
-    """Arrays [devices of this process, ...], row i on the i-th of them in the mesh."""
+    """Put row i of arrays [devices of this process, ...] on this process's i-th device."""
     return jax.device_put(tree, NamedSharding(mesh.local_mesh, PartitionSpec(AXIS)))
 
 
 def row_keys(key: jax.Array, step: jax.Array, batch_size: int, num_devices: int) -> jax.Array:
-    """This device's rows of the step's keys: [batch_size / num_devices].
+    """Keys of this device's rows of the batch: [batch_size / num_devices].
 
-    Row i of the global batch gets key i of `split(fold_in(key, step), batch_size)`, whatever
-    device it lies on. Needs the axis "devices" to be bound.
+    Row i of the global batch gets key i of `split(fold_in(key, step), batch_size)` on whichever
+    device it is. The axis "devices" must be bound.
     """
     keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
-    # A legacy key is itself an array, of the last axis.
+    # A legacy key is itself an array along the last axis.
     return keys.reshape(num_devices, -1, *keys.shape[1:])[jax.lax.axis_index(AXIS)]
 
 
 def make_chunk_step(
     train_step: TrainStep, mesh: Mesh, batch_size: int, steps_per_dispatch: int
 ) -> ChunkStep:
-    """The pmapped function that runs up to S = `steps_per_dispatch` training steps in one dispatch.
+    """Make a pmapped function that runs up to S = `steps_per_dispatch` steps in one dispatch.
 
     It maps (state, key, chunk [devices, S, batch_size / devices, ...], count []) to (state,
-    metrics [S]), and does the first `count` steps of the chunk; the metrics beyond are zero.
-    `count` is traced, so that a whole run, its tail included, is one program, and a run resumed
-    anywhere repeats the same arithmetic. The state that came is donated.
+    metrics [S]). It runs the first `count` steps of the chunk; the metrics of the others are zero.
+    `count` is traced, so that one program serves the whole run, its last chunk included, and a
+    resumed run repeats the same arithmetic. The input state is donated.
 
     Args:
         train_step: from `jaxvae.training.step.make_train_step` with axis_name="devices".
         mesh: from `make_mesh`.
-        batch_size: of the global batch.
+        batch_size: size of the global batch.
         steps_per_dispatch: capacity of a chunk in steps.
 
     Raises:
@@ -124,15 +124,16 @@ def make_chunk_step(
 def compile_in_background(chunk_step: Any, mesh: Mesh, *arguments: Any) -> "Future[ChunkStep]":
     """Trace a chunk step now and compile it in a thread.
 
-    Under `JAX_DISABLE_JIT` the trace shows what cannot train, and nothing is compiled. Under
-    `JAX_DEBUG_NANS` the result is the chunk step itself, which says where a NaN is from.
+    Under `JAX_DISABLE_JIT` it is only traced, which raises the errors of an invalid step, and not
+    compiled. Under `JAX_DEBUG_NANS` the result is the chunk step itself, which can locate a NaN.
 
     Args:
         chunk_step: from `make_chunk_step`.
-        mesh: of devices.
-        arguments: what it will be called with, or shapes of it.
+        mesh: the devices.
+        arguments: arguments of the later calls, or their shapes.
     """
-    if mesh.is_multi_process:  # then pmap traces arrays only, and what it compiles takes others
+    # With several processes pmap traces only arrays, and its compiled program has other arguments.
+    if mesh.is_multi_process:
         arguments = jax.tree.map(_zeros, arguments)
     if _is_eager():
         with jax.disable_jit(False):
@@ -158,10 +159,10 @@ def _zeros(leaf: Any) -> Any:
 
 
 def make_gather(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The pmapped gather: (examples [N, ...], rows [devices, ...]) to examples[rows].
+    """Make a pmapped gather: (examples [N, ...], rows [devices, ...]) to examples[rows].
 
-    The examples lie whole on every device (`replicate`); with several processes each passes the
-    rows of its own devices, and has their examples.
+    Every device holds all examples (`replicate`). With several processes, each passes the rows of
+    its own devices and gets their examples.
     """
 
     def of_device(examples: jax.Array, rows: jax.Array) -> jax.Array:
@@ -173,18 +174,17 @@ def make_gather(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
 def make_map(
     function: Callable[..., Any], mesh: Mesh, microbatch_size: int | None = None
 ) -> Callable[..., Any]:
-    """The pmapped form, over examples, of a function (params, key, example) of one example.
+    """Map a function (params, key, example) over examples on all devices with pmap.
 
-    It maps (params, key, indices [devices, B], examples [devices, B, ...]) to results
-    [devices, B, ...]; the example of index i gets the key fold_in(key, i). With several processes
-    each passes the rows of its own devices, and has the results of all.
+    The result maps (params, key, indices [devices, B], examples [devices, B, ...]) to results
+    [devices, B, ...]; the example of index i gets the key fold_in(key, i). With several processes,
+    each passes the rows of its own devices and gets the results of all.
 
     Args:
-        function: of one example.
-        mesh: of devices.
-        microbatch_size: examples of which a device computes the results at once, one such part
-            after another: then neither B, a multiple of it, nor the number of devices changes a
-            bit of them. None: all.
+        function: function of one example.
+        mesh: the devices.
+        microbatch_size: number of examples that a device computes at once; B must be a multiple.
+            The results are then bit-for-bit the same for any B and number of devices. None: all.
     """
     several = mesh.is_multi_process
 
@@ -210,9 +210,10 @@ def _over_devices(
     out_axes: int | None,
     donate_argnums: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """The pmapped function; under `JAX_DISABLE_JIT` of one process a vmapped one.
+    """Map a function over the devices with pmap, or under `JAX_DISABLE_JIT` with vmap.
 
-    Without jit `pmap` compiles each operation anew whenever it comes to it; `vmap` does not.
+    Without jit, `pmap` recompiles each operation every time it runs; `vmap` does not. Several
+    processes always use pmap.
     """
     if _is_eager() and not mesh.is_multi_process:
         mapped = jax.vmap(function, in_axes=in_axes, axis_name=AXIS)
@@ -234,10 +235,10 @@ def _is_eager() -> bool:
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
-    """Refuse a global batch that the devices cannot share evenly.
+    """Check that the devices can share a global batch evenly.
 
     Raises:
-        ValueError: it names the nearest sizes that do.
+        ValueError: they cannot; the message names the nearest sizes that work.
 
     >>> check_divisible(100, 4)
     """

@@ -1,4 +1,4 @@
-"""The guard of a training step: a step that is not finite changes nothing but the counters."""
+"""Guard of a training step: a step with non-finite numbers changes only the counters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,17 +17,17 @@ def guard(
     old: TrainState,
     metrics: Metrics,
 ) -> tuple[TrainState, Metrics]:
-    """Return the updated state where all is finite, else the old one; count in either case.
+    """Return the updated state if all is finite, else the old one; the counters always advance.
 
     Args:
-        is_finite: [] whether loss, gradient and what the regularizer carries are finite.
-        update: the state before the step -> after it.
+        is_finite: [] whether loss, gradient and the regularizer's new state are finite.
+        update: the state before the step -> the state after it.
         old: the state before the step.
-        metrics: of the step; `skipped` and `skipped_in_row` are added.
+        metrics: metrics of the step, to which `skipped` and `skipped_in_row` are added.
     """
 
-    # A branch on CPUs: there a choice element by element makes XLA copy the old state first. On
-    # GPUs a branch would wait for the host, and the choice costs nothing.
+    # CPUs branch: an elementwise choice would make XLA copy the old state first. GPUs choose: a
+    # branch would wait for the host, and the choice costs nothing.
     def branch(is_finite: jax.Array, old: TrainState) -> TrainState:
         return jax.lax.cond(is_finite, update, lambda old: old, old)
 

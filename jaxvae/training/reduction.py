@@ -1,7 +1,8 @@
-"""The mean over the global batch in three forms: the whole batch, microbatches, ordered shards.
+"""Mean over the global batch in three forms: whole batch, microbatches, shards in a fixed order.
 
 Each is a function (function, *rows) -> (mean, kept). `function` maps rows [B', ...] to two pytrees:
-what is a mean over these rows, and what only a whole batch has (else None).
+means over these rows, and values that only a whole batch has, which are returned as `kept` (else
+None).
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxvae.cpu.row_product import is_explicit
 from jaxvae.regularizers import Regularizer, gathered
 
 Reduce = Callable[..., tuple[Any, Any]]
@@ -22,10 +24,10 @@ def make_reduction(
     regularizer: Regularizer | None,
     axis_name: str | None,
 ) -> Reduce:
-    """Choose the form of a training step: see `jaxvae.make_train_step` for the arguments.
+    """Choose the form of a training step; `jaxvae.make_train_step` documents the arguments.
 
     Raises:
-        ValueError: two forms at once, or one that does not keep the batch that a regularizer needs.
+        ValueError: two forms are given, or one that splits the batch that a regularizer needs.
     """
     parts = {"microbatch_size": microbatch_size, "virtual_shards": virtual_shards}
     given = [f"{name}={value}" for name, value in parts.items() if value is not None]
@@ -45,7 +47,7 @@ def make_reduction(
 def over_whole_batch(
     axis_name: str | None, function: Callable[..., Any], *rows: jax.Array
 ) -> tuple[Any, Any]:
-    """All rows of a device at once, then the mean over the devices."""
+    """Compute all rows of a device at once, then take the mean over the devices."""
     mean, kept = function(*rows)
     return _over_devices(mean, axis_name), kept
 
@@ -53,11 +55,12 @@ def over_whole_batch(
 def over_microbatches(
     size: int, axis_name: str | None, function: Callable[..., Any], *rows: jax.Array
 ) -> tuple[Any, None]:
-    """The rows of a device `size` at a time, then the mean over the devices.
+    """Compute the rows of a device `size` at a time, then take the mean over the devices.
 
     Raises:
         ValueError: `size` does not divide the rows of a device.
     """
+    _check_not_explicit("microbatch_size", rows[0])
     num_rows = len(rows[0])
     if size < 1 or num_rows % size:
         raise ValueError(
@@ -78,14 +81,16 @@ def over_microbatches(
 def over_shards(
     num_shards: int, axis_name: str | None, function: Callable[..., Any], *rows: jax.Array
 ) -> tuple[Any, None]:
-    """The rows of all devices shard by shard, added from the first shard to the last.
+    """Compute the rows of all devices shard by shard, and add from the first shard to the last.
 
-    Bit for bit the same on every number of devices: a shard's rows are the same, so is the
-    program that takes them, and the sum has one order.
+    The result is bit-for-bit the same on every number of devices, since the shards, the program
+    that computes one, and the order of the sum are the same.
 
     Raises:
-        ValueError: num_shards is no multiple of the devices, or does not divide the batch.
+        ValueError: num_shards is not a multiple of the number of devices, or does not divide the
+            batch.
     """
+    _check_not_explicit("virtual_shards", rows[0])
     num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     count, rest = divmod(num_shards, num_devices)
     num_rows = len(rows[0])
@@ -103,6 +108,16 @@ def over_shards(
     add = lambda total, one: (jax.tree.map(jnp.add, total, one), None)
     total, _ = jax.lax.scan(add, _zeros_of(of_block, 0), gathered(results, axis_name))
     return jax.tree.map(lambda leaf: leaf / num_shards, total), None
+
+
+def _check_not_explicit(option: str, rows: jax.Array) -> None:
+    """Reject rows sharded over Explicit mesh axes, which jax cannot split into parts."""
+    if is_explicit(rows):
+        raise ValueError(
+            f"{option} splits the rows of a device; this batch is sharded over Explicit axes of "
+            "a mesh. Use axes of type jax.sharding.AxisType.Auto, jax.pmap (make_chunk_step), or "
+            "the whole batch."
+        )
 
 
 def _over_devices(tree: Any, axis_name: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""State of a training run: its initialization, and its conversion to items of a checkpoint."""
 
 from typing import Any, NamedTuple
 
@@ -12,22 +12,22 @@ from jaxvae.models.vae import VAE, Params
 from jaxvae.regularizers import Regularizer, no_state
 
 REGULARIZER_KEY = 2**31
-"""Folded into the key of `init_state`, so that the VAE starts alike with a regularizer or not."""
+"""Folded into the key of `init_state`, so that a regularizer does not change the VAE's start."""
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step; no key is among it.
+    """State of a run between steps; it contains no random key.
 
     Attributes:
         step: [] int32, steps done, skipped ones included.
-        params: of the VAE.
-        opt_state: of the optax optimizer.
-        average: running average of params, or None where it is off.
+        params: parameters of the VAE.
+        opt_state: state of the optax optimizer.
+        average: running average of params, or None without averaging.
         squared_error: [] running mean over the training batches of the squared error per
-            dimension, which an optimal sigma^2 is read from; 0 for every other likelihood.
+            dimension, which is the optimal sigma^2; 0 for every other likelihood.
         skipped: [] int32, steps skipped because a number was not finite.
-        skipped_in_row: [] int32, how many of them the last steps were.
-        regularizer: what the regularizer carries along; () where it is nothing.
+        skipped_in_row: [] int32, number of skipped steps since the last one that was not.
+        regularizer: state of the regularizer; () if it has none.
 
     >>> TrainState._fields[:3]
     ('step', 'params', 'opt_state')
@@ -43,7 +43,7 @@ class TrainState(NamedTuple):
     regularizer: Any = ()
 
     def evaluation_params(self) -> Params:
-        """The parameters to evaluate with: the average where there is one."""
+        """Parameters to evaluate with: the average if there is one, else params."""
         return self.params if self.average is None else self.average
 
 
@@ -55,19 +55,20 @@ def init_state(
     averaging: bool = False,
     regularizer: Regularizer | None = None,
 ) -> TrainState:
-    """The state before the first step.
+    """Make the state before the first step.
 
-    The optimizer has no state of integer and boolean arrays, which training carries along.
+    Integer and boolean arrays stay as they are, and the optimizer has no state for them.
 
     Args:
-        vae: the model; with other leaves than arrays, or narrow floats, `jaxvae.trainable(vae)`.
+        vae: the model; wrap it with `jaxvae.trainable` if its parameters have leaves that are not
+            arrays, or floats narrower than float32.
         optimizer: any optax transformation.
-        key: consumed by `vae.init`, and folded by `regularizer.init`.
+        key: consumed by `vae.init`, and folded for `regularizer.init`.
         averaging: whether to keep a running average of the parameters.
-        regularizer: the one that the step has.
+        regularizer: the regularizer of the training step.
 
     Raises:
-        TypeError: a parameter that needs `jaxvae.trainable`; it names the leaf.
+        TypeError: a parameter needs `jaxvae.trainable`; the message names the leaf.
 
     >>> from jaxvae import mlp_vae
     >>> vae = mlp_vae(data_shape=(8,), latent_dim=2, hidden=())
@@ -92,20 +93,20 @@ def init_state(
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
-    """A state as the items of a checkpoint: params and average, which evaluation needs, apart."""
+    """Split a state into items of a checkpoint: params, average, and the rest for training."""
     items = {"params": state.params, "training": state._replace(params=None, average=None)}
     return items if state.average is None else items | {"average": state.average}
 
 
 def from_items(items: dict[str, Any]) -> TrainState:
-    """The state of such items."""
+    """Rebuild the state from the items that `to_items` returned."""
     return items["training"]._replace(params=items["params"], average=items.get("average"))
 
 
 def check_state(
     state: TrainState, average_decay: float | None, regularizer: Regularizer | None
 ) -> None:
-    """Refuse a state that was not made for this step, at trace time."""
+    """Check, at trace time, that a state has the average and regularizer of this step."""
     if (state.average is None) != (average_decay is None):
         raise ValueError(
             "a state with an average needs a step with average_decay, and one without needs "
@@ -116,7 +117,7 @@ def check_state(
     expected: Any = jax.tree.structure(jax.eval_shape(init, jax.random.key(0)))
     if jax.tree.structure(state.regularizer) != expected:
         raise ValueError(
-            f"a state needs what the step's regularizer carries along, {expected}, got "
+            f"the state of the step's regularizer must have the structure {expected}, got "
             f"{jax.tree.structure(state.regularizer)}. Give init_state and make_train_step the "
             "same regularizer."
         )

@@ -21,12 +21,12 @@ from jaxvae.training.sigma import running_error, squared_error, with_optimal_sig
 from jaxvae.training.state import TrainState, check_state
 
 ACTIVE_VARIANCE = 0.01
-"""A latent is active when its posterior mean varies by more than this over the data."""
+"""Variance over the data of a latent's posterior mean above which the latent is active."""
 
 Objective = Callable[..., Bound]
-"""(key, x, *, encode, decode, prior) -> Bound: `jaxvae.elbo` and its kin."""
+"""(key, x, *, encode, decode, prior) -> Bound: `jaxvae.elbo` or another bound."""
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
-"""(key, one example as it is stored) -> x: scaling, binarization, dequantization."""
+"""(key, one stored example) -> x: scaling, binarization, dequantization."""
 
 
 def make_train_step(
@@ -42,45 +42,46 @@ def make_train_step(
     virtual_shards: int | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
-    """A pure function (state, keys [B], examples [B, ...]) -> (state, metrics).
+    """Make a pure training step (state, keys [B], examples [B, ...]) -> (state, metrics).
 
-    It maximises the mean of the objective over the batch, less the regularizer's penalty, and
-    over `axis_name` where one is bound: the local loss is differentiated first and the gradients
-    averaged then, so that every device takes the same step. A step whose loss or gradient is
-    not finite changes nothing but the counters. Each key is split into one for
-    `prepare`, one for the bound and one for the regularizer, which has that of the first row.
+    It maximises the mean of the objective over the batch, minus the regularizer's penalty. If
+    `axis_name` is given, each device differentiates its local loss, and the gradients are averaged
+    over that axis, so that every device takes the same step. A step whose loss or gradient is not
+    finite changes only the counters. Each key is split into one for `prepare`, one for the bound
+    and one for the regularizer, which uses that of the first row.
 
     Args:
         vae: the model.
-        optimizer: any optax transformation; clipping and micro-batches are optax's.
+        optimizer: any optax transformation; use optax for clipping and gradient accumulation.
         objective: `jaxvae.elbo`, or partial(jaxvae.iwae, num_samples=...), or your own.
-        schedules: keyword of the objective -> what it is at a step: {"beta": optax.linear_schedule(
-            0.0, 1.0, 1000)}, and likewise capacity, alpha, ...: any that may be traced.
+        schedules: keyword of the objective -> its schedule over steps: {"beta":
+            optax.linear_schedule(0.0, 1.0, 1000)}, and likewise capacity, alpha, ...: any keyword
+            that may be traced.
         regularizer: a penalty (`jaxvae.regularizers`) on the posteriors and the first draws of
-            the global batch, which every device gathers; what it carries is updated after them.
+            the global batch, which every device gathers; its state is updated after the penalty.
         prepare: (key, stored example) -> x.
-        average_decay: decay of the running average, below 1; None: no average. It starts as
+        average_decay: decay of the running average, below 1; None: no average. The decay is
             (1 + step) / (10 + step) while that is smaller.
-        microbatch_size: examples whose gradient is computed at once, one block after another; it
-            divides the batch. For batches whose intermediate values outgrow a cache or a memory.
-            None: the whole batch. A regularizer needs it whole.
-        virtual_shards: parts of the global batch whose gradients are added up in a fixed order,
-            whichever device computes them: then the step is the same bit for bit on every number
-            of devices that divides it, of one backend and one release of jax. Every device holds
-            that many gradients. In place of `microbatch_size`; not with a regularizer.
-        axis_name: of the mapped axis to average over; None: this batch is the whole one.
+        microbatch_size: number of examples whose gradient is computed at once; it must divide the
+            batch. Use it for batches whose intermediate values exceed a cache or the memory.
+            None: the whole batch, which a regularizer needs.
+        virtual_shards: number of parts of the global batch whose gradients are added in a fixed
+            order, on whichever device they are computed. The step is then bit-for-bit the same on
+            every number of devices that divides it, with one backend and one release of jax. Every
+            device holds that many gradients. Excludes `microbatch_size` and a regularizer.
+        axis_name: name of the mapped axis to average over; None: this batch is the global one.
 
-    The metrics are scalars, means over the global batch in nats: objective, elbo,
-    reconstruction, kl, gradient_norm; active_units where q has a mean in closed form; whatever has
-    a schedule; and the counts skipped and skipped_in_row after the step. With a regularizer
-    `objective` is what is maximised, the penalty taken off; `regularizer` is the penalty; and
-    `elbo` stays the ELBO.
+    The metrics are scalars, means over the global batch in nats: objective, elbo, reconstruction,
+    kl, gradient_norm; active_units if q has a mean in closed form; each scheduled keyword; and the
+    counts skipped and skipped_in_row after the step. With a regularizer, `objective` is the
+    maximised value, after subtracting the penalty; `regularizer` is the penalty; and `elbo` is
+    still the ELBO.
 
     Raises:
-        ValueError: microbatch_size or virtual_shards with a regularizer, or with each other; and
-            when first called, if the state has an average or a regularizer's state and the step
-            none, or the other way round, if the batch is empty, or if microbatch_size or
-            virtual_shards does not divide it.
+        ValueError: microbatch_size or virtual_shards is combined with a regularizer, or with each
+            other. At the first call: the state and the step differ in having an average or a
+            regularizer; the batch is empty; or microbatch_size or virtual_shards does not divide
+            it.
 
     >>> from jaxvae import init_state, mlp_vae
     >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.adam(1e-3)
@@ -149,7 +150,7 @@ def _check_batch(state: TrainState, examples: jax.Array) -> None:
 
 
 def _prepare(prepare: Prepare, keys: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The keys [B] of the bounds, and the examples [B, ...] that the model sees."""
+    """Keys [B] of the bounds, and the prepared examples [B, ...]."""
 
     def of_one(key: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_data, key_bound, _ = jax.random.split(key, 3)
@@ -162,7 +163,7 @@ def _prepare(prepare: Prepare, keys: jax.Array, stored: jax.Array) -> tuple[jax.
 def _keys_of_batch(
     keys: jax.Array, regularizer: Regularizer | None, axis_name: str | None
 ) -> tuple[Any, Any]:
-    """The keys of the penalty and of its update, the same on every device: of the first row."""
+    """Keys of the penalty and of its update, from the first row, so the same on every device."""
     if regularizer is None:
         return None, None
     _, _, key_batch = jax.random.split(keys[0], 3)
@@ -173,7 +174,7 @@ def _keys_of_batch(
 def _bounds(
     vae: VAE, objective: Objective, keys: jax.Array, xs: jax.Array, params: Params
 ) -> tuple[Bound, jax.Array | None, Any]:
-    """The bounds of a batch and the means of their posteriors, [B, ...], and the prior."""
+    """Bounds of a batch [B, ...], the means of their posteriors [B, ...] or None, and the prior."""
     encode, decode = partial(vae.encode, params), partial(vae.decode, params)
 
     def of_one(key: jax.Array, x: jax.Array) -> tuple[Bound, jax.Array | None]:
@@ -197,7 +198,7 @@ def _gradient(
     penalize: Callable[[Bound, Any], Any],
     params: Params,
 ) -> tuple[Params, tuple[Bound, jax.Array | None, Any]]:
-    """The gradient of penalty - mean(objective) by what is trained, and what it was made of."""
+    """Gradient of penalty - mean(objective), and (bounds, posterior means, penalty's result)."""
     trained, rest = partition(params, is_trained)
 
     def loss(trained: Params) -> tuple[jax.Array, tuple[Bound, jax.Array | None, Any]]:
@@ -217,19 +218,19 @@ def _penalize(
     bounds: Bound,
     prior: Any,
 ) -> tuple[jax.Array, Any, jax.Array] | None:
-    """The penalty, and the posteriors and first draws of the global batch; None: no penalty."""
+    """Penalty, posteriors and first draws of the global batch; None without a regularizer."""
     if regularizer is None:
         return None
     if bounds.posterior is None:
         raise ValueError(
-            "a regularizer needs the posteriors, and the objective's Bound has none. Let `encode` "
-            "return a pytree, and an objective of your own pass on `posterior`."
+            "a regularizer needs the posteriors, but the objective's Bound has none. Let `encode` "
+            "return a pytree, and let your own objective set `posterior` of its Bound."
         )
     if not getattr(bounds.posterior, "reparameterized", True):
         raise ValueError(
-            "a regularizer needs draws that carry a gradient, those of "
+            "a regularizer needs draws that carry a gradient, but those of "
             f"{type(bounds.posterior).__name__} do not. Use a reparameterized posterior, or train "
-            "without it."
+            "without a regularizer."
         )
     q, z = gathered((bounds.posterior, bounds.samples[:, 0]), axis_name)
     return regularizer.penalty(carried, key, q, z, prior), q, z
@@ -238,7 +239,7 @@ def _penalize(
 def _after_penalty(
     regularizer: Regularizer | None, carried: Any, key: Any, kept: Any, metrics: Metrics
 ) -> tuple[Any, Metrics]:
-    """What the regularizer carries to the next step, and its metrics."""
+    """New state of the regularizer, and its metrics."""
     if regularizer is None:
         return carried, {}
     penalty, *batch = kept
@@ -255,7 +256,7 @@ def _batch_means(bounds: Bound) -> Metrics:
 
 
 def _moments(means: jax.Array | None) -> tuple[jax.Array, ...]:
-    """Means over the batch of the posterior mean and of its square; () where it is unknown."""
+    """Means over the batch of the posterior mean and of its square; () if it is unknown."""
     return () if means is None else (means.mean(0), jnp.square(means).mean(0))
 
 
@@ -265,9 +266,9 @@ def active_units(first_moment: jax.Array, second_moment: jax.Array) -> jax.Array
         A_z = Var_x(E_q[z|x]) > 0.01
 
     Args:
-        first_moment: [Z] mean over the data of the posterior mean; [Z, C] of one-hot latents,
-            which are active when one of their entries is.
-        second_moment: of the same shape, mean over the data of its square.
+        first_moment: [Z] mean over the data of the posterior mean; [Z, C] for one-hot latents,
+            which are active if any of their entries is.
+        second_moment: mean over the data of its square, of the same shape.
 
     Ref: Burda, Grosse & Salakhutdinov 2016, section 5.2.
 
@@ -285,7 +286,7 @@ def _updated(
     gradients: Params,
     error: jax.Array,
 ) -> TrainState:
-    """The state after the optimizer's step, with the running optimum of sigma."""
+    """State after the optimizer's step, with the running optimum of sigma."""
     trained, rest = partition(with_optimal_sigma(vae, state.params, error), is_trained)
     # optax multiplies its integer counts with floats, which strict promotion rejects.
     with jax.named_scope("update"), jax.numpy_dtype_promotion("standard"):
@@ -298,7 +299,7 @@ def _updated(
 
 
 def _averaged(vae: VAE, state: TrainState, average_decay: float | None) -> TrainState:
-    """The state with its running average of the parameters moved on, if it has one."""
+    """State with an updated running average of the parameters, if it has one."""
     if average_decay is None:
         return state
     with jax.named_scope("average"):

@@ -1,14 +1,14 @@
-"""Makes flows.json, the float64 values that flows and their layers are held against.
+"""Make flows.json, the float64 reference values of flows and their layers.
 
-All of it in 50-digit decimals by the papers' own formulas, but for the log-normal, which is
-scipy's: the spline by section 3.1 of Durkan et al. 2019, its inverse by bisection, networks
-by loops over single weights, the masked ones by asking of each unit which entries it may see
-(Germain et al. 2015). Every input is a float32 number: a float32 test sees the same inputs.
+All values are computed in 50-digit decimals by the papers' formulas, except the log-normal, which
+is scipy's: the spline by section 3.1 of Durkan et al. 2019, its inverse by bisection, networks by
+loops over single weights, masked networks by the entries that each unit may see (Germain et al.
+2015). Every input is a float32 number, so that float32 tests have the same inputs.
 
-`terms` is the sum of the absolute values of what is added up on the way to a value, each times
-the derivative of the value by that sum: times a unit of rounding it is the error that is allowed.
+`terms` is the sum of the absolute values of all intermediate summands, each times the derivative of
+the value with respect to its sum: times a unit of rounding, it is the allowed error.
 
-Run: python tests/golden/make_flows.py
+Run: python -m tests.golden.make_flows
 """
 
 import json
@@ -30,7 +30,7 @@ def float32(values: Any) -> Any:
 
 
 def decimals(values: Any) -> Any:
-    """The same lists of numbers, exactly."""
+    """Convert nested lists of numbers exactly."""
     return [decimals(v) for v in values] if isinstance(values, list) else Decimal(values)
 
 
@@ -66,7 +66,7 @@ def slopes(raw: Numbers) -> Numbers:
 
 
 def spline_forward(raw: Numbers, x: Decimal) -> tuple[Decimal, Decimal, Decimal, Decimal]:
-    """y, log dy/dx and the terms of both."""
+    """Return y, log dy/dx and the terms of both."""
     if abs(x) >= BOUND:
         return x, Decimal(0), abs(x), Decimal(0)
     xs, ys, d = knots(raw[:NUM_BINS]), knots(raw[NUM_BINS : 2 * NUM_BINS]), slopes(raw[16:])
@@ -87,7 +87,7 @@ def spline_forward(raw: Numbers, x: Decimal) -> tuple[Decimal, Decimal, Decimal,
 
 
 def spline_inverse(raw: Numbers, y: Decimal) -> Decimal:
-    """By bisection: spline_forward is increasing."""
+    """Invert the spline by bisection: spline_forward is increasing."""
     low, high = -BOUND, BOUND
     if abs(y) >= BOUND:
         return y
@@ -116,7 +116,7 @@ def spline_case(name: str, raw: Any, xs: Any) -> Case:
         "terms": terms,
         "terms_log": terms_log,
         "inverse": floats(back),
-        # An error in y moves x by dx/dy of it, and the log slope by what that x does.
+        # An error in y changes x by dx/dy times it, and that change of x changes the log slope.
         "terms_inverse": [float(BOUND + row[2] / row[1].exp()) for row in at_back],
         "log_slope_inverse": [-float(row[1]) for row in at_back],
         "terms_log_inverse": [float(row[3] * (1 + 1 / row[1].exp())) for row in at_back],
@@ -137,7 +137,7 @@ def spline_cases(rng: np.random.Generator) -> list[Case]:
 
 
 def network(layers: list[Any], inputs: Numbers, context: Numbers, sees: Any) -> tuple[Any, Any]:
-    """Outputs and their terms; `sees(layer, i, unit)` says which weights there are."""
+    """Return outputs and their terms; `sees(layer, i, unit)`: whether that weight exists."""
     values, errors = inputs, [Decimal(0)] * len(inputs)
     for index, layer in enumerate(layers):
         totals, terms = [], []
@@ -176,13 +176,13 @@ def exact_layers(layers: list[Any]) -> list[Any]:
 
 
 def autoregressive_case(rng: np.random.Generator, dim: int, hidden: Any, context_dim: int) -> Case:
-    """Kingma et al. 2016, algorithm 1, one step: z = sigma * z + (1 - sigma) * m."""
+    """One step of algorithm 1 of Kingma et al. 2016: z = sigma * z + (1 - sigma) * m."""
     sizes = (dim, *hidden, 2 * dim)
     layers, z = random_layers(rng, sizes, context_dim), float32(rng.normal(size=dim))
     context = float32(rng.normal(size=context_dim))
 
     def entries_seen(index: int, unit: int) -> int:
-        """How many entries of z, from the first, reach a unit; index 0: the inputs themselves."""
+        """Number of leading entries of z that reach a unit; index 0: the inputs themselves."""
         if index == 0:
             return unit + 1
         return unit % dim if index == len(sizes) - 1 else unit * dim // sizes[index]
@@ -206,7 +206,7 @@ def autoregressive_case(rng: np.random.Generator, dim: int, hidden: Any, context
 def coupling_case(
     rng: np.random.Generator, kind: str, dim: int, hidden: Any, context_dim: int
 ) -> Case:
-    """Dinh et al. 2017; with splines, Durkan et al. 2019, section 3.2."""
+    """Coupling layer of Dinh et al. 2017; with splines, of Durkan et al. 2019, section 3.2."""
     kept, per_entry = dim // 2, {"affine": 2, "spline": 3 * NUM_BINS - 1}[kind]
     sizes = (kept, *hidden, (dim - kept) * per_entry)
     layers, z = random_layers(rng, sizes, context_dim), float32(rng.normal(size=dim))
@@ -236,11 +236,11 @@ def coupling_case(
 
 
 def log_normal_case(name: str, loc: Any, log_scale: Any, x: Any) -> Case:
-    """exp(z) with z from N(loc, exp(log_scale)^2), by scipy."""
+    """Density of exp(z) with z from N(loc, exp(log_scale)^2), by scipy."""
     loc, log_scale, x = float32(loc), float32(log_scale), float32(x)
     scale = np.exp(log_scale)
     log_prob = scipy.stats.lognorm.logpdf(x, scale, scale=np.exp(loc)).sum()
-    # The logarithm of x is held to eps |log x|, which moves the square by eps times its slope.
+    # log x has an error of eps |log x|, which changes the square by its slope times that.
     log_x, eps = np.log(x), (np.log(x) - loc) / scale
     terms = 0.5 * eps**2 + np.abs(log_scale) + 0.5 * np.log(2 * np.pi) + np.abs(log_x)
     terms += np.abs(eps) * (np.abs(log_x) + np.abs(loc)) / scale

@@ -1,13 +1,13 @@
-"""Makes golden.json, the float64 values that densities and divergences are held against.
+"""Make golden.json, the float64 reference values of densities and divergences.
 
 Densities come from scipy. Divergences come from the textbook formula, with inverses and
 determinants in exact fractions and 60-digit logarithms, so that nothing here shares a method
-with jaxvae. Every input is a float32 number: a float32 test sees the same inputs.
+with jaxvae. Every input is a float32 number, so that float32 tests have the same inputs.
 
-`terms` is the sum of the absolute values of all that is added up on the way to a value: times a
-unit of rounding, it is the error that any order of the same sums may make.
+`terms` is the sum of the absolute values of all intermediate summands: times a unit of rounding, it
+bounds the error of any order of summation.
 
-Run: python tests/golden/make_golden.py
+Run: python -m tests.golden.make_golden
 """
 
 import json
@@ -26,7 +26,7 @@ Case = dict[str, Any]
 
 
 def float32(values: Any) -> np.ndarray:
-    """`values` rounded to float32, held as float64."""
+    """Round `values` to float32, stored as float64."""
     return np.asarray(values, np.float32).astype(np.float64)
 
 
@@ -35,8 +35,11 @@ def case(name: str, **entries: Any) -> Case:
 
 
 def solve_by_absolute_values(tril: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Forward substitution with every term made positive: M(L)^-1 |right|, which times a unit of
-    rounding bounds the real one's error (Higham, Accuracy and Stability, 2002, chapter 8)."""
+    """Forward substitution with every term made positive: M(L)^-1 |right|.
+
+    Times a unit of rounding it bounds the error of the signed one (Higham, Accuracy and Stability,
+    2002, chapter 8).
+    """
     comparison = np.diag(np.abs(np.diag(tril))) - np.abs(np.tril(tril, -1))
     return scipy.linalg.solve_triangular(comparison, np.abs(right), lower=True)
 
@@ -81,7 +84,7 @@ def full_gaussian_case(rng: np.random.Generator, dim: int) -> Case:
 def bernoulli_case(name: str, x: Any, logits: Any) -> Case:
     x, logits = float32(x), float32(logits)
     log_prob = np.where(x == 1, scipy.special.log_expit(logits), scipy.special.log_expit(-logits))
-    if np.abs(logits).max() < 4:  # further out scipy's Bernoulli, by probabilities, loses digits
+    if np.abs(logits).max() < 4:  # beyond, scipy's Bernoulli of probabilities loses digits
         by_probability = scipy.stats.bernoulli.logpmf(x, scipy.special.expit(logits))
         np.testing.assert_allclose(by_probability, log_prob, rtol=1e-14)
     terms = np.sum(np.abs(x * logits) + np.logaddexp(0, logits))
@@ -103,7 +106,7 @@ Matrix = list[list[Fraction]]
 
 
 def determinant_and_inverse(matrix: Matrix) -> tuple[Fraction, Matrix]:
-    """By Gauss-Jordan elimination in exact fractions, for a positive definite matrix."""
+    """Gauss-Jordan elimination in exact fractions, for a positive definite matrix."""
     dim = len(matrix)
     rows = [row + [Fraction(int(i == j)) for j in range(dim)] for i, row in enumerate(matrix)]
     determinant = Fraction(1)
@@ -117,7 +120,7 @@ def determinant_and_inverse(matrix: Matrix) -> tuple[Fraction, Matrix]:
 
 
 def covariance(gaussian: Case) -> Matrix:
-    """Sigma = L L^T, or diag(exp(2 log_scale)): exact, or to 60 digits."""
+    """Sigma: L L^T, exact, or diag(exp(2 log_scale)), to 60 digits."""
     dim = len(gaussian["loc"])
     if "scale_tril" in gaussian:
         tril = [[Fraction(entry) for entry in row] for row in gaussian["scale_tril"]]
@@ -128,7 +131,7 @@ def covariance(gaussian: Case) -> Matrix:
 
 
 def exact_kl(q: Case, p: Case) -> float:
-    """1/2 (tr(P^-1 Q) + (m_p - m_q)^T P^-1 (m_p - m_q) - k + log(det P / det Q))."""
+    """KL: 1/2 (tr(P^-1 Q) + (m_p - m_q)^T P^-1 (m_p - m_q) - k + log(det P / det Q))."""
     with localcontext(prec=60):
         cov_q, cov_p = covariance(q), covariance(p)
         indices = range(len(cov_q))
@@ -194,7 +197,7 @@ def kl_cases(rng: np.random.Generator) -> list[Case]:
 
 
 def nearly_equal_cases(rng: np.random.Generator) -> list[Case]:
-    """Pairs that differ by about 1e-4 in everything."""
+    """Pairs of Gaussians whose parameters all differ by about 1e-4."""
     cases = []
     for seed in range(4):
         loc, log_scale, tril = rng.normal(size=3), rng.normal(size=3), random_tril(rng, 3)

@@ -1,14 +1,14 @@
-"""Makes latents.json, the float64 values that distributions over latents are held against.
+"""Make latents.json, the float64 reference values of distributions over latents.
 
-Gaussians of low rank: the textbook formulas with the covariance's inverse and determinant in exact
-fractions. Von Mises-Fisher: the power series of the Bessel function in 60 digits, with scipy's
-beside it. The rest: the textbook formula in 60 digits, or scipy. Every input is a float32 number;
+Gaussians of low rank: the textbook formulas, with the covariance's inverse and determinant in exact
+fractions. Von Mises-Fisher: the power series of the Bessel function in 60 digits, compared with
+scipy's. The rest: the textbook formula in 60 digits, or scipy. Every input is a float32 number;
 unit vectors have coordinates that are powers of two, so that their products are exact.
 
-`terms` is the sum of the absolute values of all that is added up on the way to a value: times a
-unit of rounding, it is the error that any order of the same sums may make.
+`terms` is the sum of the absolute values of all intermediate summands: times a unit of rounding, it
+bounds the error of any order of summation.
 
-Run: PYTHONPATH=tests python -m golden.make_latents
+Run: python -m tests.golden.make_latents
 """
 
 import json
@@ -59,7 +59,7 @@ def decimal(fraction: Fraction) -> Decimal:
 
 
 def square(inverse: Matrix, x: np.ndarray, loc: np.ndarray) -> Fraction:
-    """(x - loc)^T inverse (x - loc), exact."""
+    """Exact quadratic form (x - loc)^T inverse (x - loc)."""
     shift = [Fraction(float(a)) - Fraction(float(b)) for a, b in zip(x, loc, strict=True)]
     pairs = np.ndindex(len(shift), len(shift))
     return sum((shift[i] * inverse[i][j] * shift[j] for i, j in pairs), Fraction(0))
@@ -126,7 +126,7 @@ def kl_cases(rng: np.random.Generator) -> list[Case]:
 
 
 def series(dim: int, k: Decimal) -> tuple[Decimal, Decimal]:
-    """log E exp(k (cos - 1)) over the sphere in Z = dim, and its slope.
+    """log E exp(k (cos - 1)) over the sphere in Z = dim dimensions, and its derivative by k.
 
     E exp(k cos) = sum_j (k^2 / 4)^j / (j! (Z/2)_j) = Gamma(v + 1) (2 / k)^v I_v(k).
     """
@@ -168,7 +168,7 @@ def sphere_case(dim: int, log_concentration: float, cosine: int) -> Case:
 
 
 def sphere_cases() -> list[Case]:
-    """Cosines 1, 0 and -1 to loc, k from 1e-3 to 1e5."""
+    """Cases with cosines 1, 0 and -1 to loc, and k from 1e-3 to 1e5."""
     log_concentrations = [log(k) for k in (1e-3, 0.3, 1, 7, 60, 1e3)]
     cases = [
         sphere_case(dim, log_concentration, 1 - i % 3)
@@ -182,7 +182,7 @@ def one_hot_case(name: str, states: list[int], logits: Any, other: Any) -> Case:
     logits, other = float32(logits), float32(other)
     log_q, log_p = (scipy.special.log_softmax(side, axis=1) for side in (logits, other))
     kl = scipy.special.rel_entr(np.exp(log_q), np.exp(log_p)).sum(1)
-    if not np.isfinite(kl).all():  # a probability that rounds to 0: by its logarithm
+    if not np.isfinite(kl).all():  # a probability rounds to 0: use its logarithm
         kl = np.sum(np.exp(log_q) * (log_q - log_p), 1)
     sizes = [np.abs(side) + scipy.special.logsumexp(np.abs(side)) for side in (logits, other)]
     return case(
@@ -206,7 +206,7 @@ def one_hot_cases(rng: np.random.Generator) -> list[Case]:
 
 
 def relaxed_case(name: str, x: Any, logits: Any, temperature: float) -> Case:
-    """(C-1)! t^(C-1) prod_c a_c x_c^(-t-1) / (sum_c a_c x_c^(-t))^C for each row."""
+    """Density (C-1)! t^(C-1) prod_c a_c x_c^(-t-1) / (sum_c a_c x_c^(-t))^C of each row."""
     x, logits, temperature = float32(x), float32(logits), float(np.float32(temperature))
     total, terms, num_classes = Decimal(0), Decimal(0), x.shape[1]
     with localcontext(prec=60):

@@ -1,16 +1,16 @@
-"""Makes observations.json, the float64 values that families of observations are held against.
+"""Make observations.json, the float64 reference values of families of observations.
 
-Log masses and densities are the textbook formulas in 90-digit decimals, which loses nothing to
-cancellation, so that nothing here shares a method with jaxvae; scipy agrees where it has the
-family. Gradients are central differences of those, good to some 35 digits. Every input is a
-float32 number: a float32 test sees the same inputs.
+Log masses and densities are the textbook formulas in 90-digit decimals, which lose nothing to
+cancellation, so that nothing here shares a method with jaxvae; they are compared with scipy where
+it has the family. Gradients are central differences, accurate to about 35 digits. Every input is a
+float32 number, so that float32 tests have the same inputs.
 
-For each entry `terms` is the sum of the absolute values of all that is added up on the way to
-its value, with what one rounding of the parameters' exponentials and logarithms moves it by:
-times a unit of rounding, it is the error that a right formula may make. `gradient_terms` is the
-same for the gradient, parameter by parameter.
+For each entry, `terms` is the sum of the absolute values of all intermediate summands, plus the
+change of the value by one rounding of the parameters' exponentials and logarithms: times a unit of
+rounding, it is the largest error of a correct formula. `gradient_terms` is the same for the
+gradient, parameter by parameter.
 
-Run: python tests/golden/make_observations.py
+Run: python -m tests.golden.make_observations
 """
 
 import json
@@ -34,12 +34,12 @@ LogProb = Callable[..., Decimal]
 
 
 def float32(values: Any) -> np.ndarray:
-    """`values` rounded to float32, held as float64."""
+    """Round `values` to float32, stored as float64."""
     return np.asarray(values, np.float32).astype(np.float64)
 
 
 def significant(values: Any) -> Any:
-    """To three digits: enough for a tolerance."""
+    """Round to three digits, which is enough for a tolerance."""
     return [float(f"{v:.3g}") for v in values] if np.ndim(values) else float(f"{values:.3g}")
 
 
@@ -60,7 +60,7 @@ PI = Decimal(
 
 
 def log_gamma(x: Decimal) -> Decimal:
-    """By Stirling's series beyond 60, and the recurrence that leads there."""
+    """log Gamma(x), by Stirling's series beyond 60 and the recurrence below."""
     product_below = Decimal(1)
     while x < 60:
         product_below *= x
@@ -84,7 +84,7 @@ def sigmoid(x: Decimal) -> Decimal:
 
 
 def logistic_mass(x: Decimal, loc: Decimal, log_scale: Decimal) -> Decimal:
-    """A difference of sigmoids, on the side of the curve where both are small."""
+    """Difference of two sigmoids, taken on the side where both are small."""
     scale, half = log_scale.exp(), Decimal("0.5")
     above, below = (x + half - loc) / scale, (x - half - loc) / scale
     if x == 0:
@@ -99,7 +99,7 @@ def discretized_logistic(x: Decimal, loc: Decimal, log_scale: Decimal) -> Decima
 
 
 def logistic_mixture(x: Decimal, *parameters: Decimal) -> Decimal:
-    """Of M logits, M locs and M log scales."""
+    """Log mass of a mixture with M logits, M locs and M log scales."""
     m = len(parameters) // 3
     weights = [logit.exp() for logit in parameters[:m]]
     masses = [
@@ -128,7 +128,7 @@ def zero_inflated(x: Decimal, log_mean: Decimal, log_disp: Decimal, zero: Decima
 
 
 def value_and_gradient(log_prob: LogProb, x: float, parameters: list[float]) -> Any:
-    """log p(x) and its gradient, each by decimals, as floats."""
+    """Compute log p(x) and its gradient in decimals; return them as floats."""
     with localcontext(Context(prec=90, Emax=MAX_EMAX, Emin=MIN_EMIN)):
         exact, point = Decimal(x), [Decimal(p) for p in parameters]
         slopes = []
@@ -139,7 +139,7 @@ def value_and_gradient(log_prob: LogProb, x: float, parameters: list[float]) -> 
         return float(log_prob(exact, *point)), slopes
 
 
-# What is added up on the way
+# Absolute terms: tolerances of the value and of each parameter's gradient
 
 
 def continuous_bernoulli_terms(x: float, logits: float) -> Any:
@@ -152,7 +152,7 @@ def laplace_terms(x: float, loc: float, log_scale: float) -> Any:
 
 
 def logistic_terms(x: float, loc: float, log_scale: float) -> Any:
-    """Of the three logarithms, two sigmoids and the bin's width; ends take fewer."""
+    """Terms of three logarithms, two sigmoids and the bin's width; end bins have fewer."""
     t = np.exp(-log_scale)
     a, b = (x + 0.5 - loc) * t, (x - 0.5 - loc) * t
     below, above = float(x < NUM_VALUES - 1), float(x > 0)
@@ -170,7 +170,7 @@ def logistic_terms(x: float, loc: float, log_scale: float) -> Any:
 
 
 def mixture_terms(x: float, *parameters: float) -> Any:
-    """Of each component as much as its share; a share's own error moves its gradient."""
+    """Terms of the components, weighted by their shares; errors of shares change the gradient."""
     logits, locs, log_scales = np.split(np.asarray(parameters), 3)
     log_weights = logits - logsumexp(logits)
     pairs = list(zip(locs, log_scales, strict=True))
@@ -196,7 +196,7 @@ def categorical_terms(x: float, *logits: float) -> Any:
 
 
 def excess_terms(x: float) -> float:
-    """Of log x! - (x log x - x): Stirling's rest where x is large, else the difference."""
+    """Terms of log x! - (x log x - x): Stirling's remainder for large x, else the difference."""
     if x > 10:
         return 0.5 * np.log(2 * np.pi * x) + 0.1
     return abs(gammaln(x + 1)) + abs(x * np.log(x)) + x
@@ -253,7 +253,7 @@ def zero_inflated_terms(x: float, log_mean: float, log_disp: float, zero: float)
 def family(
     log_prob: LogProb, terms: Callable[..., Any], names: tuple[str, ...], entries: list[Any]
 ) -> Values:
-    """Columns over entries (x, parameter, ...), each parameter a number or a list."""
+    """Make columns from entries (x, parameter, ...); each parameter is a number or a list."""
     columns: Values = {name: [] for name in ("x", *names, "log_prob", "terms")}
     columns |= {"gradient": {name: [] for name in names}}
     columns |= {"gradient_terms": {name: [] for name in names}}
@@ -276,7 +276,7 @@ def family(
 
 
 def agrees(columns: Values, where: Any, expected: Any) -> None:
-    """scipy, on the entries where it keeps its digits."""
+    """Assert agreement with scipy on the entries where scipy is accurate."""
     found = np.asarray(columns["log_prob"])[where]
     np.testing.assert_allclose(found, np.asarray(expected)[where], rtol=1e-9, atol=1e-9)
 
@@ -288,7 +288,7 @@ def make_continuous_bernoulli() -> Values:
     names = ("logits",)
     columns = family(continuous_bernoulli, continuous_bernoulli_terms, names, entries)
     x, logits = np.asarray(columns["x"]), np.asarray(columns["logits"])
-    # exp(l x) on [0, 1] is an exponential cut off at 1, turned round where l > 0.
+    # exp(l x) on [0, 1] is an exponential truncated at 1, mirrored if l > 0.
     scale = 1 / np.where(logits == 0, 1.0, np.abs(logits))
     distance = np.where(logits > 0, 1 - x, x)
     expected = scipy.stats.truncexpon.logpdf(distance, 1 / scale, scale=scale)
@@ -310,7 +310,7 @@ def make_laplace() -> Values:
 
 
 def logistic_mean(loc: float, log_scale: float) -> Any:
-    """Sum of v P(v), and of what rounding may move in it."""
+    """Mean sum_v v P(v), and its terms."""
     with localcontext(Context(prec=90, Emax=MAX_EMAX, Emin=MIN_EMIN)):
         point = Decimal(loc), Decimal(log_scale)
         mean = float(sum(v * logistic_mass(Decimal(v), *point) for v in range(NUM_VALUES)))
@@ -323,7 +323,7 @@ def make_discretized_logistic() -> Values:
     loc, log_scale = rng.uniform(-5, 260, 24), rng.uniform(-3, 5, 24)
     near = np.clip(np.round(loc + np.exp(log_scale) * rng.logistic(size=24)), 0, 255)
     entries = list(zip(near, loc, log_scale, strict=True))
-    # On a bin, on an edge, far below and far above.
+    # loc far below, on a bin, on an edge, and far above.
     corners = product((0, 1, 128, 255), (-100, 128, 128.5, 300), (-20, -3, 0, 20))
     names = ("loc", "log_scale")
     columns = family(discretized_logistic, logistic_terms, names, entries + list(corners))
@@ -368,7 +368,7 @@ def make_categorical() -> Values:
 
 
 def counts_near_their_means() -> list[tuple[int, float]]:
-    """x and log of a mean that x is one or two standard deviations from."""
+    """Pairs of x and the log of a mean 0, 1 or 2 standard deviations from x."""
     return [
         (x, np.log(x + shift * np.sqrt(x)))
         for x in (3, 9, 10, 11, 100, 10_000, 1_000_000)

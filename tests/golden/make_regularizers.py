@@ -1,13 +1,13 @@
-"""Makes regularizers.json, the float64 values that regularizers are held against.
+"""Make regularizers.json, the float64 reference values of regularizers.
 
-Densities come from scipy and are added up example by example, covariances and kernels from
-scikit-learn, so that nothing here shares a method with jaxvae. Every input is a float32 number:
-a float32 test sees the same inputs.
+Densities come from scipy and are summed example by example; covariances and kernels come from
+scikit-learn, so that nothing here shares a method with jaxvae. Every input is a float32 number, so
+that float32 tests have the same inputs.
 
-`terms` is the sum of the absolute values of all that is added up on the way to a value: times a
-unit of rounding, it is the error that any order of the same sums may make.
+`terms` is the sum of the absolute values of all intermediate summands: times a unit of rounding, it
+bounds the error of any order of summation.
 
-Run: python tests/golden/make_regularizers.py
+Run: python -m tests.golden.make_regularizers
 """
 
 import json
@@ -27,7 +27,7 @@ Case = dict[str, Any]
 
 
 def float32(values: Any) -> np.ndarray:
-    """`values` rounded to float32, held as float64."""
+    """Round `values` to float32, stored as float64."""
     return np.asarray(values, np.float32).astype(np.float64)
 
 
@@ -36,7 +36,7 @@ def case(name: str, **entries: Any) -> Case:
 
 
 def importance(estimator: str, batch_size: int, num_data: int) -> np.ndarray:
-    """w_in, entry by entry; "exact" is that of a batch which is the whole data set."""
+    """Importance weights w_in, entry by entry; "exact": the batch is the whole data set."""
     weights = np.empty((batch_size, batch_size))
     for i in range(batch_size):
         for n in range(batch_size):
@@ -51,7 +51,7 @@ def importance(estimator: str, batch_size: int, num_data: int) -> np.ndarray:
 
 
 def log_mixture(log_probs: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """log sum_n w_n exp(log_probs_n), and the absolute terms of the components that matter."""
+    """log sum_n w_n exp(log_probs_n), and absolute terms, each component weighted by its share."""
     value = logsumexp(log_probs, b=weights)
     share = weights * np.exp(log_probs - value)
     return np.array([value, np.sum(share * (sizes + np.abs(np.log(weights))))])

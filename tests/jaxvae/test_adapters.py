@@ -1,4 +1,4 @@
-"""Other libraries' distributions behind `adapt`, and stand-ins with the same method names."""
+"""Distributions of other libraries in `adapt`, and stand-ins with the same method names."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ import scipy.stats
 from jaxvae import Gaussian, divergences, elbo, iwae, kl
 from jaxvae.adapters import Adapted, adapt
 from jaxvae.distributions import NoClosedForm, mean_of
+from jaxvae.divergences import kl_per_latent
 
 EPS = float(np.finfo(np.float32).eps)
 LOC, SCALE = np.array([0.3, -1.2, 2.0]), np.array([0.5, 2.0, 1.1])
@@ -147,7 +148,7 @@ def test_sample_and_log_prob_are_of_one_draw(make):
     ],
 )
 def test_a_flow_s_own_way_to_both_is_taken(like, method):
-    """As for one whose inverse is dear: log_prob is not called."""
+    """log_prob is not called, which is slow in a flow with an expensive inverse."""
     both = lambda self, *, seed: (seed, "its log_prob")
     flow = type("Flow", (like,), {method: both, "log_prob": lambda self, value: 1 / 0})
     assert adapt(flow(*parameters())).sample_and_log_prob("key") == ("key", "its log_prob")
@@ -189,11 +190,11 @@ def test_a_mean_without_a_formula_is_that_of_draws():
     ],
     ids=["normal", "gamma", "poisson", "mixture", "distrax normal", "tfp normal"],
 )
-def test_it_says_whether_draws_carry_gradients(inner, expected):
+def test_adapted_declares_whether_draws_carry_gradients(inner, expected):
     assert adapt(inner).reparameterized is expected
 
 
-def test_draws_of_integers_carry_none_and_what_tfp_says_counts():
+def test_integer_draws_carry_no_gradient_and_tfp_s_declaration_counts():
     counts = lambda self, *, seed: jax.random.poisson(seed, self.scale)
     integers = type("Counts", (DistraxLike,), {"sample": counts})
     says_not = type("Not", (TfpLike,), {"reparameterization_type": "NOT_REPARAMETERIZED"})
@@ -203,7 +204,7 @@ def test_draws_of_integers_carry_none_and_what_tfp_says_counts():
 
 @pytest.mark.parametrize("make", [DistraxLike, TfpLike])
 def test_bounds_take_it_for_encoder_decoder_and_prior(make):
-    """With the draws and the weights of Gaussian; the KL is that of the draws."""
+    """Draws and weights are those of Gaussian; the KL is sampled."""
     foreign = lambda loc, log_scale: adapt(make(loc, jnp.exp(log_scale)))
 
     def bound_of(gaussian, x):
@@ -227,6 +228,85 @@ def test_bounds_take_it_for_encoder_decoder_and_prior(make):
     np.testing.assert_allclose(theirs.elbo, expected_elbo, rtol=1e-12)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Normal:
+    """A normal of distrax and TFP: parameters by name, one density per entry."""
+
+    loc: jax.Array
+    scale: jax.Array
+
+    def sample(self, *, seed):
+        return self.loc + self.scale * jax.random.normal(seed, jnp.shape(self.loc))
+
+    def log_prob(self, value):
+        return jax.scipy.stats.norm.logpdf(value, self.loc, self.scale)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Independent:
+    """Their Independent, which holds the base as `distribution`; and a KL as a method."""
+
+    distribution: Normal
+
+    def sample(self, *, seed):
+        return self.distribution.sample(seed=seed)
+
+    def log_prob(self, value):
+        return self.distribution.log_prob(value).sum()
+
+    def kl_divergence(self, other):
+        raise NotImplementedError
+
+
+INDEPENDENT = {
+    "numpyro": lambda loc, scale: adapt(dist.Normal(loc, scale).to_event(1)),
+    "distrax, TFP": lambda loc, scale: adapt(Independent(Normal(loc, scale))),
+}
+
+
+@pytest.mark.parametrize("make", INDEPENDENT.values(), ids=INDEPENDENT)
+def test_kl_of_independent_normals_is_that_of_our_gaussians(make):
+    """On either side, per latent too, and so with free bits."""
+    loc, scale = jnp.asarray(LOC, jnp.float32), jnp.asarray(SCALE, jnp.float32)
+    ours, prior = Gaussian(loc, jnp.log(scale)), Gaussian.standard(3)
+    theirs, their_prior = make(loc, scale), make(jnp.zeros(3), 1.0)
+    exact = float(kl(ours, prior))
+    for q, p in ((theirs, prior), (ours, their_prior), (theirs, their_prior)):
+        np.testing.assert_allclose(kl(q, p), exact, rtol=1e-6)
+        np.testing.assert_allclose(kl_per_latent(q, p), kl_per_latent(ours, prior), rtol=1e-6)
+    bounds = [
+        elbo(jax.random.key(0), loc, encode=lambda x, q=q: q, decode=lambda z: ours, prior=p,
+             free_bits=0.5)
+        for q, p in ((ours, prior), (theirs, their_prior))
+    ]  # fmt: skip
+    np.testing.assert_allclose(bounds[1].kl, exact, rtol=1e-6)
+    np.testing.assert_allclose(
+        bounds[1].objective - bounds[1].elbo, bounds[0].objective - bounds[0].elbo, rtol=1e-5
+    )
+
+
+def test_kl_of_a_pair_that_its_library_knows_is_the_library_s():
+    q, p = dist.Gamma(jnp.array(2.0), 1.0), dist.Gamma(jnp.array(3.0), 2.0)
+    a, b, c, d = 2.0, 1.0, 3.0, 2.0  # KL(Gamma(a, b) || Gamma(c, d)), rates b and d
+    expected = (
+        (a - c) * scipy.special.digamma(a) - scipy.special.gammaln(a) + scipy.special.gammaln(c)
+        + c * np.log(b / d) + a * (d - b) / b
+    )  # fmt: skip
+    np.testing.assert_allclose(kl(adapt(q), adapt(p)), expected, rtol=1e-5)
+
+
+def test_kl_of_a_pair_without_a_formula_is_estimated():
+    q, p = adapt(dist.Logistic(0.0, 1.0)), adapt(dist.Cauchy(0.0, 1.0))
+    with pytest.raises(ValueError, match="Adapted against Adapted has no closed form"):
+        kl(q, p)
+    # Two that are no one event: theirs would be a KL per entry.
+    several = [adapt(dist.Gamma(jnp.full(3, a), 1.0)) for a in (2.0, 3.0)]
+    with pytest.raises(ValueError, match="has no closed form"):
+        kl(*several)
+
+
 def test_a_library_s_kl_can_be_entered_as_the_formula(monkeypatch):
     monkeypatch.setitem(
         divergences.CLOSED_FORMS,
@@ -243,7 +323,7 @@ def test_a_library_s_kl_can_be_entered_as_the_formula(monkeypatch):
 
 
 @normals
-def test_it_is_a_pytree_of_the_library_s_parameters(make):
+def test_adapted_is_a_pytree_of_the_library_s_parameters(make):
     q = adapt(make(*parameters()))
     leaves, structure = jax.tree.flatten(q)
     assert len(leaves) == 2
@@ -331,7 +411,7 @@ class BrokenMean(NoMean):
 @pytest.mark.parametrize(
     "wrong", [NoSample(), NoLogProb(), NoKey(), NeedsMore(), NeedsMoreThanSeed(), None]
 )
-def test_what_is_no_distribution_is_refused(wrong):
+def test_adapt_rejects_an_object_that_is_not_a_distribution(wrong):
     name = type(wrong).__name__
     with pytest.raises(
         TypeError,
@@ -341,13 +421,13 @@ def test_what_is_no_distribution_is_refused(wrong):
         adapt(wrong)
 
 
-def test_a_class_in_place_of_an_instance_is_refused():
+def test_a_class_in_place_of_an_instance_is_rejected():
     with pytest.raises(TypeError, match="Pass an instance with both"):
         adapt(dist.Normal)
 
 
 @pytest.mark.parametrize("inner", [NoMean(), NotImplementedMean()])
-def test_a_missing_mean_is_no_closed_form(inner):
+def test_a_missing_mean_raises_no_closed_form(inner):
     with pytest.raises(NoClosedForm, match=f"mean: the expectation of {type(inner).__name__} must"):
         adapt(inner).mean()
 
@@ -363,14 +443,14 @@ def refused_by(bound, q, decode):
 
 
 @pytest.mark.parametrize("bound", [elbo, iwae], ids=["elbo", "iwae"])
-def test_a_distribution_over_a_batch_of_events_is_refused_by_the_bounds(bound):
+def test_a_distribution_over_a_batch_of_events_is_rejected_by_the_bounds(bound):
     forgotten = adapt(dist.Normal(jnp.zeros(2), jnp.ones(2)))
     with pytest.raises(ValueError, match=r"decode\(z\)\.log_prob\(x\) must be a scalar.*to_event"):
         refused_by(bound, Gaussian.standard(2), lambda z: forgotten)
 
 
 @pytest.mark.parametrize("bound", [elbo, iwae], ids=["elbo", "iwae"])
-def test_a_posterior_whose_draws_carry_no_gradient_is_refused_by_the_bounds(bound):
+def test_a_posterior_whose_draws_carry_no_gradient_is_rejected_by_the_bounds(bound):
     rates = adapt(dist.Poisson(jnp.ones(2)).to_event(1))
     with pytest.raises(ValueError, match="draws of Adapted carry no gradient"):
         refused_by(bound, rates, lambda z: Gaussian(z.astype(float), jnp.zeros(2)))

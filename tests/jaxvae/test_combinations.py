@@ -1,6 +1,6 @@
-"""Every (objective, estimator, posterior, prior, likelihood): it learns, or is refused by a rule.
+"""Every (objective, estimator, posterior, prior, likelihood) learns, or is rejected by a rule.
 
-All of them, hours: python -m pytest tests/jaxvae/test_combinations.py -m exhaustive -n 0 -s
+To run all of them (hours): python -m pytest tests/jaxvae/test_combinations.py -m exhaustive -n 0 -s
 """
 
 import random
@@ -36,18 +36,18 @@ COMBINATIONS = list(product(OBJECTIVES, get_args(EstimatorName), POSTERIORS, PRI
 AXES = ("objective", "estimator", "posterior", "prior", "likelihood")
 RULES = {
     "score is noise where draws have a gradient": r"--estimator=score goes with --posterior",
-    "one importance sample has no weights": r"elbo: estimator 'dreg' is 'stl' for an ELBO",
+    "one importance sample has no weights": r"elbo: estimator 'dreg' reduces to 'stl' for the ELBO",
     "stl is biased for weighted draws": r"estimator 'stl' is biased for weighted draws",
     "piwae has no score": r"piwae: estimator '(score|vimco)' is not defined for two bounds",
     "discrete draws carry no gradient": r"draws of OneHotCategorical carry no gradient",
-    "prior of another space": r"prior=(mixture|flow) is a density over vectors",
+    "prior of another space": r"prior=(mixture|flow) needs Euclidean latents",
 }
-"""What refuses a combination, and how it says so."""
+"""Rule that rejects a combination -> its message."""
 FAST_TO_COMPILE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
-"""What is compiled runs for milliseconds."""
+"""Compiler options, since the programs run only for milliseconds."""
 STEPS = 20
 
 
@@ -105,7 +105,7 @@ def rule_that_refuses(message):
 
 
 def walk(combinations):
-    """How many learned, how many each rule refused; all others are failures."""
+    """Count the combinations that learned and those that each rule rejects; others fail."""
     counts, failures = Counter(), []
     for combination in combinations:
         try:
@@ -132,17 +132,17 @@ def every_value_once():
 
 
 @pytest.mark.slow
-def test_a_sample_of_combinations_learns_or_is_refused_by_a_rule():
+def test_a_sample_of_combinations_learns_or_is_rejected_by_a_rule():
     counts = walk(every_value_once())
     assert counts["learned"] >= 6
     assert counts.total() - counts["learned"] >= 4
 
 
 @pytest.mark.exhaustive
-def test_a_thousand_combinations_learn_or_are_refused_by_a_rule():
+def test_a_thousand_combinations_learn_or_are_rejected_by_a_rule():
     walk(random.Random(0).sample(COMBINATIONS, 1000))
 
 
 @pytest.mark.exhaustive
-def test_all_combinations_learn_or_are_refused_by_a_rule():
+def test_all_combinations_learn_or_are_rejected_by_a_rule():
     assert set(walk(COMBINATIONS)) == {*RULES, "learned"}

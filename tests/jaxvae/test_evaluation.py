@@ -1,4 +1,4 @@
-"""Numbers of a data set: right where log p(x) is known, and the same however they are computed."""
+"""Scores of a data set: exact where log p(x) is known, and independent of batches and devices."""
 
 import math
 from functools import cache, partial
@@ -90,7 +90,7 @@ def log_weights(num_samples):
 
 @pytest.mark.parametrize(("num_samples", "sample_chunk_size"), [(23, 10), (2_000, 50)])
 def test_log_likelihood_is_scipys_at_the_same_draws(num_samples, sample_chunk_size):
-    """To 1e-5, or 80 eps of float32, of terms that are of order ten."""
+    """The tolerance is 1e-5, or 80 eps of float32, for terms of order ten."""
     keys = KEYS if num_samples == 23 else KEYS[:1]
     actual = estimates(keys, XS[0], guess, num_samples, sample_chunk_size)
     assert (actual.shape, actual.dtype) == ((len(keys),), "float32")
@@ -99,7 +99,7 @@ def test_log_likelihood_is_scipys_at_the_same_draws(num_samples, sample_chunk_si
 
 
 def test_estimate_is_numpys():
-    """Also of float32 values whose mean is much larger than their spread."""
+    """This includes float32 values whose mean is much larger than their spread."""
     values = (1e4 + np.random.default_rng(0).normal(size=1_000)).astype(np.float32)
     result = estimate(values)
     exact = values.astype(np.float64)
@@ -129,7 +129,7 @@ def test_bits_per_dimension_of_a_known_number():
 
 
 def test_active_units_are_those_of_numpy():
-    """Of float32 means far from zero, whose squares would lose the variance."""
+    """The float32 means are far from zero, so that their squares would lose the variance."""
     deviations = np.array([0.0, 0.05, 0.099, 0.101, 0.5])
     noise = np.random.default_rng(0).normal(size=(5_000, 5))
     noise = (noise - noise.mean(0)) / noise.std(0)
@@ -143,14 +143,14 @@ def test_active_units_are_those_of_numpy():
 
 @pytest.mark.parametrize(("num_samples", "sample_chunk_size"), [(7, 10), (30, 7)])
 def test_draws_of_the_true_posterior_give_log_prob_exactly(num_samples, sample_chunk_size):
-    """Each weighs p(x), so that any number of them does."""
+    """Every weight is p(x), so that the mean of any number of them is."""
     keys = jax.random.split(jax.random.key(1), 20)
     actual = estimates(keys, XS[0], MODEL.posterior, num_samples, sample_chunk_size)
     np.testing.assert_allclose(actual, [MODEL.log_prob(XS[0])] * 20, rtol=0, atol=1e-4)
 
 
 def test_many_draws_come_close_to_log_prob():
-    """Within 4 standard errors, of the delta method: those of the mean weight, relative to it."""
+    """Within 4 standard errors by the delta method: the relative error of the mean weight."""
     weights = np.exp(log_weights(2_000) - MODEL.log_prob(XS[0]))
     standard_error = weights.std() / weights.mean() / np.sqrt(2_000)
     assert standard_error < 0.03
@@ -158,7 +158,7 @@ def test_many_draws_come_close_to_log_prob():
     assert abs(actual[0] - MODEL.log_prob(XS[0])) < 4 * standard_error
 
 
-def test_it_is_a_lower_bound_in_expectation_and_unbiased_before_the_logarithm():
+def test_log_likelihood_is_a_lower_bound_and_unbiased_before_the_logarithm():
     keys, log_prob = jax.random.split(jax.random.key(2), 2_000), float(MODEL.log_prob(XS[0]))
     means = []
     for num_samples in (1, 10):
@@ -172,7 +172,7 @@ def test_it_is_a_lower_bound_in_expectation_and_unbiased_before_the_logarithm():
 
 
 def test_the_chunk_size_changes_nothing():
-    """It need not divide the number of draws, and may be larger: to 8 eps of float32."""
+    """Equal to 8 eps; the size need not divide the number of draws, and may be larger."""
     one_by_one, some, all_at_once = (
         estimates(KEYS, XS[0], guess, 23, sample_chunk_size) for sample_chunk_size in (1, 10, 100)
     )
@@ -205,7 +205,7 @@ def test_scores_are_the_bounds_with_a_key_of_their_own():
     assert abs(scores.elbo - (scores.reconstruction - scores.kl)) <= rounding
 
 
-def test_what_is_not_asked_for_or_does_not_split_is_none():
+def test_scores_are_none_if_not_requested_or_not_a_sum_over_latents():
     score = make_score(vae(guess))
     scores = jax.eval_shape(score, {"shift": jnp.zeros(())}, jax.random.key(0), XS[0])
     assert scores.log_likelihood is None
@@ -218,7 +218,7 @@ def test_what_is_not_asked_for_or_does_not_split_is_none():
 
 
 def test_scaling_the_data_changes_no_bits_per_dimension():
-    """Of data in [0, 256) and divided by 256: a density grows by what offset_bits takes back."""
+    """Dividing data in [0, 256) by 256 raises the density; offset_bits corrects for that."""
     in_own_unit = np.random.default_rng(2).normal(100.0, 20.0, size=(50, 3))
     densities = [
         scipy.stats.norm.logpdf(in_own_unit, 90.0, 30.0).sum(1),
@@ -241,7 +241,7 @@ def test_active_units_of_a_data_set_are_those_of_its_moments():
 
 
 def probe(params, key, example):
-    """What map_dataset passes for one example: its key, and the example as it is stored."""
+    """Arguments that map_dataset passes for one example: its key and the stored example."""
     return {"drawn": jax.random.uniform(key), "stored": example, "nothing": None, **params}
 
 
@@ -255,7 +255,7 @@ def on_devices(function, examples, num_devices, batch_size, **options):
 @pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
 @pytest.mark.parametrize("batch_size", [1, 5, 13, 100])
 def test_neither_devices_nor_batches_change_what_is_computed(num_devices, batch_size):
-    """13 examples divide by none of them: each one comes once, in order, with its index's key."""
+    """None divides 13 examples; each comes once, in order, with the key of its index."""
     examples = np.random.default_rng(4).integers(0, 256, (NUM, 3, 2), dtype=np.uint8)
     done = []
     result = on_devices(probe, examples, num_devices, batch_size, progress=done.append)
@@ -288,12 +288,12 @@ def test_scores_of_a_data_set_are_those_of_its_examples():
 
 
 @pytest.mark.parametrize(("num_samples", "sample_chunk_size"), [(0, 10), (5, 0), (-1, 1)])
-def test_no_draws_are_refused(num_samples, sample_chunk_size):
+def test_zero_draws_are_rejected(num_samples, sample_chunk_size):
     message = f"must be at least 1, got {num_samples} and {sample_chunk_size}"
     with pytest.raises(ValueError, match=message):
         estimates(jax.random.key(0)[None], XS[0], guess, num_samples, sample_chunk_size)
 
 
-def test_no_examples_are_refused():
+def test_an_empty_data_set_is_rejected():
     with pytest.raises(ValueError, match="at least one example to evaluate, got none"):
         on_devices(probe, XS[:0], 1, 5)

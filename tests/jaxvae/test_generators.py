@@ -1,4 +1,4 @@
-"""Random keys of every generator: draws end and have the right distribution; commands use one."""
+"""Random keys of every generator: draws end, with the right distribution; commands use threefry."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg", "legacy")
 every_generator = pytest.mark.parametrize("generator", GENERATORS)
 NUM_DRAWS = 4096
 LOG_RATES = jnp.array([-3.0, 0.0, 2.2, 2.4, 5.0, 15.0, 22.0])
-"""Both sides of the rate of 10, where the way to draw changes, and of int32's largest number."""
+"""Rates on both sides of 10, where the method of drawing changes, and of the largest int32."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def keys_of(generator, count=NUM_DRAWS):
 
 @jax.jit
 def mapped_draws(p, keys):
-    """A draw of each key, as the lanes of one `vmap`."""
+    """Draws, one for each key, as the lanes of one `vmap`."""
     return jax.vmap(p.sample)(keys)
 
 
@@ -53,7 +53,7 @@ def draws(p, generator):
 @every_generator
 @pytest.mark.parametrize("dim", [2, 12])
 def test_von_mises_fisher_draws_end_and_have_the_mean(generator, dim):
-    """Each lane has a concentration of its own, so that some accept later than others."""
+    """Each lane has another concentration, so that some accept later than others."""
     loc = jnp.zeros(dim).at[0].set(1.0)
     log_concentrations = jnp.linspace(-2.0, 6.0, NUM_DRAWS)
     one = lambda key, t: jaxvae.VonMisesFisher(loc, t).sample(key)
@@ -106,7 +106,7 @@ def test_log_gamma_draws_pass_a_kolmogorov_smirnov_test(shape):
 
 @pytest.mark.parametrize("log_rate", [-200.0, 33.0, 88.0, 200.0])
 def test_poisson_draws_at_extreme_rates_are_the_rate(log_rate):
-    """To within 5 standard deviations and float32: none is NaN, and none saturates."""
+    """They are within 5 standard deviations, to float32: no draw is NaN or saturates."""
     x = np.asarray(jax.jit(poisson)(jax.random.key(0), jnp.exp(jnp.full(1000, log_rate))))
     rate = np.exp(np.float64(log_rate)) if log_rate < 100 else np.inf
     np.testing.assert_allclose(x, rate, rtol=1e-6 + 5 / np.sqrt(rate + 1e-300), atol=1e-30)

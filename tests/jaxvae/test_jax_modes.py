@@ -37,7 +37,7 @@ USUAL = {
 
 
 def cases():
-    """Settings that differ from the usual one in one thing, each value of each thing once."""
+    """Settings that differ from the default in one axis; each value of each axis occurs once."""
     for objective in OBJECTIVES:
         refused = {"elbo": ["dreg"], "piwae": ["stl", "score", "vimco"]}.get(objective, ["stl"])
         for estimator in get_args(EstimatorName):
@@ -71,14 +71,14 @@ A_BOUND_EACH = [
 
 @pytest.fixture(autouse=True)
 def programs_do_not_pile_up():
-    """Without jit every operation is a program of its own: thousands take gigabytes."""
+    """Clear jax's caches: without jit every operation is a program; thousands take gigabytes."""
     yield
     next(TESTS) % 10 or jax.clear_caches()
 
 
 @dataclasses.dataclass(frozen=True)
 class Nothing:
-    """Flags of a command that has none."""
+    """Flags of a command without flags."""
 
 
 @jax.tree_util.register_dataclass
@@ -141,7 +141,7 @@ def step(case):
     return run
 
 
-# Trace: a type that does not fit shows there
+# Tracing, which raises for incompatible types
 
 
 @every_case
@@ -157,7 +157,7 @@ def test_gradients_trace_under_strict_promotion_and_with_legacy_keys(case):
 
 @every_case
 def test_gradients_trace_in_x64_of_parameters_in_float32(case):
-    """The prior, which has no parameters, is of float64 there."""
+    """The prior, which has no parameters, is float64 in x64."""
     with jax.enable_x64(True):
         to_float32 = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
         params = jax.tree.map(to_float32, jax.eval_shape(model(case).init, jax.random.key(0)))
@@ -177,8 +177,8 @@ def test_a_step_keeps_the_types_of_its_state(mode, sigma):
 
 
 @every_case
-def test_no_loop_waits_for_a_lane(case):
-    """Under `vmap` and keys of rbg, lanes that are done stop the random bits of all others."""
+def test_no_loop_waits_for_a_single_lane(case):
+    """Under `vmap` with rbg keys, a finished lane would stop the random bits of all others."""
     params = jax.eval_shape(model(case).init, jax.random.key(0))
     keys = jax.random.split(jax.random.key(0, impl="rbg"), 2)
     mapped = jax.vmap(
@@ -207,7 +207,7 @@ def test_draws_have_the_type_of_the_posterior_and_terms_the_widest():
     assert {number.dtype.name for number in numbers} == {"float64"}
 
 
-# Without jit, and with a look at every result for NaN
+# Without jit, with every result checked for NaN
 
 
 @pytest.mark.parametrize("case", A_BOUND_EACH)
@@ -231,7 +231,7 @@ def test_bounds_run_without_jit_and_make_no_nan(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FAMILIES, ids=name_of)
 def test_families_run_without_jit_and_make_no_nan(case):
-    """Each with its gradient by every parameter."""
+    """The gradients by every parameter are computed too."""
     vae, x = model(case), examples(case)[0]
     params = jax.jit(vae.init)(jax.random.key(1))
 
@@ -295,6 +295,19 @@ def test_a_state_that_is_not_on_the_mesh_of_the_batch_is_rejected():
         jax.eval_shape(jaxvae.make_train_step(vae, optimizer), state, keys, xs)
 
 
+@pytest.mark.parametrize("option", ["microbatch_size", "virtual_shards"])
+def test_a_step_in_parts_rejects_a_batch_on_an_explicit_axis_with_a_remedy(option):
+    mesh = jax.make_mesh((4,), ("data",))
+    keys, xs = sharded_over(mesh, jax.random.split(jax.random.key(0), 8), examples({}, 8))
+    vae, optimizer = model({}), optax.sgd(0.1)
+    state = jax.eval_shape(partial(jaxvae.init_state, vae, optimizer), jax.random.key(0))
+    whole = NamedSharding(mesh, PartitionSpec())
+    state = jax.tree.map(lambda leaf: leaf.update(sharding=whole), state)
+    step = jaxvae.make_train_step(vae, optimizer, **{option: 2})
+    with pytest.raises(ValueError, match=rf"{option} splits .*AxisType\.Auto"):
+        jax.eval_shape(step, state, keys, xs)
+
+
 def test_a_step_on_an_explicit_axis_is_that_of_one_device():
     vae, optimizer = model({}), optax.sgd(0.1)
     state = jax.jit(partial(jaxvae.init_state, vae, optimizer))(jax.random.key(0))
@@ -308,7 +321,7 @@ def test_a_step_on_an_explicit_axis_is_that_of_one_device():
     chex.assert_trees_all_close(as_numpy(shared), as_numpy(alone), rtol=1e-5, atol=1e-6)
 
 
-def test_a_convolution_on_an_explicit_axis_is_refused_with_a_remedy():
+def test_a_convolution_on_an_explicit_axis_is_rejected_with_a_remedy():
     mesh = jax.make_mesh((4,), ("data",))
     (images,) = sharded_over(mesh, jnp.ones((4, 8, 8, 1)))
     vae = jaxvae.conv_vae(data_shape=(8, 8, 1), latent_dim=2, hidden=(3,))

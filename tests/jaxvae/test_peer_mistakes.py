@@ -1,4 +1,4 @@
-"""Mistakes that published code has made: each wrong formula fails a law that ours keeps."""
+"""Mistakes in published code: each wrong formula violates a law that this library's obeys."""
 
 from functools import partial
 
@@ -40,9 +40,9 @@ def log_likelihoods(case, z):
 # Law: bounds
 
 
-def test_iwae_by_self_normalized_weights_is_no_bound():
-    """pythae returns sum_k w_k log w_k for normalized w: the right gradient, and a value that lies
-    log K less the entropy of w above the bound."""
+def test_iwae_by_self_normalized_weights_is_not_a_bound():
+    """pythae returns sum_k w_k log w_k for normalized w: the gradient is right, but the value is
+    above the bound by log K minus the entropy of w."""
     results, log_prob = drawn(LARGE, num_samples=64)
     result = results["iwae"]
     log_weights = in_float64(result.log_weights)
@@ -70,7 +70,7 @@ def test_iwae_that_weighs_the_worst_most_gets_worse_with_more_samples():
 
 
 def test_weights_of_a_whole_batch_are_looser_than_those_of_each_example():
-    """Pyro's RenyiELBO before its log takes the sum over the batch: one weight for all latents."""
+    """Pyro's RenyiELBO sums over the batch before the logarithm: one weight for all latents."""
     model, q, x = to_jax(oracle(SMALL))
     run = lambda key: iwae(key, x, **functions(model, q), num_samples=8)
     batches = jax.random.split(jax.random.key(0), (200, 20))
@@ -88,8 +88,8 @@ def test_weights_of_a_whole_batch_are_looser_than_those_of_each_example():
     [("a mean over pixels", (1 / 20, 1)), ("a mean over latents", (1, 1 / 4)),
      ("jax-ai-stack: both, and 0.1 of the KL", (1 / 20, 0.1 / 4))],
 )  # fmt: skip
-def test_a_mean_over_pixels_or_latents_is_no_bound(published, weights):
-    """Above log p(x), and so without meaning for it."""
+def test_a_mean_over_pixels_or_latents_is_not_a_bound(published, weights):
+    """The mean is above log p(x)."""
     results, log_prob = drawn(LARGE)
     result = results["elbo"]
     of_likelihood, of_kl = weights
@@ -122,8 +122,8 @@ def test_a_mean_squared_error_with_a_whole_kl_is_a_sigma_nobody_chose():
 
 
 def test_a_kl_that_is_counted_twice_misses_log_prob_by_one():
-    """TFP's KLDivergenceRegularizer can add its KL to the loss a second time: a bound still, but
-    at the true posterior, where an ELBO is log p(x), short of it by the KL, and so not highest."""
+    """TFP's KLDivergenceRegularizer can add its KL to the loss a second time. That is still a
+    bound, but at the true posterior, where an ELBO is log p(x), it is lower by the KL."""
     results, log_prob = drawn_at_posterior(SMALL)
     result = results["elbo"]
     (twice, error_twice), (once, error) = means_and_errors(
@@ -137,9 +137,9 @@ def test_a_kl_that_is_counted_twice_misses_log_prob_by_one():
     assert (np.abs(result.objective - (result.reconstruction - result.kl)) <= rounding).all()
 
 
-def test_an_elbo_goes_up():
-    """vdvae, scvi and disentanglement_lib keep the negative one under that name: the better q would
-    have the lower."""
+def test_a_better_posterior_has_a_higher_elbo():
+    """vdvae, scvi and disentanglement_lib use that name for the negative ELBO, which is lower for
+    the better q."""
     at_posterior, log_prob = drawn_at_posterior(SMALL)
     off, log_prob_off = drawn(SMALL)
     np.testing.assert_allclose(log_prob, log_prob_off, rtol=1e-6)
@@ -156,7 +156,7 @@ def test_an_elbo_goes_up():
 # Law: distributions
 
 
-def test_a_density_with_its_parenthesis_in_the_wrong_place_is_none():
+def test_a_density_with_a_misplaced_parenthesis_does_not_integrate_to_one():
     """PyTorch-VAE's VampPrior: -1/2 (log_var + (z - mu)^2) / exp(log_var)."""
     z, loc, log_var = np.linspace(-60.0, 60.0, 200_001), 0.5, 1.2
     published = -0.5 * (log_var + (z - loc) ** 2) / np.exp(log_var)
@@ -194,7 +194,7 @@ def test_a_probability_in_float32_forgets_what_the_logit_knew():
     np.testing.assert_allclose(Bernoulli(logit).log_prob(jnp.zeros(1)), -20.0, rtol=1e-6)
 
 
-def test_softplus_of_a_logit_is_no_probability():
+def test_softplus_of_a_logit_is_not_a_probability():
     """jax's mnist_vae: random.bernoulli(key, logaddexp(0, logits))."""
     logits = jnp.array([-2.0, 0.0, 2.0])
     published = jnp.logaddexp(0.0, logits)
@@ -208,7 +208,7 @@ def test_softplus_of_a_logit_is_no_probability():
     assert (np.abs(theirs - p) > 4 * error)[1:].all()
 
 
-def test_grey_levels_in_a_bernoulli_are_no_density_of_them():
+def test_a_bernoulli_is_not_a_density_of_grey_levels():
     """Pyro's example feeds them: over [0, 1] the exponential of what comes out does not integrate
     to 1. Over 0 and 1, which is what it is for, it sums to 1; for a grey value it is the mean over
     binarizations, and said to be."""
@@ -238,7 +238,7 @@ def test_a_kl_sums_every_axis_of_the_event():
 # Law: evaluation
 
 
-def test_a_log_likelihood_is_no_negative_one_and_uses_the_samples_asked_for():
+def test_a_log_likelihood_has_the_right_sign_and_number_of_samples():
     """pythae's get_nll returns the mean of +log p(x), and takes a batch of samples for n_samples
     below its size: 1 is 100."""
     model, q, x = to_jax(oracle(LARGE))
@@ -256,7 +256,7 @@ def test_a_log_likelihood_is_no_negative_one_and_uses_the_samples_asked_for():
     assert of_hundred - of_one > 8 * error_of_one
 
 
-def test_a_code_is_no_draw():
+def test_a_code_is_a_mean_and_not_a_draw():
     """pythae's reconstruct, embed and interpolate decode a draw of q, in evaluation too: another
     result at each call, and further from x than the mean's by tr(W S W^T) on average."""
     model, _, x = oracle(SMALL)
@@ -288,7 +288,7 @@ def test_a_code_is_no_draw():
 # Law: checkpoints
 
 
-def test_weights_and_optimizer_of_two_steps_go_on_another_way(whole_run):
+def test_weights_and_optimizer_of_two_steps_resume_differently(whole_run):
     """pythae saves its best weights beside the latest optimizer state, and neither step nor random
     state: the next update is another. Ours are of one step in every checkpoint."""
     vae, params = load(whole_run.run)

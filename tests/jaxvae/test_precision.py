@@ -1,4 +1,4 @@
-"""bfloat16 is for the networks alone, and float32 is float32 on every device."""
+"""Only networks compute in bfloat16, and float32 products have full precision on every device."""
 
 import dataclasses
 import os
@@ -72,7 +72,7 @@ def loss(vae, params, keys, xs):
 
 
 def products(function, *arguments, platform="cpu"):
-    """Type and precision asked for of every product of matrices and convolution, as lowered."""
+    """Type and requested precision of every lowered matrix product and convolution."""
     text = jax.export.export(jax.jit(function), platforms=[platform])(*arguments).mlir_module()
     found = []
     for line in text.splitlines():
@@ -99,7 +99,7 @@ def types(tree):
 
 @pytest.fixture
 def default_precision():
-    """Whatever a test's command sets, as it was."""
+    """Restore the default matmul precision after a test whose command sets it."""
     before = jax.config.jax_default_matmul_precision
     jax.config.update("jax_default_matmul_precision", None)
     yield
@@ -157,7 +157,7 @@ def test_bound_and_gradients_are_those_of_float32_to_the_rounding_of_bfloat16(na
 
 
 def test_log_probabilities_are_summed_in_float32_whatever_the_network_computes_in():
-    """Sixty terms to 1e-6: in bfloat16 their sum would be a multiple of 1/4."""
+    """Sixty terms add up to within 1e-6; in bfloat16 their sum would be a multiple of 1/4."""
     vae = MODELS["mlp"](precision="bfloat16")
     params, _, xs = inputs("mlp")
     p = jax.jit(vae.decode)(params, jnp.ones(4))
@@ -171,7 +171,7 @@ def test_log_probabilities_are_summed_in_float32_whatever_the_network_computes_i
 def test_products_are_of_all_of_float32_once_a_command_has_started(
     name, platform, default_precision
 ):
-    """A command, or the library's user, who is free to ask for less."""
+    """A command sets this; users of the library may choose lower precision."""
     assert ("f32", "DEFAULT") in gradient_products(name, "float32", platform)
     accelerators.start("cpu", None)
     assert set(gradient_products(name, "float32", platform)) == {("f32", "HIGHEST")}
@@ -224,7 +224,7 @@ def test_runs_from_before_these_flags_are_relu_in_float32():
 
 
 def test_a_run_is_rebuilt_with_what_it_was_trained_with():
-    """By evaluate, sample and encode, from the recipe in its checkpoints."""
+    """evaluate, sample and encode rebuild it from the recipe in its checkpoints."""
     config = TrainConfig(precision="bfloat16", activation="tanh", latent_dim=2)
     vae = build(recipe(config, (6,)))
     assert decoder_products(vae) == {"bf16"}
@@ -237,7 +237,7 @@ def test_a_run_is_rebuilt_with_what_it_was_trained_with():
 
 
 def plain(data_shape, latent_dim):
-    """A model of one's own that knows neither."""
+    """A user-defined model that takes neither argument."""
     return mlp_vae(data_shape=data_shape, latent_dim=latent_dim)
 
 
@@ -254,7 +254,7 @@ def plain(data_shape, latent_dim):
         ),
     ],
 )
-def test_what_a_model_of_ones_own_would_not_hear_is_refused(changes, message):
+def test_flags_that_a_user_defined_model_does_not_take_are_rejected(changes, message):
     config = TrainConfig(model=f"{__name__}:plain")
     assert recipe(config, (6,))["arguments"].keys() == {"data_shape", "latent_dim"}
     with pytest.raises(ValueError, match=message):

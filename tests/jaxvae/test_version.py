@@ -1,4 +1,4 @@
-"""The version of the library, as a user asks for it."""
+"""The version of the library, `jaxvae.__version__`."""
 
 import subprocess
 import sys

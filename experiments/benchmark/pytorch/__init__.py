@@ -1,1 +1,1 @@
-"""The same models and loops in PyTorch, which the benchmarks compare with."""
+"""The same models and loops in PyTorch, for comparison in the benchmarks."""

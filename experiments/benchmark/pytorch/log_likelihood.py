@@ -1,4 +1,4 @@
-"""log p(x) of test images by a tuned PyTorch loop, as a variant."""
+"""Variant that estimates log p(x) of test images by a tuned PyTorch loop."""
 
 import math
 import time
@@ -24,17 +24,17 @@ from experiments.benchmark.pytorch.settings import (
 from experiments.benchmark.timed import Fastest, Timed, Work, with_rows
 
 CHUNK_ROWS = (500, 1000, 2000, 5000)
-"""Latents decoded at once: what the race tries."""
+"""Numbers of latents decoded at once that the race tries."""
 BATCH_SIZE = 100
 
 
 class Estimator:
-    """K-sample estimates of log p(x), some rows at a time.
+    """K-sample estimates of log p(x), a chunk of rows at a time; a row is one sample of one image.
 
     Args:
-        model: with its weights.
+        model: model with its weights set.
         num_samples: K.
-        choice: how many rows.
+        choice: setting whose `rows` is the size of a chunk.
     """
 
     def __init__(self, model: Autoencoder, num_samples: int, choice: Choice) -> None:
@@ -44,7 +44,7 @@ class Estimator:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        """Of binary images [N, 784]: [N] nats."""
+        """Estimate log p(x) of binary images [N, 784]: [N] nats."""
         return torch.cat([self._of_some(some) for some in x.split(self._images)])
 
     def _of_some(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Estimator:
             eps = torch.randn(len(x), count, loc.shape[2], device=x.device)
             z = torch.addcmul(loc, log_scale.exp(), eps)
             logits = self._model.decoder(z.flatten(0, 1)).unflatten(0, (len(x), count))
-            # A product of matrices for x l, and softplus: half the time of the cross entropy.
+            # A matrix product for x l, and softplus: half the time of the cross entropy.
             fit = (logits @ x[:, :, None])[..., 0] - functional.softplus(logits).sum(2)
             ratio = 0.5 * (eps.square() - z.square()).sum(2) + log_scale.sum(2)
             log_weights.append(fit + ratio)
@@ -63,16 +63,16 @@ class Estimator:
 
 
 class LogLikelihoods:
-    """The loop at the fastest of its settings: what a worker keeps.
+    """The estimator with the fastest of its settings; a worker holds this object.
 
     Args:
         net: a key of `NETS`.
         num_samples: K.
         path: file of the weights.
-        segment_seconds: what a segment is to last, about.
-        num_images: evaluated in a segment; None: as many as it has time for.
+        segment_seconds: approximate length of a segment.
+        num_images: images per segment; None: as many as fit into `segment_seconds`.
         accelerator, dataset, manual_dir: flags of the commands.
-        num_devices: PyTorch runs on one.
+        num_devices: ignored: PyTorch runs on one device.
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class LogLikelihoods:
         )
 
     def segment(self) -> dict[str, Any]:
-        """Evaluate as many images as a segment has time for."""
+        """Evaluate the images of one segment."""
         return with_rows(self._timed.segment(), self._num_samples)
 
     def values(self, num_images: int) -> list[float]:
-        """The estimates of the first images, in nats."""
+        """Estimate log p(x) of the first images, in nats."""
         return self._estimator(self._images[:num_images]).tolist()
 
     def _wait(self, estimator: Estimator, num_images: int) -> None:

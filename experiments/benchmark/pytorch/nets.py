@@ -1,7 +1,4 @@
-"""The nets in PyTorch, with the library's weights under the library's names.
-
-Written as PyTorch programs usually are: modules of batches, channels first.
-"""
+"""The nets in PyTorch, written as usual: modules that take batches, channels first."""
 
 import math
 from itertools import pairwise
@@ -14,7 +11,7 @@ from torch.nn import functional
 from experiments.benchmark.nets import CONV_WIDTH, DATA_SIDE, Net
 
 LOG_SCALE_LIMIT = 7.0
-"""Log scales pass limit * tanh(log_scale / limit), as in the library."""
+"""Limit of log scales: limit * tanh(log_scale / limit), as in the library."""
 
 
 class Encoder(nn.Module):
@@ -38,7 +35,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As the class says."""
+        """Encode a batch."""
         if len(self.convolutions):
             x = x.reshape(-1, 1, DATA_SIDE, DATA_SIDE)
             for convolution in self.convolutions:
@@ -72,7 +69,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """As the class says."""
+        """Decode a batch of latents."""
         for layer in self.dense[:-1]:
             z = self.activation(layer(z))
         h = self.dense[-1](z)
@@ -85,7 +82,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder of a net."""
+    """VAE of a net: encoder, decoder and bound."""
 
     def __init__(self, net: Net) -> None:
         super().__init__()
@@ -93,17 +90,17 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder = Encoder(net), Decoder(net)
 
     def sample(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """loc, log_scale [B, Z], and K draws with their noise, [K, B, Z], or [B, Z] for K = 1."""
+        """Return loc, log_scale [B, Z], and K draws and their noise: [K, B, Z]; [B, Z] if K = 1."""
         loc, log_scale = self.encoder(x)
         shape = loc.shape if self.net.num_samples == 1 else (self.net.num_samples, *loc.shape)
         eps = torch.randn(shape, device=loc.device)
         return loc, log_scale, loc + log_scale.exp() * eps, eps
 
     def objective(self, x: Tensor, log_likelihood: Any) -> Tensor:
-        """Minus the mean bound of a batch of binary pixels [B, 784].
+        """Negative mean bound of a batch of binary pixels.
 
         Args:
-            x: the batch.
+            x: pixels [B, 784].
             log_likelihood: (logits [..., B, 784], x) -> log p(x|z) [..., B].
         """
         loc, log_scale, z, eps = self.sample(x)
@@ -118,7 +115,7 @@ class Autoencoder(nn.Module):
 
 
 def from_probabilities(logits: Tensor, x: Tensor) -> Tensor:
-    """log p(x|z) through sigmoid and binary_cross_entropy, as examples have it."""
+    """log p(x|z) through sigmoid and binary_cross_entropy, as in PyTorch's examples."""
     p = torch.sigmoid(logits)
     return -functional.binary_cross_entropy(p, x.expand_as(p), reduction="none").sum(-1)
 

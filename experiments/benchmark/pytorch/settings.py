@@ -1,4 +1,4 @@
-"""What PyTorch is tried with, in a short race whose winner is measured."""
+"""Settings of PyTorch, and the short race that selects the ones to measure."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,15 +12,15 @@ WARM_UP_CALLS = 3
 
 
 class Choice(NamedTuple):
-    """One setting.
+    """One setting of PyTorch.
 
     Attributes:
-        threads: of PyTorch's operators on the CPU; 0 on other devices.
-        softplus: the likelihood as x l - softplus(l), not binary_cross_entropy_with_logits.
-        channels_last: memory layout of images and convolutions.
+        threads: threads of PyTorch's operators on the CPU; 0 on other devices.
+        softplus: likelihood as x l - softplus(l), not binary_cross_entropy_with_logits.
+        channels_last: whether images and convolutions have the channels-last memory layout.
         rows: latents decoded at once, in evaluation; 0 in training.
         compiled: whether torch.compile is used.
-        graphs: whether what it compiles is launched as CUDA graphs.
+        graphs: whether compiled code is launched as CUDA graphs.
     """
 
     threads: int
@@ -38,12 +38,12 @@ class Choice(NamedTuple):
         return ", ".join(words) or "as it is"
 
     def apply(self) -> None:
-        """Make it hold in this process."""
+        """Set PyTorch's number of threads in this process."""
         if self.threads:
             torch.set_num_threads(self.threads)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, compiled for this many threads where this setting says so."""
+        """Compile a function for this setting's threads or CUDA graphs, if `compiled` is set."""
         if not self.compiled:
             return function
         options: Any = (
@@ -53,13 +53,13 @@ class Choice(NamedTuple):
 
 
 class Race(NamedTuple):
-    """What came of a race.
+    """Result of a race.
 
     Attributes:
         finalists: the fastest setting, and the fastest with another number of threads, each with
-            what it made and its lap, which applies the setting first. With several programs on a
-            machine the number of threads that is best may change from minute to minute.
-        about: what to say of it, in JSON's types.
+            the object made for it and its lap, which applies the setting first. The best number of
+            threads may change from minute to minute while other programs run.
+        about: description of the race, in JSON types.
     """
 
     finalists: dict[Choice, tuple[Any, "Lap"]]
@@ -67,23 +67,23 @@ class Race(NamedTuple):
 
 
 Lap = Callable[[int], None]
-"""Does a number of calls, and waits for the last."""
+"""Function that makes a number of calls, and waits for the last."""
 
 
 def available_device(accelerator: str) -> torch.device:
-    """The GPU where there is one and it may be used, else the CPU."""
+    """Return the GPU if there is one and `accelerator` allows it, else the CPU."""
     use_gpu = accelerator in ("auto", "gpu") and torch.cuda.is_available()
     return torch.device("cuda" if use_gpu else "cpu")
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def thread_counts(device: torch.device) -> list[int]:
-    """1, 2, 4, ... and all cores; 0 alone for what is no CPU."""
+    """Numbers of threads to try: 1, 2, 4, ... and all cores on a CPU, only 0 elsewhere."""
     if device.type != "cpu":
         return [0]
     cores = torch.get_num_threads()
@@ -93,15 +93,19 @@ def thread_counts(device: torch.device) -> list[int]:
 def fastest(
     choices: list[Choice], make: Callable[[Choice], tuple[Any, Lap]], *, compiles: bool = False
 ) -> Race:
-    """The fastest two of some settings, and of these compiled where asked for.
+    """Find the two fastest of some settings.
 
-    Compiling takes long: it is tried on the settings that win without, at every number of
-    threads. A setting that raises, as without a compiler, is noted and out of the race.
+    Compiling takes long: torch.compile is tried only on the setting that wins without it, at every
+    number of threads. A setting that raises (for lack of a compiler, say) leaves the race, and its
+    error is recorded.
 
     Args:
-        choices: to be tried.
-        make: what a setting makes, and its lap.
+        choices: settings to try.
+        make: function of a setting that returns an object and its lap.
         compiles: whether to try torch.compile.
+
+    Raises:
+        RuntimeError: every setting raised.
     """
     made: dict[Choice, tuple[Any, Lap]] = {}
     times: dict[Choice, float] = {}
@@ -123,7 +127,7 @@ def fastest(
                 seconds = _seconds_per_call(made[choice][1])
                 times[choice] = min(seconds, times.get(choice, seconds))
     if not times:
-        raise RuntimeError(f"no setting works: {failed}")
+        raise RuntimeError(f"no setting of PyTorch works: {failed}")
     order = sorted(times, key=lambda choice: times[choice])
     others = [choice for choice in order if choice.threads != order[0].threads]
     finalists = {choice: _applied(choice, *made[choice]) for choice in [order[0], *others[:1]]}
@@ -137,7 +141,7 @@ def fastest(
 
 
 def _applied(choice: Choice, made: Any, lap: Lap) -> tuple[Any, Lap]:
-    """The lap with its setting made to hold before."""
+    """Return `made`, and its lap with the setting applied before every call."""
 
     def run(calls: int) -> None:
         choice.apply()

@@ -1,4 +1,4 @@
-"""The nets trained in PyTorch: as it is usually written, and tuned."""
+"""Training of the nets in PyTorch, in two styles: as usually written, and tuned."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,12 +32,12 @@ LEARNING_RATE = 1e-3
 
 
 class Trainer(NamedTuple):
-    """A model and what trains it.
+    """A model, its training step and its optimizer.
 
     Attributes:
-        model: its parameters are set anew by `restart`.
-        step: one training step; returns its loss.
-        optimizer: whose moments `restart` forgets.
+        model: model whose parameters `restart` sets.
+        step: function that does one training step and returns its loss.
+        optimizer: optimizer whose moments `restart` clears.
     """
 
     model: Autoencoder
@@ -45,13 +45,13 @@ class Trainer(NamedTuple):
     optimizer: torch.optim.Optimizer
 
     def restart(self, initial: weights.Weights) -> None:
-        """Begin from these weights."""
+        """Restart the training from these weights."""
         pytorch_weights.load(self.model, initial)
         self.optimizer.state.clear()
 
 
 def usual(net: Net, pixels: Tensor, device: torch.device, choice: Choice) -> Trainer:
-    """A DataLoader, a sigmoid and binary_cross_entropy, plain Adam: as examples have it."""
+    """Make the usual trainer: DataLoader, sigmoid and binary_cross_entropy, plain Adam."""
     del choice
     model = Autoencoder(net).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -78,7 +78,7 @@ def usual(net: Net, pixels: Tensor, device: torch.device, choice: Choice) -> Tra
 
 
 def tuned(net: Net, pixels: Tensor, device: torch.device, choice: Choice) -> Trainer:
-    """Arrays and a permutation, integers for the binarization, logits, fused Adam."""
+    """Make the tuned trainer: permuted arrays, integer binarization, logits, fused Adam."""
     model = Autoencoder(net).to(device)
     if choice.channels_last:
         _to_channels_last(model)
@@ -103,14 +103,14 @@ def tuned(net: Net, pixels: Tensor, device: torch.device, choice: Choice) -> Tra
 
 
 def _to_channels_last(model: Autoencoder) -> None:
-    """The kernels of convolutions, after which PyTorch keeps images in that layout."""
+    """Convert the kernels of convolutions; PyTorch then keeps the images in that layout, too."""
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
 
 def _orders(num_rows: int, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Indices of batches, each epoch in a new order."""
+    """Yield the indices of batches, in a new order every epoch."""
     while True:
         order = torch.randperm(num_rows, device=device)
         yield from order[: num_rows // batch_size * batch_size].split(batch_size)
@@ -120,7 +120,7 @@ STYLES = {"eager": usual, "tuned": tuned}
 
 
 def _entrants(style: str, net: Net, device: torch.device) -> list[Choice]:
-    """Settings to try: numbers of threads, and for the tuned style likelihoods and layouts."""
+    """Settings to try: numbers of threads and, for the tuned style, likelihoods and layouts."""
     if style == "eager":
         return [Choice(threads) for threads in thread_counts(device)]
     layouts = [False, True] if net.model == "conv" else [False]
@@ -142,14 +142,14 @@ def prepare(
     dataset: str,
     manual_dir: str | None,
 ) -> Fastest:
-    """PyTorch as a variant, at the fastest of its settings in every segment.
+    """Prepare PyTorch as a variant; in every segment the faster of its two best settings counts.
 
     Args:
         net: a key of `NETS`.
-        segment_seconds: of `Timed`.
+        segment_seconds: approximate length of a segment.
         style: a key of `STYLES`.
         accelerator, dataset, manual_dir: flags of the commands.
-        num_devices: PyTorch runs on one.
+        num_devices: ignored: PyTorch runs on one device.
     """
     del num_devices
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The library's weights in a PyTorch net, and back: kernels transposed, pixels before channels."""
+"""Conversion of weights between the library and PyTorch: transposed kernels, channels last."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from experiments.benchmark.weights import Weights
 
 
 def load(model: Autoencoder, weights: Weights) -> None:
-    """Set a model's parameters from the library's.
+    """Set a PyTorch model's parameters from the library's weights.
 
     Raises:
-        ValueError: the weights are those of another net.
+        ValueError: the names of the weights are not those of the model's net.
     """
     counterparts = list(_counterparts(model))
     if names := {there.name for there in counterparts} ^ weights.keys():
-        raise ValueError(f"weights must be those of this net; {sorted(names)} have no counterpart.")
+        raise ValueError(f"weights must be those of this net; {sorted(names)} are not in both.")
     with torch.no_grad():
         for there in counterparts:
             there.view[...] = weights[there.name].reshape(there.view.shape)
@@ -27,14 +27,14 @@ def load(model: Autoencoder, weights: Weights) -> None:
 
 
 def dump(model: Autoencoder) -> Weights:
-    """A model's parameters as the library has them."""
+    """Return a PyTorch model's parameters in the library's layout."""
     return {there.name: there.view.reshape(there.shape) for there in _counterparts(model)}
 
 
 class _Counterpart(NamedTuple):
-    """A parameter, its values [as PyTorch has them], and a view of these as the library has them.
+    """A parameter, a copy `array` of its values, and a `view` of the copy in the library's order.
 
-    The library's own array is the view in another `shape`.
+    The library's array is the view, reshaped to `shape`.
     """
 
     name: str
@@ -64,7 +64,7 @@ def _counterparts(model: Autoencoder) -> Iterator[_Counterpart]:
 
 
 def _convolution(name: str, layer: Any) -> Iterator[_Counterpart]:
-    """Kernels [4, 4, in, out]; the library's transposed ones are turned by 180 degrees."""
+    """Map kernels to [4, 4, in, out]; transposed ones are rotated by 180 degrees."""
     kernel, bias = layer.weight, layer.bias
     array = _values(kernel)
     view = array.transpose(2, 3, 1, 0)
@@ -79,7 +79,7 @@ def _convolution(name: str, layer: Any) -> Iterator[_Counterpart]:
 def _dense(
     name: str, layer: Any, block: tuple[int, ...], from_image: bool, to_image: bool
 ) -> Iterator[_Counterpart]:
-    """Kernels [in, out]; the side that is an image is [channels, side, side] in PyTorch."""
+    """Map kernels to [in, out]; an axis of an image is [channels, side, side] in PyTorch."""
     array, bias = _values(layer.weight), _values(layer.bias)
     kernel_view, bias_view = array.T, bias
     if from_image:
@@ -92,5 +92,5 @@ def _dense(
 
 
 def _values(parameter: torch.Tensor) -> np.ndarray:
-    """[Contiguous] a copy on the host."""
+    """Copy a parameter to a contiguous array on the host."""
     return np.array(parameter.detach().cpu().numpy(), order="C")

@@ -1,4 +1,4 @@
-"""The benchmark command: what it prints, writes and refuses; never how fast anything is."""
+"""The benchmark command: its tables, files and errors; speed itself is not tested."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def test_variants_agree_when_they_are_near_the_median_of_all():
 
 
 class _Trained:
-    """Stands for workers: each run of a variant is judged as a list says."""
+    """Stand-in for `Workers`: the judged bound of each run of a variant comes from a list."""
 
     def __init__(self, bounds):
         self._bounds = {name: iter(runs) for name, runs in bounds.items()}
@@ -80,7 +80,7 @@ class _Trained:
         ([-104.0, -100.0, -101.0], 3, False),
     ],
 )
-def test_all_train_again_only_where_one_lies_off(others, runs, agrees):
+def test_all_variants_train_again_only_if_one_bound_is_off(others, runs, agrees):
     again = [-100.0] * 3
     workers = _Trained({"x": again, "y": again, "z": others})
     found = verify(workers, ["x", "y", "z"], Training(100, runs=3), {}, "net")
@@ -90,13 +90,13 @@ def test_all_train_again_only_where_one_lies_off(others, runs, agrees):
 
 
 @pytest.mark.parametrize("name", ["step", "peers", "scaling", "evaluate", "startup"])
-def test_help_teaches(name, capsys):
+def test_help_says_what_is_measured_and_lists_the_shared_flags(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         tyro.cli(__main__.Flags, args=[name, "--help"], config=(tyro.conf.OmitArgPrefixes,))
     text = capsys.readouterr().out
     for flag in ("--rounds", "--output", "--accelerator", "--dataset", "--manual-dir"):
         assert flag in text
-    assert "?" in text.split("─")[0]  # the question that it answers
+    assert "Measure" in text.split("─")[0]  # the description, above the boxes of flags
 
 
 def _json(folder, name):
@@ -115,7 +115,7 @@ def _check_common(found, name, rounds_wanted):
 
 @pytest.fixture
 def trivially(monkeypatch):
-    """Every variant a trivial one, in its place in the table."""
+    """Replace every variant of a subcommand by a trivial one of the same name."""
 
     def replace(module, variants):
         def trivial_variants(*arguments):
@@ -138,7 +138,7 @@ def test_step_prints_and_writes(trivially, tmp_path, capsys):
     variants = found["results"]["a"]["variants"]
     assert {len(variant["rounds"]) for variant in variants.values()} == {2}
     assert variants.keys() | {step.NATIVE} == found["results"]["d"]["variants"].keys()
-    # Trivial variants do 100 and 101 images, or products, a second.
+    # Trivial variants process 100 and 101 images, or products, a second.
     share = 100.5 / 128 * nets.step_flops(NETS["a"]) / (101 * 2 * 2048**3)
     assert found["results"]["a"]["share_of_peak"][step.CHOSEN] == pytest.approx(share)
     assert found["results"]["a"]["flops_per_step"] == nets.step_flops(NETS["a"])
@@ -163,7 +163,7 @@ def test_peers_prints_and_writes(trivially, monkeypatch, tmp_path, capsys):
     assert "net a: the command takes +0 % time over the bare loop" in text
 
 
-def test_peers_that_is_stopped_leaves_what_it_measured(trivially, monkeypatch, tmp_path, capsys):
+def test_interrupted_peers_writes_what_it_measured(trivially, monkeypatch, tmp_path, capsys):
     trivially(peers, peers._variants)
 
     def stopped(*arguments):
@@ -250,7 +250,7 @@ def test_startup_prints_and_writes(monkeypatch, tmp_path, capsys):
     assert "train net a, first row of metrics, cached" in capsys.readouterr().out
 
 
-def test_a_training_command_that_ends_before_its_first_step_is_said(tmp_path):
+def test_first_step_shows_the_error_of_a_training_command_that_ends_early(tmp_path):
     words = [sys.executable, "-c", "import sys; sys.exit('error: no such data')"]
     with pytest.raises(Refused, match="no such data"):
         startup.first_step(words, tmp_path / "metrics.jsonl")
@@ -267,13 +267,13 @@ def test_a_training_command_that_ends_before_its_first_step_is_said(tmp_path):
         (scaling.scaling, scaling.ScalingConfig(batch_size=0), "--batch-size must be at least 1"),
     ],
 )
-def test_flags_that_mean_nothing_are_refused(command, config, message):
+def test_subcommand_rejects_invalid_flags(command, config, message):
     with pytest.raises(Refused, match=message):
         command(config)
 
 
 @pytest.mark.parametrize("config", __main__.COMMANDS)
-def test_data_that_are_not_there_are_refused_before_anything_is_measured(config, tmp_path, capsys):
+def test_subcommand_rejects_missing_data_before_it_measures(config, tmp_path, capsys):
     flags = {"dataset": f"npz:{tmp_path / 'none.npz'}", "accelerator": "cpu"}
     with pytest.raises(Refused, match=r"there is no .*none.npz. Correct the path.$"):
         __main__.COMMANDS[config](config(output=tmp_path / "benchmarks", **flags))

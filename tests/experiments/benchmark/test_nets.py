@@ -1,4 +1,4 @@
-"""The nets that are measured: the same in every variant, and the operations of a step."""
+"""The nets of the benchmarks: equal in every variant, with the right number of operations."""
 
 import sys
 from functools import cache, partial
@@ -38,7 +38,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def tiny():
-    """Makes the setting of a tiny net, by its name, once."""
+    """Make the setting of a tiny net from its name; each is made only once."""
     with pytest.MonkeyPatch.context() as patch:
         for name, net in TINY.items():
             patch.setitem(NETS, name, net)
@@ -46,7 +46,7 @@ def tiny():
 
 
 def some_params(vae):
-    """Parameters that are all different from zero."""
+    """Return random parameters, none of them zero."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(vae.init, jax.random.key(0))
     return jax.tree.map(
@@ -54,7 +54,7 @@ def some_params(vae):
     )
 
 
-def test_operations_of_a_step_are_those_counted_by_hand():
+def test_step_flops_equal_a_count_by_hand():
     # Forward products of net a, one image: 784-400, 400-40, 20-400, 400-784.
     forward = 784 * 400 + 400 * 40 + 20 * 400 + 400 * 784
     assert nets.step_flops(NETS["a"]) == 128 * 2 * (3 * forward - 784 * 400)
@@ -70,12 +70,12 @@ def test_operations_of_a_step_are_those_counted_by_hand():
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_all_variants_of_a_net_are_the_library_s(tiny, name):
-    """With its weights: the posterior of an image, the logits of a latent, and the bound."""
+def test_jax_variants_of_a_net_equal_the_library(tiny, name):
+    """With the same weights: posterior of an image, logits of a latent, and bound."""
     setting = tiny(name)
     net, vae = setting.net, setting.vae
     pixels = jnp.asarray(binary_images(setting.dataset.train[:3]))
-    # Without noise every draw of q is its mean, and the bounds have no sums left.
+    # Without noise every draw of q is its mean, and all K samples of a bound are equal.
     zeros = lambda key, shape: jnp.zeros(shape)
     draws = scanned_loop.Draws(lambda key, shape: jnp.full(shape, 0.5), zeros)
 
@@ -108,7 +108,7 @@ def test_all_variants_of_a_net_are_the_library_s(tiny, name):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_net_in_pytorch_is_the_library_s(tiny, name):
+def test_pytorch_net_equals_the_library(tiny, name):
     torch = pytest.importorskip("torch", reason="PyTorch is optional")
     from experiments.benchmark.pytorch import nets as pytorch_nets
     from experiments.benchmark.pytorch import weights as pytorch_weights
@@ -151,7 +151,7 @@ def test_the_net_in_pytorch_is_the_library_s(tiny, name):
         np.testing.assert_array_equal(back[key], value, err_msg=key)
 
 
-def test_the_estimate_in_pytorch_is_the_library_s_to_its_noise(tiny):
+def test_pytorch_log_likelihood_equals_the_library_up_to_noise(tiny):
     torch = pytest.importorskip("torch", reason="PyTorch is optional")
     from experiments.benchmark.pytorch import nets as pytorch_nets
     from experiments.benchmark.pytorch import weights as pytorch_weights
@@ -172,14 +172,14 @@ def test_the_estimate_in_pytorch_is_the_library_s_to_its_noise(tiny):
     exact = jax.jit(jax.vmap(ours))(jax.random.split(jax.random.key(0), 20), xs)
     torch.manual_seed(0)
     flat = torch.from_numpy(xs.reshape(20, -1))
-    for rows in (70, 1000):  # less than one image's samples, and those of three images
+    for rows in (70, 1000):  # fewer than the samples of one image, and those of three images
         theirs = Estimator(model, 300, Choice(0, rows=rows))(flat).tolist()
         found = evaluate.compare_estimates(exact.tolist(), theirs)
         assert abs(found["difference"]) < 5 * found["standard_error"] < 1.0
 
 
-def test_a_run_starts_from_the_weights_that_the_others_are_given(tiny, tmp_path, monkeypatch):
-    """And gives its raw ones: Adam's first step is the learning rate, their average's is less."""
+def test_command_trains_from_given_weights_and_writes_raw_ones(tiny, tmp_path, monkeypatch):
+    """Adam's first step changes raw weights by the learning rate, and their average by less."""
     setting = tiny("relu")
     monkeypatch.setattr("experiments.benchmark.real_training.PERIOD_SECONDS", 0.1)
     run = ContinuedRun(setting, tmp_path)
@@ -198,14 +198,14 @@ def test_a_run_starts_from_the_weights_that_the_others_are_given(tiny, tmp_path,
     run.close()
 
 
-def test_the_chosen_step_says_what_it_counts(tiny):
+def test_chunked_step_reports_its_images_and_steps_per_call(tiny):
     work = chunked(tiny("relu"))
     work.advance(2)
     assert (work.images_per_step, work.steps_per_call) == (10, 20)
     assert work.about["compile_seconds"] > 0
 
 
-def test_a_profile_knows_every_part_of_a_step(tiny):
+def test_profile_finds_every_part_of_a_step(tiny):
     tiny("relu")
     parts = profile.Profile("relu", **WHERE).about["parts"]
     assert parts.keys() == {*profile.PARTS, profile.REST}
@@ -229,7 +229,7 @@ def test_bare_loop_and_flax_script_learn_from_given_weights(tiny, tmp_path):
         for loaded, steps in zip(taken, (5, 25), strict=True):
             moved = [np.abs(value - first[name]) for name, value in loaded.items()]
             assert all(0 < change.max() <= steps * 1.5e-3 for change in moved)  # steps of Adam
-        loop.train(initial, [(25, final)], 1)  # as many steps as with weights taken on the way
+        loop.train(initial, [(25, final)], 1)  # the same steps without a snapshot on the way
         for name, value in weights.load(final).items():
             np.testing.assert_allclose(value, taken[1][name], atol=1e-5, err_msg=name)
 
@@ -260,8 +260,8 @@ def test_pytorch_learns_from_given_weights(tiny, tmp_path, monkeypatch):
         assert np.abs(value - first[name]).max() <= 25 * 1.5e-3, name
 
 
-def test_weights_are_judged_by_the_bound_that_the_net_is_trained_on(tiny, tmp_path):
-    """Of the same weights: that of 4 samples is tighter. Several weights count by their mean."""
+def test_judge_uses_the_training_bound_and_the_mean_of_the_weights(tiny, tmp_path):
+    """For the same weights the bound of 4 samples is tighter than the ELBO."""
     given = weights.named(some_params(tiny("relu").vae))
     shifts = {"low": -0.25, "high": 0.25, "mean": 0.0}
     paths = {name: str(tmp_path / f"{name}.npz") for name in shifts}
@@ -282,7 +282,7 @@ def test_binary_images_are_drawn_with_the_pixels_as_probabilities():
     np.testing.assert_array_equal(drawn, binary_images(grey))
 
 
-def test_weights_go_to_a_tree_and_back(tmp_path):
+def test_weights_survive_a_round_trip_through_a_tree(tmp_path):
     tree = {"encoder": {"kernel": np.ones((2, 3))}, "likelihood": {}}
     weights.save(tmp_path / "w.npz", weights.named(tree))
     back = weights.as_tree(weights.load(tmp_path / "w.npz"), tree)
@@ -293,7 +293,7 @@ def test_weights_go_to_a_tree_and_back(tmp_path):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_command_of_a_net_is_its_flags(name, tmp_path):
+def test_command_line_of_a_net_parses_to_its_flags(name, tmp_path):
     config = startup.StartupConfig(dataset="mnist", manual_dir="there")
     words = startup.command_line(config, name, tmp_path / "run", tmp_path / "cache")
     assert words[:3] == [sys.executable, "-m", "experiments.train"]
@@ -312,7 +312,7 @@ def test_the_command_of_a_net_is_its_flags(name, tmp_path):
     assert (flags.dataset, flags.manual_dir) == ("mnist", "there")
 
 
-def test_other_images_are_refused():
+def test_check_images_rejects_other_shapes_and_types():
     with pytest.raises(ValueError, match=r"8-bit images of shape \(28, 28, 1\), got uint8 \(8,"):
         check_images(np.zeros((3, 8, 8, 1), np.uint8))
     with pytest.raises(ValueError, match="got float32"):

@@ -1,4 +1,4 @@
-"""How it is measured: rounds, segments, and the processes that wait for their turn."""
+"""Measurement by the benchmarks: rounds, segments, and worker processes."""
 
 import signal
 import time
@@ -31,7 +31,7 @@ def test_statistics_of_rounds():
     assert rounds.ratios(above, below, "x") == [3.0, 0.25]
 
 
-def test_rounds_go_through_all_variants_in_turn_and_a_lost_one_is_dropped():
+def test_rounds_alternate_their_order_and_drop_a_failed_variant():
     order = []
 
     def measure(name):
@@ -43,7 +43,7 @@ def test_rounds_go_through_all_variants_in_turn_and_a_lost_one_is_dropped():
     assert {name: len(values) for name, values in found.items()} == {"x": 3, "z": 3}
 
 
-def test_segments_are_as_long_as_asked_for_and_processes_agree_on_it(monkeypatch):
+def test_segments_have_the_requested_length_and_processes_agree_on_it(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("experiments.benchmark.timed.time.perf_counter", lambda: now[0])
 
@@ -60,7 +60,7 @@ def test_segments_are_as_long_as_asked_for_and_processes_agree_on_it(monkeypatch
     assert segment["peak_bytes"] > 10**6
 
 
-def test_of_several_settings_the_fastest_of_each_round_counts(monkeypatch):
+def test_fastest_setting_of_each_round_counts(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("experiments.benchmark.timed.time.perf_counter", lambda: now[0])
     pace = {"one": 0.01, "two": 0.02}
@@ -80,7 +80,7 @@ def test_of_several_settings_the_fastest_of_each_round_counts(monkeypatch):
     assert found.setting("x") == "two (2 of 3 rounds)"
 
 
-def test_a_worker_prepares_answers_and_ends():
+def test_worker_prepares_answers_and_ends():
     with Workers() as workers:
         assert workers.prepare(trivial("one", rate=7.0))["setting"] == "none"
         workers.prepare(trivial("two"))
@@ -92,7 +92,7 @@ def test_a_worker_prepares_answers_and_ends():
     assert all(process.returncode == 0 for process in processes)
 
 
-def test_workers_that_are_busy_are_killed_together():
+def test_busy_workers_are_killed_after_one_shared_wait():
     with Workers() as workers:
         for name in ("one", "two", "three"):
             workers.prepare(trivial(name))
@@ -100,7 +100,7 @@ def test_workers_that_are_busy_are_killed_together():
         processes = [worker._process for (worker,) in workers._processes.values()]
         ending = time.monotonic()
     assert [process.returncode for process in processes] == [-signal.SIGKILL] * 3
-    assert time.monotonic() - ending < 3 * SECONDS_TO_END  # one wait for all
+    assert time.monotonic() - ending < 3 * SECONDS_TO_END  # one wait for all three
 
 
 def test_variants_may_share_a_process():
@@ -112,7 +112,7 @@ def test_variants_may_share_a_process():
         assert workers.ask("two", "segment")["images_per_second"] == 100.0
 
 
-def test_one_of_several_processes_that_fails_is_not_waited_for():
+def test_failure_of_one_of_several_processes_ends_the_wait():
     peers_of = ({"process_id": 0}, {"process_id": 1})
     with Workers() as workers:
         about = workers.prepare(Variant("both", f"{TRIVIAL}:OneOfTwo", {}, peers=peers_of))
@@ -121,7 +121,7 @@ def test_one_of_several_processes_that_fails_is_not_waited_for():
             workers.ask("both", "segment")
 
 
-def test_what_a_worker_refuses_or_dies_of_is_one_line():
+def test_error_or_death_of_a_worker_becomes_one_line():
     with Workers() as workers:
         workers.prepare(trivial("one"))
         with pytest.raises(WorkerFailed, match=r"^one: ValueError: a reason in two lines$"):
@@ -132,7 +132,7 @@ def test_what_a_worker_refuses_or_dies_of_is_one_line():
             workers.prepare(Variant("gone", "nowhere:prepare", {}))
 
 
-def test_a_variant_that_fails_is_left_out_and_said(capsys):
+def test_compare_leaves_out_a_failed_variant_and_reports_it(capsys):
     arguments = {"net": "a", "segment_seconds": 1.0, "style": "eager", **WHERE}
     variants = [trivial("one"), Variant("PyTorch", f"{TRIVIAL}:without_torch", arguments)]
     with Workers() as workers:
@@ -147,6 +147,6 @@ def test_a_variant_that_fails_is_left_out_and_said(capsys):
     assert found.failed.keys() == {"PyTorch"}
 
 
-def test_what_cannot_be_prepared_once_is_the_user_s_to_mend():
+def test_ask_once_raises_refused_if_the_variant_cannot_be_prepared():
     with pytest.raises(Refused, match="nowhere"):
         ask_once(Variant("gone", "nowhere:prepare", {}))

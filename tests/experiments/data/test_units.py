@@ -425,13 +425,13 @@ def test_model_that_takes_no_units_is_rejected_by_name(small, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data_loc": None}, "data_loc and data_unit go together"),
+        ({"data_loc": None}, "data_loc and data_unit need each other, got only one. Give both"),
         ({"data_unit": (1.0,)}, r"for each of the 2 entries .*got shapes \(2,\) and \(1,\)"),
         ({"data_unit": (1.0, 0.0)}, "data_unit positive in float32"),
         ({"data_unit": (1.0, 1e-60)}, "data_unit positive in float32"),
         ({"data_loc": (np.nan, 0.0)}, "data_loc must be finite"),
         ({"data_loc": ({}, 0.0)}, "must be lists of numbers"),
-        ({"likelihood": "poisson"}, "data_unit goes with likelihood=gaussian or laplace, got poi"),
+        ({"likelihood": "poisson"}, "data_unit needs likelihood=gaussian or laplace, got poisson"),
     ],
 )
 def test_invalid_units_are_rejected(changes, message):

@@ -21,7 +21,7 @@ from experiments.data import identity as identity_module
 from experiments.data.batches import Batches
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import Refused, refusing
-from experiments.flags.processes import Processes
+from experiments.flags.processes import LOG_LEVEL, Processes
 from experiments.machine import processes
 from experiments.record.metrics import read_metrics
 from experiments.run import folder as run_folder
@@ -389,12 +389,12 @@ def test_a_lost_process_is_distinguished_from_a_user_error(error, code, line, mo
     left = []
     monkeypatch.setattr(processes, "_joined", lambda: True)
     monkeypatch.setattr(processes, "_leave", lambda *ends: left.append(ends))
-    monkeypatch.setenv(processes.LOG_LEVEL, "1")
+    monkeypatch.setenv(LOG_LEVEL, "1")
     with processes.as_peer(Processes(True, ADDRESS, 2, 1)), refusing():
         raise error
     assert left[0][1] == code
     assert re.search(line, left[0][0])
-    assert os.environ[processes.LOG_LEVEL] == "4"
+    assert os.environ[LOG_LEVEL] == "4"
 
 
 def test_processes_compare_every_byte_and_the_order_of_the_data(monkeypatch):
@@ -411,3 +411,15 @@ def test_processes_compare_every_byte_and_the_order_of_the_data(monkeypatch):
         run_folder.agree_on_data(identity_module.identify_splits(data))
     assert said[1] == said[0]
     assert len(set(said)) == 3
+
+
+def test_a_continued_run_silences_what_jax_aborts_with_before_it_imports_jax(whole_run):
+    code = (
+        "import os, sys; from experiments.flags import continuing, processes; "
+        "silence = continuing.silence_aborts; "
+        "continuing.silence_aborts = lambda: (print('jax' in sys.modules), silence()); "
+        f"continuing.flags_of_run(['--run={whole_run.run}', '--distributed']); "
+        "print(os.environ[processes.LOG_LEVEL], 'jax' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout.split() == ["False", "4", "True"], ended.stderr

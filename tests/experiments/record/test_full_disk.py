@@ -136,6 +136,9 @@ def test_two_failures_at_the_end_of_a_run_give_one_line():
         def flush(self):
             return False
 
+        def say(self, line):
+            said.append(line)
+
     class Failed:
         failed = True
 
@@ -148,7 +151,7 @@ def test_two_failures_at_the_end_of_a_run_give_one_line():
             self.failed = False
             raise SaveFailed("no room for a checkpoint.")
 
-    assert not Saving(Failed(), Full(), said.append).finish(5)
+    assert not Saving(Failed(), Full()).finish(5)
     (line,) = said
     assert line.startswith("error: no room for a checkpoint. The last one is of step 3, not 5.")
 
@@ -163,11 +166,14 @@ def test_a_checkpoint_is_not_saved_before_its_rows():
         def flush(self):
             return False
 
-    class Recorder:
+        def say(self, line):
+            said.append(line)
+
+    class Saved:
         def save(self, *arguments):
             saved.append(arguments)
 
-    saving = Saving(Recorder(), Full(), said.append)
+    saving = Saving(Saved(), Full())
     state = TrainState(np.int32(1), {}, (), None, np.float32(0), np.int32(0), np.int32(0))
     assert saving.save(state, {"step": 1}, None)
     assert saving.save(state, {"step": 2}, None)

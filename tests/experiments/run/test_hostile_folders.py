@@ -230,7 +230,7 @@ def test_load_rejects_parameters_larger_than_the_files(place):
         about["leaves"]["average"] = {"['w']": f"float32 [{BEYOND_MEMORY}, 1000]"}
 
     change_abouts(place, enlarge, signed=True)
-    with pytest.raises(ValueError, match=r"1,000,000,000,000 numbers in .* bytes are none"):
+    with pytest.raises(ValueError, match=r"has 1,000,000,000,000 numbers in only .* bytes"):
         load(place.run)
 
 
@@ -329,7 +329,7 @@ def test_unreadable_metadata_is_reported_as_damage(content, place):
         (b'{"b": {"a": 1, "a": 1}}', "it has 'a' twice"),
         (b"[" * 100_000, "it is nested too deeply"),
         (b'{"a":' * 100_000, "it is nested too deeply"),
-        (b"[]", "its outermost value is no object"),
+        (b"[]", "its outermost value is not an object"),
         (b"\xff{}", "codec can't decode"),
         (b'{"a": ' + b"9" * 5000 + b"}", "4300"),
         (b" " * 101, "it has more than 100 bytes"),
@@ -531,7 +531,7 @@ def test_hostile_runs_of_each_category_are_survived(tmp_path):
         ({"code": -6}, "exit code -6"),
         ({"errors": "error: a\nerror: b"}, "not one line"),
         ({"errors": ""}, "not one line"),
-        ({"errors": "error: \x1b[2J."}, "signs that a terminal obeys"),
+        ({"errors": "error: \x1b[2J."}, "control characters"),
         ({"seconds": 601.0}, "ended after 601 s"),
         ({"processor_seconds": 61.0}, "ended after 1 s"),
         ({"opened": ["/outside/a"]}, "it opened or started /outside/a"),

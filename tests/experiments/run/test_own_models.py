@@ -249,11 +249,11 @@ def test_trainable_rejects_a_leaf_without_an_update_by_its_path(leaf, line):
 @pytest.mark.parametrize(
     ("extra", "line"),
     [
-        (EXTRA["function"], "parameter act is .*no array. Use vae = jaxvae.trainable"),
-        (EXTRA["string"], "parameter name is str, which is no array"),
+        (EXTRA["function"], "parameter act is .*not an array. Use vae = jaxvae.trainable"),
+        (EXTRA["string"], "parameter name is str, which is not an array"),
         (
             lambda key: {"half": jnp.ones(2, jnp.bfloat16)},
-            r"parameter half is bfloat16\[2\], which an average loses the digits of. Use vae",
+            r"parameter half is bfloat16\[2\], too narrow to be averaged. Use vae",
         ),
     ],
 )

@@ -16,6 +16,23 @@ def decoded(png):
     return np.asarray(Image.open(png).convert("RGB")).astype(int)
 
 
+def on_white(function):
+    """The pictures of a function as they look on a white page: [h, w, 3]."""
+
+    def seen(*arguments, **options):
+        picture = function(*arguments, **options)
+        white = Image.new("RGBA", picture.shape[1::-1], "white")
+        return np.asarray(Image.alpha_composite(white, Image.fromarray(picture)).convert("RGB"))
+
+    return seen
+
+
+grid, reconstructions, interpolations, traversals = map(
+    on_white,
+    (pictures.grid, pictures.reconstructions, pictures.interpolations, pictures.traversals),
+)
+
+
 def near(picture, colour, within=40):
     """Mask [h, w] of the pixels of a picture [h, w, 3] that have about this colour."""
     return (np.abs(picture.astype(int) - colour) <= within).all(axis=-1)
@@ -33,7 +50,7 @@ def tile(picture, row, column, size=64, left=0, top=0):
 
 
 def test_a_grid_is_filled_row_by_row_with_gaps_between():
-    picture = pictures.grid(levels(0.0, 0.2, 0.4, 0.6, 0.8), columns=3)
+    picture = grid(levels(0.0, 0.2, 0.4, 0.6, 0.8), columns=3)
     assert picture.dtype == np.uint8
     assert picture.shape == (2 + 2 * 66, 2 + 3 * 66, 3)
     for i, level in enumerate([0, 51, 102, 153, 204]):
@@ -44,36 +61,36 @@ def test_a_grid_is_filled_row_by_row_with_gaps_between():
 
 
 def test_fewer_examples_than_columns_leave_no_empty_columns():
-    assert pictures.grid(levels(0.0, 1.0), columns=10).shape == (68, 2 + 2 * 66, 3)
+    assert grid(levels(0.0, 1.0), columns=10).shape == (68, 2 + 2 * 66, 3)
 
 
 @pytest.mark.parametrize(("side", "factor"), [(8, 8), (28, 3), (32, 2), (64, 1), (100, 1)])
 def test_small_images_grow_by_whole_factors_and_keep_their_pixels(side, factor):
     image = np.random.default_rng(side).integers(0, 256, (1, side, side, 3)) / 255
-    shown = pictures.grid(image)[2:-2, 2:-2]
+    shown = grid(image)[2:-2, 2:-2]
     assert shown.shape == (side * factor, side * factor, 3)
     np.testing.assert_array_equal(shown[::factor, ::factor], (image[0] * 255).round())
     np.testing.assert_array_equal(shown[factor - 1 :: factor], shown[::factor])
 
 
 def test_images_need_not_be_square():
-    assert pictures.grid(np.zeros((1, 28, 20, 1))).shape == (28 * 3 + 4, 20 * 3 + 4, 3)
+    assert grid(np.zeros((1, 28, 20, 1))).shape == (28 * 3 + 4, 20 * 3 + 4, 3)
 
 
 def test_limits_become_black_and_white_and_values_beyond_are_cut():
     values = levels(-5.0, -1.0, 0.0, 1.0, 5.0)
-    picture = pictures.grid(values, limits=(-1, 1))
+    picture = grid(values, limits=(-1, 1))
     assert [tile(picture, 0, i)[0, 0, 0] for i in range(5)] == [0, 0, 128, 255, 255]
 
 
 def test_equal_limits_are_accepted():
-    assert (tile(pictures.grid(levels(3.0, 4.0), limits=(3, 3)), 0, 0) == 0).all()
+    assert (tile(grid(levels(3.0, 4.0), limits=(3, 3)), 0, 0) == 0).all()
 
 
 def test_pixels_that_are_not_finite_stand_out():
     image = levels(0.5)
     image[0, 0, 0, 0], image[0, 7, 7, 0] = np.nan, np.inf
-    shown = tile(pictures.grid(image), 0, 0)
+    shown = tile(grid(image), 0, 0)
     assert (shown[0, 0] == ORANGE).all()
     assert (shown[-1, -1] == ORANGE).all()
     assert (shown[32, 32] == 128).all()
@@ -83,7 +100,7 @@ def test_pixels_that_are_not_finite_stand_out():
 @pytest.mark.parametrize("number", [1, 7, 57])
 def test_examples_that_are_not_images_are_drawn_as_lines(shape, number):
     examples = np.random.default_rng(0).normal(size=(number, *shape))
-    picture = pictures.grid(examples, columns=7)
+    picture = grid(examples, columns=7)
     rows, columns = -(-number // 7), min(number, 7)
     assert picture.shape == (2 + rows * 68, 2 + columns * 86, 3)
     last = picture[-68:-2, 2:86]
@@ -91,7 +108,7 @@ def test_examples_that_are_not_images_are_drawn_as_lines(shape, number):
 
 
 def test_a_line_rises_where_the_data_rise_and_all_share_one_scale():
-    picture = pictures.grid(np.stack([np.linspace(0, 1, 40), np.linspace(0, 2, 40)]))
+    picture = grid(np.stack([np.linspace(0, 1, 40), np.linspace(0, 2, 40)]))
     for left, end in ((2, 0.5), (88, 0.0)):
         shown = near(picture[2:68, left : left + 84], BLUE, within=90)
         heights = [np.flatnonzero(shown[:, column]).mean() for column in (9, 74)]
@@ -100,15 +117,15 @@ def test_a_line_rises_where_the_data_rise_and_all_share_one_scale():
 
 def test_lines_stay_in_their_tile_and_break_at_nan():
     wild = np.array([[0.5, 0.5, 1e9, -1e9, np.nan, np.inf], [0.0] * 6])
-    picture = pictures.grid(wild, columns=1, limits=(0, 1))
+    picture = grid(wild, columns=1, limits=(0, 1))
     assert not near(picture[70:120], BLUE, within=60).any()
-    assert pictures.grid(np.full((1, 5), np.nan)).shape == (70, 88, 3)
-    assert pictures.grid(np.ones((1, 5))).shape == (70, 88, 3)
+    assert grid(np.full((1, 5), np.nan)).shape == (70, 88, 3)
+    assert grid(np.ones((1, 5))).shape == (70, 88, 3)
 
 
 def test_each_original_is_above_its_reconstruction():
     originals, means = levels(0.2, 0.4, 0.6), levels(0.0, 0.8, 1.0)
-    picture = pictures.reconstructions(originals, means, columns=2)
+    picture = reconstructions(originals, means, columns=2)
     assert picture.shape[0] == 2 * (2 + 2 * 66)
     left = picture.shape[1] - (2 + 2 * 66)
     shown = [
@@ -120,7 +137,7 @@ def test_each_original_is_above_its_reconstruction():
 
 
 def test_reconstructions_are_labelled():
-    picture = pictures.reconstructions(levels(0.0), levels(0.0))
+    picture = reconstructions(levels(0.0), levels(0.0))
     left = picture.shape[1] - 68
     assert near(picture[2:66, :left], BLUE).sum() > 20
     assert near(picture[68:132, :left], ORANGE).sum() > 20
@@ -128,7 +145,7 @@ def test_reconstructions_are_labelled():
 
 def test_reconstructed_lines_are_drawn_over_their_originals():
     rising = np.linspace(0, 1, 20)[None]
-    picture = pictures.reconstructions(rising, 1 - rising)[:, -86:-2]
+    picture = reconstructions(rising, 1 - rising)[:, -86:-2]
     above, below = picture[2:68], picture[70:136]
     light_blue = (146, 192, 219)
     assert near(above[40:, :30], BLUE).any()
@@ -140,38 +157,61 @@ def test_reconstructed_lines_are_drawn_over_their_originals():
 
 def test_originals_and_reconstructions_share_one_scale():
     rising = np.linspace(0, 1, 20)[None]
-    picture = pictures.reconstructions(rising, 2 * rising)[:, -86:-2]
+    picture = reconstructions(rising, 2 * rising)[:, -86:-2]
     end = [np.flatnonzero(near(picture[2:68, 74], BLUE, within=90)).mean()]
     np.testing.assert_allclose(end, 33, atol=3)
 
 
 def test_rows_of_interpolations_run_from_start_to_end():
     rows = levels(0.0, 0.2, 0.4, 0.6, 0.8, 1.0).reshape(2, 3, 8, 8, 1)
-    picture = pictures.interpolations(rows)
+    picture = interpolations(rows)
     top = picture.shape[0] - (2 + 2 * 66)
     assert [tile(picture, i // 3, i % 3, top=top)[0, 0, 0] for i in range(6)] == [
         *(0, 51, 102),
         *(153, 204, 255),
     ]
-    written = [near(picture[:top, 66 * i : 66 * (i + 1)], (95, 102, 112)).any() for i in range(3)]
+    written = [near(picture[:top, 66 * i : 66 * (i + 1)], (123, 131, 142)).any() for i in range(3)]
     assert written == [True, False, True]
-    assert pictures.interpolations(rows[:, :1]).shape[1] == 68
+    assert interpolations(rows[:, :1]).shape[1] == 68
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3), (50,), (4, 5)])
 def test_traversals_have_a_labelled_row_for_each_latent(shape):
-    picture = pictures.traversals(np.zeros((2, 3, *shape)), [7, 31], [-3.0, 0.0, 3.0])
-    plain = pictures.interpolations(np.zeros((2, 3, *shape)))
+    picture = traversals(np.zeros((2, 3, *shape)), [7, 31], [-3.0, 0.0, 3.0])
+    plain = interpolations(np.zeros((2, 3, *shape)))
     left = picture.shape[1] - plain.shape[1]
     assert left > 20
-    assert near(picture[:, :left], (95, 102, 112)).any()
+    assert near(picture[:, :left], (123, 131, 142)).any()
     np.testing.assert_array_equal(picture[30:, left:], plain[30:])
 
 
 def test_a_picture_comes_back_from_its_file(tmp_path):
     picture = pictures.grid(np.random.default_rng(0).random((3, 9, 5, 3)))
     pictures.save_png(tmp_path / "a.png", picture)
-    np.testing.assert_array_equal(decoded(tmp_path / "a.png"), picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
+
+
+def test_pictures_are_transparent_around_their_examples():
+    picture = pictures.traversals(np.zeros((2, 3, 8, 8, 1)), [7, 31], [-3.0, 0.0, 3.0])
+    assert set(np.unique(picture[:, -2:, 3])) == {0}  # the gap at the right
+    assert (picture[-66:-2, -66:-2, 3] == 255).all()
+    assert set(np.unique(pictures.grid(np.zeros((1, 5)))[2:-2, 2:-2, 3])) > {31}
+
+
+def test_columns_of_vectors_may_have_limits_of_their_own():
+    one = np.array([[0.0, 1000.0, -5.0], [1.0, 3000.0, -4.0]])
+    scaled = (one - one.min(0)) / (one.max(0) - one.min(0))
+    own = grid(one, limits=(one.min(0), one.max(0)))
+    np.testing.assert_array_equal(own, grid(scaled, limits=(0, 1)))
+
+
+def test_a_note_stands_below_a_picture_within_its_width_or_a_readable_one():
+    picture = pictures.grid(np.zeros((6, 8, 8, 1)))
+    longer = pictures.noted(picture, "Across: columns x[0] to x[4], each upwards. " * 3)
+    assert longer.shape[0] > picture.shape[0] + 50
+    assert longer.shape[1] <= picture.shape[1] + 20
+    np.testing.assert_array_equal(longer[: len(picture), : picture.shape[1]], picture)
+    assert longer[len(picture) :, :, 3].any()
 
 
 def metrics(number, validation=(), **changes):
@@ -181,11 +221,11 @@ def metrics(number, validation=(), **changes):
     return rows + [{"step": step, **held_out} for step in validation]
 
 
-def curves(rows):
+def curves(rows, name="elbo"):
     png = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pictures.curves(rows, png)
+        pictures.curves(rows, name, png)
     return decoded(png)
 
 
@@ -193,7 +233,7 @@ def curves(rows):
 def test_curves_show_train_in_blue_and_validation_in_orange(number):
     train = curves(metrics(number))
     both = curves(metrics(number, validation=(0, number)))
-    assert train.shape[1] == both.shape[1] == 1800
+    assert train.shape[1] == both.shape[1] == 1300
     assert near(train, BLUE).any()
     assert not near(train, ORANGE).any()
     assert near(both, ORANGE).any()
@@ -205,12 +245,11 @@ def test_curves_need_no_training_rows():
     assert not near(drawn, BLUE).any()
 
 
-def test_curves_have_a_panel_for_each_quantity_in_the_rows():
-    heights = [
-        curves([{"step": 1, "split": "train", **dict.fromkeys(names, 1.0)}]).shape[0]
-        for names in (["elbo"], ["elbo", "kl", "gradient_norm"], ["kl", "other"])
-    ]
-    assert heights[0] < heights[1] == heights[2]
+def test_quantities_are_those_of_the_rows_and_the_elbo():
+    row = {"step": 1, "split": "train", "kl": 1.0, "gradient_norm": 1.0, "other": 2.0}
+    assert pictures.quantities([row]) == ["elbo", "kl", "gradient_norm"]
+    assert near(curves([row], "kl"), BLUE).any()
+    assert curves([row], "kl").shape[1] == 900
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), -1.0])
@@ -218,20 +257,21 @@ def test_curves_accept_nan_and_values_that_are_not_positive(value):
     rows = metrics(60)
     for row in rows[10:20]:
         row.update(elbo=value, gradient_norm=value)
-    assert near(curves(rows), BLUE).any()
-    curves([{"step": 1, "split": "train", "elbo": value, "gradient_norm": value}])
+    for name in ("elbo", "gradient_norm"):
+        assert near(curves(rows, name), BLUE).any()
+        curves([{"step": 1, "split": "train", name: value}], name)
 
 
 def test_equal_rows_give_equal_files():
     first, second = io.BytesIO(), io.BytesIO()
     for png in (first, second):
-        pictures.curves([{"step": 1, "split": "train", "elbo": -1.0}], png)
+        pictures.curves([{"step": 1, "split": "train", "elbo": -1.0}], "elbo", png)
     assert first.getvalue() == second.getvalue()
 
 
-def test_curves_without_a_row_are_rejected(tmp_path):
+def test_quantities_without_a_row_are_rejected():
     with pytest.raises(ValueError, match=r"at least one row of metrics, got none. Train first"):
-        pictures.curves([], tmp_path / "curves.png")
+        pictures.quantities([])
 
 
 def test_smoothing_keeps_lines_and_ignores_gaps():
@@ -257,18 +297,18 @@ def test_latents_are_ordered_by_their_kl():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pictures.grid(np.zeros((0, 8, 8, 1))), r"grid: .*got shape \(0, 8, 8, 1\). Stack"),
-        (lambda: pictures.grid(np.zeros(5)), r"grid: there must be at least one example"),
+        (lambda: grid(np.zeros((0, 8, 8, 1))), r"grid: .*got shape \(0, 8, 8, 1\). Stack"),
+        (lambda: grid(np.zeros(5)), r"grid: there must be at least one example"),
         (
-            lambda: pictures.reconstructions(levels(0.0), levels(0.0, 1.0)),
+            lambda: reconstructions(levels(0.0), levels(0.0, 1.0)),
             r"same shape, got \(1, 8, 8, 1\) and \(2, 8, 8, 1\). Decode",
         ),
         (
-            lambda: pictures.interpolations(np.zeros((5, 3))),
+            lambda: interpolations(np.zeros((5, 3))),
             r"interpolations: .*got shape \(5, 3\)",
         ),
         (
-            lambda: pictures.traversals(np.zeros((2, 3, 5)), [1], [0.0, 1.0, 2.0]),
+            lambda: traversals(np.zeros((2, 3, 5)), [1], [0.0, 1.0, 2.0]),
             r"got \(2, 3\) with 1 latents and 3 values",
         ),
     ],

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 
+from experiments.flags.config import TrainConfig
 from experiments.show import pictures, report
 from experiments.show.report import write_report
 
@@ -73,13 +74,13 @@ def metrics():
 
 def png(level):
     file = io.BytesIO()
-    pictures.save_png(file, np.full((2, 2, 3), level, np.uint8))
+    pictures.save_png(file, np.full((2, 2, 4), level, np.uint8))
     return file.getvalue()
 
 
 @pytest.fixture(autouse=True)
 def small_curves(monkeypatch):
-    monkeypatch.setattr(report, "curves", lambda rows, file: file.write(png(len(rows))))
+    monkeypatch.setattr(report, "curves", lambda rows, name, file: file.write(png(len(rows))))
 
 
 def make_run(folder, drawn=(), **files):
@@ -119,7 +120,7 @@ def test_a_report_is_self_contained(tmp_path):
     text = (tmp_path / "a run" / "report.html").read_text(encoding="utf-8")
     without_data = re.sub(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", text)
     assert not re.search(r"https?:|src=|href=|url\(|@import|<script|<link|<iframe", without_data)
-    assert len(page.all("img")) == 6
+    assert len(page.all("img")) == 7
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
     assert str(tmp_path) not in text
 
@@ -142,7 +143,18 @@ def test_sections_come_in_order_and_pictures_under_their_own_title(tmp_path):
     ]
     places = [page.words.index(f" {title} ") for title in titles]
     assert places == sorted(places)
-    assert levels_of(page) == [len(metrics()), 1, 4, 3, 0, 2]
+    assert levels_of(page) == [len(metrics()), len(metrics()), 1, 4, 3, 0, 2]
+
+
+def test_configuration_shows_changed_flags_and_folds_all_of_them_away(tmp_path):
+    config = {"latent_dim": 7, "batch_size": TrainConfig().batch_size}
+    text = write_report(make_run(tmp_path, config=config)).read_text(encoding="utf-8")
+    shown, _, folded = text.partition("<details><summary>All 2 flags</summary>")
+    assert "latent_dim" in shown
+    assert "batch_size" not in shown
+    assert "batch_size" in folded.partition("</details>")[0]
+    unchanged = write_report(make_run(tmp_path / "other", config={"batch_size": 128}))
+    assert "All flags have their defaults." in unchanged.read_text(encoding="utf-8")
 
 
 def test_numbers_come_with_errors_units_and_preprocessing(tmp_path):
@@ -187,7 +199,7 @@ def test_everything_from_the_files_is_escaped(tmp_path):
     page = page_of(run)
     assert page.all("script") == []
     assert page.all("b") == []
-    assert page.words.count("""alert("1")""") == 15
+    assert page.words.count("""alert("1")""") == 18
     assert page.all("img")[0]["alt"] == '"><b>&'
 
 

@@ -1,4 +1,4 @@
-"""Bad input of every kind is refused in one line; and each fault that the fuzzing has found."""
+"""Rejection of bad input in one line, and regression tests of each fault that fuzzing has found."""
 
 import dataclasses
 import json
@@ -30,13 +30,13 @@ from experiments.torture.refusal import Ending, contents, why_lost
 from experiments.train import train
 
 
-def test_90_cases_of_bad_input_are_refused(tmp_path):
+def test_commands_reject_90_cases_of_bad_input(tmp_path):
     outcome = bad_input(tmp_path, 90)
     assert outcome.survived == outcome.tries == 90, outcome.note
     assert all(f"{name};" in f"{outcome.note};".replace(",", ";") for name in CATEGORIES)
 
 
-def test_cases_are_refused_by_the_real_command(tmp_path):
+def test_separate_processes_reject_bad_input(tmp_path):
     outcome = bad_commands(tmp_path, 3)
     assert outcome.survived == outcome.tries, outcome.note
 
@@ -58,20 +58,20 @@ RIGHT = Ending(2, "", "error: --seed must be 0 or more, got -1.\n", 1.0, 1.0)
         (RIGHT._replace(errors="a warning\nerror: --seed."), {}, "not one line"),
         (RIGHT._replace(errors=""), {}, "not one line"),
         (RIGHT._replace(errors="error: no."), {}, "does not name --seed"),
-        (RIGHT._replace(errors="error: --seed: 'int' object is not iterable."), {}, "inside"),
-        (RIGHT._replace(errors="error: --seed: [Errno 2] No such file."), {}, "inside"),
-        (RIGHT._replace(errors="error: --seed"), {}, "no sentence"),
-        (RIGHT._replace(processor_seconds=6.0), {}, "refused after"),
-        (RIGHT._replace(seconds=61.0), {}, "refused after"),
+        (RIGHT._replace(errors="error: --seed: 'int' object is not iterable."), {}, "internals"),
+        (RIGHT._replace(errors="error: --seed: [Errno 2] No such file."), {}, "internals"),
+        (RIGHT._replace(errors="error: --seed"), {}, "not a sentence"),
+        (RIGHT._replace(processor_seconds=6.0), {}, "rejected only after"),
+        (RIGHT._replace(seconds=61.0), {}, "rejected only after"),
     ],
 )
-def test_the_judge_sees_what_is_wrong_with_a_refusal(ending, after, why):
+def test_why_lost_names_the_fault_of_a_rejection(ending, after, why):
     found = why_lost(CASE, ending, {}, after)
     assert why in found
     assert bool(found) == bool(why)
 
 
-def test_a_change_on_disk_is_seen(tmp_path):
+def test_contents_change_with_a_files_time_and_content(tmp_path):
     path = tmp_path / "a" / "file"
     path.parent.mkdir()
     path.write_text("one")
@@ -86,11 +86,11 @@ def test_a_change_on_disk_is_seen(tmp_path):
     assert contents(tmp_path)["a/file"] != touched["a/file"]
 
 
-# what was found
+# Faults found by fuzzing
 
 
 class Opened:
-    """Makes a folder where it is unpickled."""
+    """Object that makes a folder if it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -99,7 +99,7 @@ class Opened:
         return (os.mkdir, (str(self.path),))
 
 
-def test_nothing_of_a_users_file_is_ever_unpickled(tmp_path):
+def test_array_files_are_never_unpickled(tmp_path):
     trap = tmp_path / "unpickled"
     objects = np.array([[Opened(trap), 1]], object)
     np.save(tmp_path / "a.npy", objects)
@@ -133,7 +133,7 @@ def test_nothing_of_a_users_file_is_ever_unpickled(tmp_path):
         ("learning_rate", float("nan"), "--learning-rate must be positive, got nan"),
     ],
 )  # fmt: skip
-def test_an_edited_config_is_refused_by_file_and_field(name, value, message, tmp_path):
+def test_error_for_an_edited_config_names_file_and_field(name, value, message, tmp_path):
     path = tmp_path / "run" / "config.json"
     path.parent.mkdir()
     path.write_text(json.dumps(to_json(TrainConfig()) | {name: value}))
@@ -141,7 +141,7 @@ def test_an_edited_config_is_refused_by_file_and_field(name, value, message, tmp
         read(path)
 
 
-def test_a_whole_number_is_a_number_and_the_runs_own_place_is_no_matter():
+def test_config_accepts_an_integer_as_a_number_and_any_run_folder():
     values = to_json(TrainConfig()) | {"beta": 2, "run": ".", "sigma": "learned"}
     assert from_json(values).beta == 2
 
@@ -150,7 +150,7 @@ def test_a_whole_number_is_a_number_and_the_runs_own_place_is_no_matter():
     "content",
     [b"", b"[]", b"3", b"\xff", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"],
 )
-def test_a_config_that_is_no_object_is_refused_by_file(content, tmp_path):
+def test_error_for_a_config_that_is_not_an_object_names_the_file(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config.json must be a JSON object, .* gave: "):
         read(tmp_path / "config.json")
@@ -167,7 +167,7 @@ def test_a_config_that_is_no_object_is_refused_by_file(content, tmp_path):
         ({"run": Path("runs/..")}, "--run must be a folder of its own, with a name"),
     ],
 )
-def test_numbers_beyond_32_bits_and_runs_without_a_name_are_refused(flags, message):
+def test_flags_reject_numbers_beyond_32_bits_and_unnamed_runs(flags, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**flags).check()
 
@@ -176,7 +176,7 @@ def test_numbers_beyond_32_bits_and_runs_without_a_name_are_refused(flags, messa
     ("dataset", "model"),
     [("npz:../../x.npz", "mlp"), ("folder:a\\..\\b", "../../evil:f"), ("..", "a\\b:f"), (":", "/")],
 )
-def test_the_default_folder_lies_in_runs_whatever_the_flags(dataset, model):
+def test_default_folder_is_in_runs_for_all_flags(dataset, model):
     folder = TrainConfig(dataset=dataset, model=model).folder
     assert folder.parent == Path("runs")
     assert folder.name not in ("", ".", "..")
@@ -186,7 +186,7 @@ def test_the_default_folder_lies_in_runs_whatever_the_flags(dataset, model):
 @pytest.mark.parametrize(
     "name", ["file", "file/run", "loop", "loop/run", "x" * 300, "a/" + "y" * 300]
 )
-def test_a_folder_that_cannot_be_made_is_refused_and_nothing_made(name, tmp_path):
+def test_require_folder_rejects_an_impossible_folder_and_makes_none(name, tmp_path):
     (tmp_path / "file").write_text("a file")
     (tmp_path / "loop").symlink_to("loop")
     before = contents(tmp_path)
@@ -199,7 +199,7 @@ def test_a_folder_that_cannot_be_made_is_refused_and_nothing_made(name, tmp_path
     assert contents(tmp_path) == before
 
 
-def test_results_that_cannot_be_written_are_refused_before_they_are_computed(whole_run, tmp_path):
+def test_commands_reject_an_unwritable_output_before_they_compute(whole_run, tmp_path):
     (tmp_path / "file").write_text("a file")
     with pytest.raises(Refused, match=r"--output must be a file; .* is something else"):
         encode(EncodeConfig(whole_run.run, output=tmp_path))
@@ -208,7 +208,7 @@ def test_results_that_cannot_be_written_are_refused_before_they_are_computed(who
     require_new_file(tmp_path / "new.npz", "--output")
 
 
-def test_what_the_system_refuses_is_said_in_words(tmp_path):
+def test_refusing_turns_an_os_error_into_words(tmp_path):
     with pytest.raises(Refused) as refusal, refusing():
         (tmp_path / "nowhere" / "deeper").mkdir()
     assert "Errno" not in str(refusal.value)
@@ -217,7 +217,7 @@ def test_what_the_system_refuses_is_said_in_words(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["npy", "npz"])
-def test_a_pipe_is_refused_and_not_waited_for(form, tmp_path):
+def test_readers_reject_a_pipe_without_waiting(form, tmp_path):
     os.mkfifo(tmp_path / f"pipe.{form}")
     with pytest.raises(ValueError, match=r"pipe.* must be a file"):
         datasets.load(f"{form}:{tmp_path}/pipe.{form}")
@@ -230,8 +230,8 @@ def test_a_pipe_is_refused_and_not_waited_for(form, tmp_path):
 
 
 @pytest.mark.parametrize("shape", ["(" + "9" * 30 + ", 2)", "(", "[" * 5000])
-def test_headers_that_numpy_does_not_expect_are_refused(shape, tmp_path):
-    """OverflowError, tokenize's own error, MemoryError."""
+def test_npy_reader_rejects_headers_that_crash_numpy(shape, tmp_path):
+    """numpy raises OverflowError, an error of tokenize, and MemoryError."""
     header = "{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + "}\n"
     length = len(header).to_bytes(2, "little")
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + length + header.encode())
@@ -239,7 +239,7 @@ def test_headers_that_numpy_does_not_expect_are_refused(shape, tmp_path):
         datasets.load(f"npy:{tmp_path}/a.npy")
 
 
-def test_labels_beyond_32_bits_are_refused(tmp_path):
+def test_npz_reader_rejects_labels_beyond_32_bits(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((4, 2)), y=np.arange(4) + 2**40)
     with pytest.raises(
         ValueError, match=r"The labels of x in .* must have integers that fit 32 bits"
@@ -247,10 +247,10 @@ def test_labels_beyond_32_bits_are_refused(tmp_path):
         datasets.load(f"npz:{tmp_path}/a.npz")
 
 
-def test_a_large_picture_is_one_and_an_absurd_one_is_refused(tmp_path, monkeypatch):
+def test_folder_accepts_a_large_picture_and_rejects_an_absurd_one(tmp_path, monkeypatch):
     for i in range(2):
         Image.fromarray(np.full((20, 30), i, np.uint8)).save(tmp_path / f"{i}.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # a warning, which here is an error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow warns, an error in these tests
     assert datasets.load(f"folder:{tmp_path}").train.shape == (1, 20, 30, 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     with pytest.raises(ValueError, match="2 of 2 are not"):
@@ -262,7 +262,7 @@ def test_a_large_picture_is_one_and_an_absurd_one_is_refused(tmp_path, monkeypat
     [{"step": "3"}, {"step": None}, {"step": True}, {"step": -1}, {"split": None}, {"split": []},
      {"elbo": "x"}, {"elbo": float("nan")}],
 )  # fmt: skip
-def test_edited_metrics_are_refused_before_anything_is_written(row, whole_run, tmp_path):
+def test_commands_reject_edited_metrics_before_they_write(row, whole_run, tmp_path):
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     shutil.copytree(whole_run.run, config.run)
     path = config.run / "metrics.jsonl"
@@ -276,7 +276,7 @@ def test_edited_metrics_are_refused_before_anything_is_written(row, whole_run, t
     assert contents(tmp_path) == before
 
 
-def test_a_run_that_lost_a_file_is_refused_and_nothing_written(whole_run, tmp_path):
+def test_commands_reject_a_run_with_a_missing_file_and_write_nothing(whole_run, tmp_path):
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     shutil.copytree(whole_run.run, config.run)
     (config.run / "metrics.jsonl").unlink()
@@ -291,7 +291,7 @@ def test_a_run_that_lost_a_file_is_refused_and_nothing_written(whole_run, tmp_pa
     assert contents(tmp_path) == before
 
 
-def test_results_that_cannot_be_read_are_measured_again(whole_run, tmp_path, monkeypatch):
+def test_train_measures_unreadable_results_again(whole_run, tmp_path, monkeypatch):
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     shutil.copytree(whole_run.run, config.run)
     monkeypatch.setattr(finish, "_measure", lambda run: {"device": "measured again"})
@@ -304,7 +304,7 @@ def test_results_that_cannot_be_read_are_measured_again(whole_run, tmp_path, mon
 
 
 @pytest.mark.parametrize("count", [0, -1, 257, 10**9])
-def test_a_number_of_devices_that_no_process_has_is_refused(count):
+def test_start_rejects_an_impossible_number_of_devices(count):
     with pytest.raises(ValueError, match=f"--num-devices must be from 1 to 256, got {count}"):
         accelerators.start("auto", count)
 
@@ -326,7 +326,7 @@ def test_a_number_of_devices_that_no_process_has_is_refused(count):
         ("f = 3", "is not a callable object"),
     ],
 )
-def test_own_models_that_are_none_are_refused(source, message, small, tmp_path, monkeypatch):
+def test_train_rejects_an_invalid_user_defined_model(source, message, small, tmp_path, monkeypatch):
     name = f"own_{abs(hash(source))}"
     (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.chdir(tmp_path)
@@ -336,9 +336,9 @@ def test_own_models_that_are_none_are_refused(source, message, small, tmp_path, 
     assert not (tmp_path / "runs").exists()
 
 
-def test_dip_of_a_flow_is_refused_in_its_own_words(small, tmp_path):
+def test_train_shows_the_library_error_for_dip_with_a_flow(small, tmp_path):
     flags = {"regularizer": "dip_i", "posterior": "iaf"}
-    with pytest.raises(Refused, match=r"dip: the posterior must have its mean in closed form"):
+    with pytest.raises(Refused, match=r"dip: the posterior must have a mean in closed form"):
         train(dataclasses.replace(small, run=tmp_path / "run", **flags))
 
 
@@ -353,7 +353,7 @@ def test_dip_of_a_flow_is_refused_in_its_own_words(small, tmp_path):
         ({"objective": "iwae", "num_samples": 2**31 - 1}, "--num-samples=2147483647 must fit"),
     ],
 )
-def test_what_has_no_room_is_refused_before_a_folder_is_made(
+def test_train_rejects_what_exceeds_memory_before_it_makes_a_folder(
     flags, message, small, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(memory, "memory_bytes", lambda: 2**33)

@@ -1,4 +1,4 @@
-"""The torture command: a short version of it, and that it sees what is lost."""
+"""The torture command: a short version of it, and its detection of losses."""
 
 import json
 import shutil
@@ -13,8 +13,8 @@ from experiments.torture.victim import Outcome, difference, fingerprint
 
 
 @pytest.mark.slow
-def test_a_short_torture_is_survived(capsys, monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)  # as a user compiles it
+def test_run_survives_a_short_torture(capsys, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # compile as for users
     cases = ("killed anywhere", "SIGTERM and Ctrl-C", "Ctrl-C twice")
     assert torture(TortureConfig(kills=2, tries=1, cases=cases)) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
@@ -26,14 +26,14 @@ def test_a_short_torture_is_survived(capsys, monkeypatch):
     [lambda folder, tries: Outcome(tries, tries - 1, "why"), lambda *_: _fail("why")],
     ids=["outcome", "error"],
 )
-def test_the_first_loss_ends_it_and_its_folder_stays(second_start, monkeypatch, capsys):
+def test_first_loss_ends_the_torture_and_its_folder_stays(second_start, monkeypatch, capsys):
     monkeypatch.setattr(accidents, "second_start", second_start)
     monkeypatch.setattr(accidents, "not_finite", lambda *_: _fail("not reached"))
     assert torture(TortureConfig(cases=("second start", "finite"))) == 1
     printed = capsys.readouterr()
     assert "why" in printed.out
     assert "not reached" not in printed.out
-    folder = Path(printed.err.split("lies in ")[1].strip().removesuffix("."))
+    folder = Path(printed.err.split("files are in ")[1].strip().removesuffix("."))
     assert folder.is_dir()
     folder.rmdir()
 
@@ -42,7 +42,7 @@ def _fail(why):
     raise RuntimeError(why)
 
 
-def test_what_a_run_lost_is_named(whole_run, tmp_path):
+def test_difference_names_what_a_run_lost(whole_run, tmp_path):
     whole = fingerprint(whole_run.run)
     assert difference(whole, fingerprint(whole_run.run)) == ""
     copy = tmp_path / "copy"
@@ -67,6 +67,6 @@ def test_what_a_run_lost_is_named(whole_run, tmp_path):
         (TortureConfig(cases=("gently",)), "--cases must be among killed anywhere, .*got gently"),
     ],
 )
-def test_what_cannot_be_is_refused(config, message):
+def test_torture_rejects_invalid_flags(config, message):
     with pytest.raises(Refused, match=message):
         torture(config)

@@ -1,4 +1,4 @@
-"""What holds of every bound, against a model whose log p(x) is known."""
+"""Properties of every bound, on a model whose log p(x) is known."""
 
 from functools import cache, partial
 
@@ -123,7 +123,7 @@ def test_terms_add_up(name, case):
 @cases
 @pytest.mark.parametrize("name", LOWER)
 def test_every_lower_bound_lies_between_the_elbo_and_log_prob(name, case):
-    """renyi 2 is no bound from below on its own terms only: it may lie under the ELBO."""
+    """The objective "renyi 2" is a lower bound on log p(x), but may be below the ELBO."""
     results, log_prob = drawn(case)
     objective, log_weights = in_float64((results[name].objective, results[name].log_weights))
     ((mean, error),) = means_and_errors(objective)
@@ -137,7 +137,7 @@ def test_every_lower_bound_lies_between_the_elbo_and_log_prob(name, case):
 
 @pytest.mark.parametrize("case", [SMALL, LARGE])
 def test_every_sample_of_the_true_posterior_weighs_log_prob(case):
-    """log p(x, z) - log p(z|x) = log p(x) for every z: no noise, no tolerance but rounding."""
+    """log p(x, z) - log p(z|x) = log p(x) for every z, without noise: equal up to rounding."""
     (results, log_prob), precision = drawn_at_posterior(case), PRECISION[case]
     z = results["elbo"].samples
     # The terms of log p(x|z), log p(z) and log q(z|x): squares, log scales and constants.
@@ -152,7 +152,7 @@ def test_every_sample_of_the_true_posterior_weighs_log_prob(case):
 
 @cases
 def test_weights_are_unbiased(case):
-    """E p(x, z) / q(z|x) = p(x): a constant that some density lacks would show here."""
+    """E p(x, z) / q(z|x) = p(x), which detects a constant missing in any density."""
     results, log_prob = drawn(case)
     ((mean, error),) = means_and_errors(np.exp(results["iwae"].log_weights - log_prob).mean(1))
     assert error < 0.05
@@ -160,7 +160,7 @@ def test_weights_are_unbiased(case):
 
 
 def test_the_draws_are_those_of_the_key():
-    """One key, one bound: the same again; and what posterior_samples draws with it."""
+    """`posterior_samples` makes the draws that the bound makes with the same key."""
     _, q, _ = to_jax(oracle(LARGE))
     keys = jax.random.split(jax.random.key(0), NUM_KEYS)
     z, log_q = jax.jit(partial(jax.lax.map, lambda key: posterior_samples(key, q, 4)))(keys)
@@ -238,7 +238,7 @@ def test_eager_jit_vmap_and_pmap_agree():
         close(few(params, keys[row], x[row]), at_row)
 
 
-def test_a_batch_of_none_gives_none():
+def test_an_empty_batch_gives_an_empty_result():
     params, keys, x = networks()
     result = jax.eval_shape(jax.vmap(of_one, in_axes=(None, 0, 0)), params, keys[:0], x[:0])
     assert {leaf.shape[0] for leaf in jax.tree.leaves(result)} == {0}
@@ -257,7 +257,7 @@ def test_networks_in_bfloat16_give_bounds_in_float32(name):
 
 
 def test_networks_in_bfloat16_learn_by_finite_gradients_of_their_kind():
-    """Those of float32 networks, to the 8 bits of each number on the way."""
+    """The gradients are those of float32 networks, to the 8 bits of each bfloat16 number."""
     of_bounds = [elbo, partial(iwae, estimator="dreg"), partial(renyi, alpha=0.5)]
     params, keys, x = networks()
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
@@ -315,14 +315,14 @@ def test_gradients_are_finite_differences(name):
 
 @bounds
 @pytest.mark.parametrize("num_samples", [0, -2])
-def test_less_than_one_sample_is_refused(name, num_samples):
+def test_less_than_one_sample_is_rejected(name, num_samples):
     model, q, x = to_jax(oracle(SMALL))
     with pytest.raises(ValueError, match=rf"num_samples must be at least 1, got {num_samples}\."):
         BOUNDS[name](jax.random.key(0), x, **functions(model, q), num_samples=num_samples)
 
 
 class Unsummed:
-    """What numpyro's Normal is without .to_event(1)."""
+    """A distribution like numpyro's Normal without .to_event(1)."""
 
     def sample(self, key):
         return jax.random.normal(key, (2,))
@@ -340,7 +340,7 @@ class Unsummed:
         ("prior", r"prior\.log_prob\(z\)"),
     ],
 )
-def test_an_unsummed_log_prob_is_refused(name, side, named):
+def test_an_unsummed_log_prob_is_rejected(name, side, named):
     good = Gaussian.standard(2)
     arguments = {"encode": lambda x: good, "decode": lambda z: good, "prior": good}
     arguments[side] = Unsummed() if side == "prior" else lambda _: Unsummed()
@@ -353,7 +353,7 @@ def test_an_unsummed_log_prob_is_refused(name, side, named):
 
 
 @pytest.mark.parametrize("name", ["elbo", "iwae"])
-def test_a_batch_or_a_prior_of_another_size_is_refused(name):
+def test_a_batch_or_a_prior_of_another_size_is_rejected(name):
     model, q, x = to_jax(oracle(SMALL))
     run = partial(BOUNDS[name], jax.random.key(0), num_samples=1)
     with pytest.raises(ValueError, match=r"value has shape \(8, 5\), this .* event shape \(5,\)"):

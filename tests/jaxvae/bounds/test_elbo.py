@@ -1,4 +1,4 @@
-"""The ELBO, its KL and the options that reweigh it, against a model whose ELBO is known."""
+"""The ELBO, its KL and the options that reweigh it, on a model whose ELBO is known."""
 
 from functools import partial
 from itertools import product
@@ -33,7 +33,7 @@ cases = pytest.mark.parametrize("case", CASES)
 
 
 def options_on(case, *options, num_samples=2):
-    """The ELBO of the oracle with each set of options, by one key."""
+    """The ELBO of the oracle with each set of options, with the same key."""
     model, q, x = to_jax(oracle(case))
     arguments = functions(model, q) | {"num_samples": num_samples}
     run = lambda key: [elbo(key, x, **arguments, **chosen) for chosen in options]
@@ -67,7 +67,7 @@ def test_elbo_is_log_prob_less_the_divergence_from_the_posterior(case):
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_elbo_of_a_decoder_that_ignores_its_latent_is_exact(precision):
-    """log N(x | b, R) - KL(q || p), whatever the key."""
+    """log N(x | b, R) - KL(q || p), for any key."""
     model, q, x = oracle(LARGE)
     with jax.enable_x64(precision == "float64"):
         still, q_jax, x_jax = to_jax((model._replace(weight=0 * model.weight), q, x))
@@ -148,8 +148,8 @@ def test_the_mean_gradient_of_elbo_is_the_gradient_of_the_exact_one():
         assert (np.abs(draws.mean(0) - slope) <= 4 * noise + 1e-5 * np.abs(slope).max()).all()
 
 
-def test_what_is_no_bound_leaves_the_elbo_as_it_is():
-    """beta, free bits and capacity alter the objective, each by its own formula, and no more."""
+def test_options_that_change_the_objective_leave_the_elbo_unchanged():
+    """beta, free bits and capacity change only the objective, each by its own formula."""
     plain, *others = options_on(
         LARGE, {}, {"beta": 0.0}, {"beta": 4.0}, {"free_bits": 0.7}, {"capacity": 5.0},
         {"beta": 10.0, "free_bits": 0.7, "capacity": 0.5},
@@ -165,7 +165,7 @@ def test_what_is_no_bound_leaves_the_elbo_as_it_is():
 
 
 def test_beta_weighs_a_sampled_kl_as_well():
-    """And leaves the rest as it was; that of "stl" is the closed form's."""
+    """It leaves all other fields as they are; the KL of "stl" is the one in closed form."""
     plain, weighted, closed, landed = options_on(
         SMALL,
         {"kl": "sampled"},
@@ -180,8 +180,8 @@ def test_beta_weighs_a_sampled_kl_as_well():
 
 
 def test_free_bits_and_capacity_steer_the_gradient():
-    """Of the KL's part of the objective by q's loc, for latents with a KL of 0.5, 0.02 and 2 nats:
-    none below the free bits, and towards the capacity from either side."""
+    """The gradient is that of the KL's part by q's loc, for latents with a KL of 0.5, 0.02 and 2
+    nats: zero below the free bits, and towards the capacity from either side."""
     expected = [
         ({}, [-1.0, -0.2, -2.0]),
         ({"free_bits": 0.1}, [-1.0, 0.0, -2.0]),
@@ -244,7 +244,7 @@ FULL = FullCovarianceGaussian(jnp.zeros(2), jnp.eye(2))
     ("options", "sides", "match"),
     [
         ({"kl": "exact"}, {}, r"elbo: kl must be auto, closed_form or sampled, got 'exact'"),
-        ({"kl": "closed_form", "estimator": "stl"}, {}, r"'stl' needs the draws' own KL\. Use kl="),
+        ({"kl": "closed_form", "estimator": "stl"}, {}, r"'stl' needs a sampled KL\. Use kl="),
         (
             {"kl": "closed_form"},
             {"prior": Foreign(Gaussian.standard(2))},
@@ -265,7 +265,7 @@ FULL = FullCovarianceGaussian(jnp.zeros(2), jnp.eye(2))
         ),
     ],
 )
-def test_options_without_the_kl_that_they_need_are_refused(options, sides, match):
+def test_options_without_the_kl_that_they_need_are_rejected(options, sides, match):
     good = Gaussian.standard(2)
     arguments = {"encode": lambda x: good, "decode": lambda z: good, "prior": good} | sides
     with pytest.raises(ValueError, match=match):

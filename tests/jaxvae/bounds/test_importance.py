@@ -1,4 +1,4 @@
-"""Importance-weighted bounds: their order, what more samples and groups do, and how they close."""
+"""Importance-weighted bounds: their order, the effect of samples and groups, and their gap."""
 
 from functools import cache, partial
 from itertools import pairwise
@@ -183,7 +183,7 @@ def test_the_weight_of_the_elbo_may_be_traced():
 
 @pytest.mark.parametrize("bound", [miwae, piwae], ids=["miwae", "piwae"])
 @pytest.mark.parametrize("num_groups", [0, 3, 5, -1])
-def test_groups_that_do_not_divide_the_draws_are_refused(bound, num_groups):
+def test_groups_that_do_not_divide_the_draws_are_rejected(bound, num_groups):
     match = (
         rf"{bound.__name__}: num_groups must divide num_samples, got {num_groups} groups of 4 "
         r"samples\. Give num_samples = groups \* samples of each\."

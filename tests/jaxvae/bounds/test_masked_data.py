@@ -1,13 +1,14 @@
-"""Bounds on the observed entries alone, against the model that has no others."""
+"""Bounds on the observed entries, against the model that has only these entries."""
 
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
-from jaxvae import Bernoulli, FullCovarianceGaussian, Gaussian, elbo
+from jaxvae import Bernoulli, FullCovarianceGaussian, Gaussian, adapt, elbo
 from jaxvae.testing import LinearGaussian
 from tests.oracles import BOUNDS, means_and_errors, to_jax
 
@@ -15,7 +16,7 @@ DATA_DIM, LATENT_DIM, NUM_KEYS = 6, 2, 500
 MASK = np.array([True, False, True, True, False, True])
 
 SOME = ("elbo", "iwae", "piwae", "tvo")
-"""One of each way to take a gradient."""
+"""One bound for each kind of gradient."""
 
 bounds = pytest.mark.parametrize("name", BOUNDS)
 
@@ -45,7 +46,7 @@ def some_bounds(params, x, key, mask, names=SOME):
 
 @jax.jit
 def with_slopes(params, x, mask, keys):
-    """Every bound, and the gradient of their sum by all that it could go to, for each key."""
+    """Every bound, and the gradient of their sum by all parameters and data, for each key."""
 
     def total(params, x, key):
         results = some_bounds(params, x, key, mask)
@@ -56,7 +57,7 @@ def with_slopes(params, x, mask, keys):
 
 
 def restricted(params, x):
-    """Parameters and data of the model that knows the observed entries only."""
+    """Parameters and data of the model that has only the observed entries."""
     encoder, model = params["encoder"][:, MASK], params["model"]
     model = LinearGaussian(model.weight[MASK], model.bias[MASK], model.log_scale[MASK])
     return {"encoder": encoder, "model": model}, x[MASK]
@@ -92,7 +93,7 @@ def test_a_bound_is_that_of_the_model_of_the_observed_entries(name):
 
 
 def test_gradients_are_those_of_the_model_of_the_observed_entries():
-    """And exactly 0 for what belongs to missing ones, though they are NaN."""
+    """The gradients of missing entries are exactly 0, though these entries are NaN."""
     (of_params, of_x), _ = masked()
     (of_fewer, of_seen), _ = unmasked()
     whole = [of_params["encoder"], *(np.moveaxis(leaf, 1, -1) for leaf in of_params["model"]), of_x]
@@ -109,7 +110,7 @@ def test_gradients_are_those_of_the_model_of_the_observed_entries():
 
 
 def test_the_bound_is_on_the_density_of_the_observed_entries():
-    """Below log p(x_observed), and with its posterior equal to it, in every draw."""
+    """The bound is below log p(x_observed); with the true posterior it is equal in every draw."""
     params, x = restricted(parameters(), data())
     log_prob, posterior = params["model"].log_prob(x), params["model"].posterior(x)
     for name in ("elbo", "iwae"):
@@ -123,7 +124,7 @@ def test_the_bound_is_on_the_density_of_the_observed_entries():
     close(result.objective, log_prob)
 
 
-def test_a_mask_of_ones_is_none_and_of_zeros_leaves_the_prior():
+def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_leaves_the_prior():
     params, x, key = parameters(), data(), jax.random.key(3)
     run = jax.jit(lambda x, mask: some_bounds(params, x, key, mask, ("elbo",)))
     every = run(x, jnp.ones(DATA_DIM, bool))
@@ -158,21 +159,60 @@ def test_each_row_may_have_its_own_mask():
     assert (np.asarray(slopes)[~missing] != 0).all()
 
 
+def test_a_mask_of_rows_is_the_mask_of_their_entries():
+    """[T] for x [T, D], as sequences with padding have it."""
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(4, 3)), jnp.float32)
+    rows = jnp.array([True, True, False, True])
+    x = x.at[2].set(jnp.nan)
+    for p in (Gaussian(jnp.ones((4, 3)), jnp.zeros(())), Bernoulli(jnp.ones((4, 3)))):
+        sides = {"encode": lambda x: Gaussian(x[:, 0], jnp.zeros(4)), "decode": lambda z, p=p: p}
+        run = partial(elbo, jax.random.key(0), x, **sides, prior=Gaussian.standard(4))
+        by_rows, by_entries = run(mask=rows), run(mask=jnp.broadcast_to(rows[:, None], (4, 3)))
+        assert by_rows.objective == by_entries.objective
+        assert np.isfinite(by_rows.objective)
+
+
+def test_a_mask_of_rows_fits_a_likelihood_whose_entries_are_rows():
+    """Independent vectors with a covariance each: a row counts as a whole, or not."""
+    p = adapt(dist.MultivariateNormal(jnp.zeros((4, 3)), jnp.eye(3)).to_event(1))
+    sides = {"encode": lambda x: Gaussian.standard(2), "decode": lambda z: p}
+    run = partial(elbo, jax.random.key(0), jnp.ones((4, 3)), **sides, prior=Gaussian.standard(2))
+    density = -0.5 * 3 - 1.5 * np.log(2 * np.pi)
+    rows = jnp.array([True, False, False, True])
+    np.testing.assert_allclose(run(mask=rows).reconstruction, 2 * density, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"shape \(4,\), so a mask of shape \(4, 3\) cannot"):
+        run(mask=jnp.ones((4, 3), bool))
+
+
+def test_a_mask_of_an_adapted_independent_likelihood_is_that_of_ours():
+    x, mask = jnp.array([1.0, jnp.nan, 0.0]), jnp.array([True, False, True])
+    logits = jnp.array([0.3, 2.0, -1.0])
+    sides = {"encode": lambda x: Gaussian.standard(2), "prior": Gaussian.standard(2), "mask": mask}
+    ours, theirs = (
+        elbo(jax.random.key(0), x, **sides, decode=lambda z, p=p: p)
+        for p in (Bernoulli(logits), adapt(dist.Bernoulli(logits=logits).to_event(1)))
+    )
+    np.testing.assert_allclose(theirs.reconstruction, ours.reconstruction, rtol=1e-6)
+    whole = adapt(dist.MultivariateNormal(jnp.zeros(3), jnp.eye(3)))
+    with pytest.raises(ValueError, match="Adapted has no log_prob_per_entry"):
+        elbo(jax.random.key(0), x, **sides, decode=lambda z: whole)
+
+
 # Failure
 
 
 @bounds
-def test_a_mask_of_another_shape_is_refused(name):
+def test_a_mask_of_another_shape_is_rejected(name):
     q = Gaussian.standard(3)
     sides = {"encode": lambda x: q, "decode": lambda z: q, "prior": q, "num_samples": 2}
-    match = r"mask must have x's shape \(3,\), got \(2,\)\. Give one entry of it per entry of x"
+    match = r"mask must have x's shape \(3,\), or its leading part, got \(2,\)\. Give one entry"
     with pytest.raises(ValueError, match=match):
         BOUNDS[name](jax.random.key(0), jnp.zeros(3), **sides, mask=jnp.ones(2, bool))
 
 
 @bounds
-def test_a_likelihood_whose_entries_hang_together_is_refused(name):
-    """Its density of some entries is another integral."""
+def test_a_likelihood_whose_entries_hang_together_is_rejected(name):
+    """The density of some of its entries would be another integral."""
     q, p = Gaussian.standard(2), FullCovarianceGaussian(jnp.zeros(2), jnp.eye(2))
     sides = {"encode": lambda x: q, "decode": lambda z: p, "prior": q, "num_samples": 2}
     match = r"mask: FullCovarianceGaussian has no log_prob_per_entry, so its entries cannot be left"

@@ -1,4 +1,4 @@
-"""The variational Renyi objective, for every order, against 50 decimal digits."""
+"""The variational Renyi objective of every order, against values of 50 decimal digits."""
 
 from decimal import Decimal, localcontext
 from functools import cache, partial
@@ -36,7 +36,7 @@ def by_alpha(scale, alphas, keys):
 
 @cache
 def results(scale, precision):
-    """Log weights, value and slope, in float64, and the alphas as the precision has them."""
+    """Log weights, value and slope in float64, and the alphas rounded to the precision."""
     with jax.enable_x64(precision == "float64"):
         keys = jax.random.split(jax.random.key(0), NUM_KEYS)
         alphas = jnp.asarray(ALPHAS)
@@ -62,7 +62,7 @@ def in_decimal(log_weights, alpha):
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("scale", SPREADS)
 def test_value_and_gradient_are_those_of_50_digits(scale, precision):
-    """At every order, on either side of 1 and at it, for log weights up to 1e4 nats apart."""
+    """For orders below, at and above 1, and log weights up to 1e4 nats apart."""
     log_weights, values, slopes, alphas = results(scale, precision)
     eps = np.finfo(precision).eps
     for logs, *by_alpha in zip(log_weights, values.T, slopes.T, strict=True):
@@ -78,7 +78,7 @@ def test_value_and_gradient_are_those_of_50_digits(scale, precision):
 
 
 @pytest.mark.parametrize("scale", SPREADS)
-def test_it_falls_as_alpha_rises_and_is_continuous_at_one(scale):
+def test_renyi_falls_as_alpha_rises_and_is_continuous_at_one(scale):
     log_weights, values, slopes, alphas = results(scale, "float64")
     largest = np.abs(log_weights).max(1)
     assert (np.diff(values, axis=0) <= 1e-14 * largest[None]).all()
@@ -91,7 +91,7 @@ def test_it_falls_as_alpha_rises_and_is_continuous_at_one(scale):
         assert (np.abs(slopes[i] - slopes[at_one]) <= 2 * step / scale).all()
 
 
-def test_at_zero_it_is_iwae_and_at_one_the_elbo_with_a_sampled_kl():
+def test_renyi_at_zero_is_iwae_and_at_one_the_elbo_with_a_sampled_kl():
     keys = jax.random.split(jax.random.key(0), NUM_KEYS)
     scale = jnp.float32(3.0)
     (value, result), slope = by_alpha(scale, jnp.array([0.0, 1.0]), keys)
@@ -103,16 +103,16 @@ def test_at_zero_it_is_iwae_and_at_one_the_elbo_with_a_sampled_kl():
     np.testing.assert_allclose(slope[1], mean / 3, rtol=0, atol=1e-6 * 4)
 
 
-def test_more_samples_tighten_it_below_order_one_and_loosen_it_above():
-    """From the ELBO, which it is for one sample, to its limit on either side."""
+def test_more_samples_tighten_renyi_below_order_one_and_loosen_it_above():
+    """With one sample it is the ELBO; with more, it moves to its limit above or below."""
     for name, direction in (("renyi 0.5", 1), ("renyi -1", 1), ("renyi 2", -1)):
         by_size, _ = tightness(LARGE, name)
         for (fewer, error_fewer), (more, error_more) in pairwise(by_size):
             assert direction * (more - fewer) > 4 * np.hypot(error_fewer, error_more)
 
 
-def test_for_a_negative_order_it_is_no_bound():
-    """With many samples it passes log p(x), and says nothing of it."""
+def test_renyi_of_negative_order_is_not_a_bound():
+    """With many samples it exceeds log p(x)."""
     bounds, log_prob = drawn(LARGE, num_samples=64)
     names = ("renyi -1", "renyi 0.5", "renyi 2")
     (beyond, error), *below = means_and_errors(*[bounds[name].objective for name in names])

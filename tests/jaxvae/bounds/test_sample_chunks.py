@@ -1,4 +1,4 @@
-"""Draws chunk by chunk: the same numbers and gradients, and memory that does not grow with them."""
+"""Draws computed in chunks: the same values and gradients, and memory that does not grow."""
 
 from functools import cache, partial
 
@@ -64,13 +64,13 @@ def temporary_bytes(num_samples, sample_chunk_size):
 
 
 def test_memory_does_not_grow_with_the_draws_but_by_their_keys_and_weights():
-    """A draw's own values here are over 400 bytes; its key and its weights 40."""
+    """A draw's intermediate values take over 400 bytes, its key and its weights 40."""
     small, large = temporary_bytes(1_000, 50), temporary_bytes(10_000, 50)
     assert large - small < 9_000 * 64
     assert temporary_bytes(10_000, None) > 9_000 * 400
 
 
-def test_a_chunk_of_less_than_one_draw_is_refused():
+def test_a_chunk_of_less_than_one_draw_is_rejected():
     with pytest.raises(ValueError, match="sample_chunk_size must be at least 1, or None, got 0"):
         value_and_gradient(jaxvae.iwae, params(), num_samples=4, sample_chunk_size=0)
 
@@ -113,7 +113,7 @@ def test_blocks_of_each_device():
     jax.tree.map(compare, after_two_steps(2, "devices"), after_two_steps(None))
 
 
-def test_blocks_that_do_not_make_up_a_batch_are_refused():
+def test_blocks_that_do_not_make_up_a_batch_are_rejected():
     with pytest.raises(ValueError, match=r"microbatch_size must divide the batch of 8 .* got 3"):
         after_two_steps(3)
     with pytest.raises(ValueError, match="a regularizer needs the whole batch"):

@@ -14,7 +14,7 @@ from jaxvae.bounds import tvo
 from tests.oracles import LARGE, in_float64, log_mean_exp, tightness, weighted_by
 
 INTERVALS = [1, 2, 3, 5]
-"""Each but the first halves, geometrically, those of the one before: its points are among them."""
+"""Numbers of intervals; each setting halves the intervals of the one before, geometrically."""
 SPREADS = [1e-3, 1.0, 30.0, 1e4]
 NUM_KEYS, NUM_SAMPLES = 20, 6
 
@@ -74,8 +74,8 @@ def test_values_are_numpys(scale, precision):
 
 
 @pytest.mark.parametrize("scale", SPREADS)
-def test_it_lies_between_the_elbo_and_iwae_and_rises_with_intervals(scale):
-    """In every draw: the integrand rises, so that a left sum is below the integral."""
+def test_tvo_is_between_the_elbo_and_iwae_and_rises_with_intervals(scale):
+    """This holds in every draw: the integrand rises, so that a left sum is below the integral."""
     log_weights, values, _ = results(scale)
     rounding = 1e-13 * scale
     ladder = [log_weights.mean(1), *values[: len(INTERVALS)], log_mean_exp(log_weights)]
@@ -87,8 +87,8 @@ def test_it_lies_between_the_elbo_and_iwae_and_rises_with_intervals(scale):
             assert (tighter > looser + 1e-3).mean() > 0.9
 
 
-def test_with_many_intervals_it_is_iwae():
-    """To the widest interval times the rise of the integrand."""
+def test_tvo_with_many_intervals_is_iwae():
+    """The difference is at most the widest interval times the rise of the integrand."""
     options = {"num_samples": NUM_SAMPLES, "num_intervals": 400, "first": 1e-3}
     run = jax.jit(jax.vmap(partial(tvo, **weighted_by(1.0), **options)))
     result = run(jax.random.split(jax.random.key(1), NUM_KEYS))
@@ -99,7 +99,7 @@ def test_with_many_intervals_it_is_iwae():
     assert (gap < 0.02 * (log_mean_exp(logs) - logs.mean(1)) + 1e-5).all()
 
 
-def test_more_samples_tighten_it():
+def test_more_samples_tighten_tvo():
     by_size, log_prob = tightness(LARGE, "tvo")
     for (fewer, error_fewer), (more, error_more) in pairwise(by_size):
         assert more - fewer > 4 * np.hypot(error_fewer, error_more)
@@ -111,7 +111,7 @@ def test_more_samples_tighten_it():
 
 @pytest.mark.parametrize("scale", SPREADS[:3])
 def test_slopes_are_finite_differences(scale):
-    """Central differences of the sum in numpy: its error is h^2 f''' / 6 + eps f / h."""
+    """Central differences of the sum in numpy have the error h^2 f''' / 6 + eps f / h."""
     log_weights, _, slopes = results(scale)
     h = 1e-5
     for slope, num_intervals in zip(slopes, INTERVALS, strict=False):
@@ -131,7 +131,7 @@ def test_slopes_of_weights_far_apart_are_finite():
 
 
 @pytest.mark.parametrize(("num_intervals", "first"), [(0, 0.1), (3, 0.0), (3, 1.0), (3, -0.5)])
-def test_points_outside_the_unit_interval_are_refused(num_intervals, first):
+def test_points_outside_the_unit_interval_are_rejected(num_intervals, first):
     q = Gaussian.standard(1)
     sides = {"encode": lambda x: q, "decode": lambda z: q, "prior": q}
     options = {"num_samples": 2, "num_intervals": num_intervals, "first": first}

@@ -1,4 +1,4 @@
-"""What was saved comes back bit for bit, or not at all."""
+"""Checkpoints: restored items are bit for bit what was saved, or an error is raised."""
 
 import contextlib
 import itertools
@@ -58,7 +58,7 @@ def kept(tmp_path):
 
 
 def assert_same_bits(actual, expected):
-    """The same structure, down to the types of its tuples, and the same bytes."""
+    """Check that two trees have the same structure, types of tuples included, and bytes."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert isinstance(one, np.ndarray | np.generic)
@@ -70,7 +70,7 @@ def assert_same_bits(actual, expected):
 
 
 def training_state():
-    """Of every kind of leaf: NamedTuples, Adam's state, an empty dict, special numbers."""
+    """Items with NamedTuples, Adam's state, an empty dict and special numbers."""
     params = {"encoder": weights(0), "likelihood": {}}
     params["encoder"]["w"].flat[:5] = [np.inf, -0.0, np.nan, 1e-45, -np.inf]
     with_steps = optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation()
@@ -85,8 +85,8 @@ def training_state():
     )
 
 
-def test_what_was_saved_comes_back_bit_for_bit(checkpoints):
-    """Into its own types, from a target of shapes alone; items can be restored one by one."""
+def test_saved_items_are_restored_bit_for_bit(checkpoints):
+    """Restored into the saved types from targets that have only shapes, and item by item."""
     state = training_state()
     items = {
         "params": state.params,
@@ -140,8 +140,8 @@ def test_arrays_may_be_overwritten_while_a_save_is_under_way(checkpoints):
     ],
     ids=["best in between", "best first", "NaN and None", "none at all"],
 )
-def test_the_two_latest_and_the_best_are_kept(checkpoints, tmp_path, metrics):
-    """After every save, so that the newest is never the one deleted."""
+def test_the_two_latest_and_the_best_are_retained(checkpoints, tmp_path, metrics):
+    """This holds after every save, so that the newest is never deleted."""
     ranked = {}
     for step, metric in enumerate(metrics, 1):
         save(checkpoints, step, metric)
@@ -169,7 +169,7 @@ def test_a_new_folder_holds_nothing(checkpoints):
     assert (checkpoints.latest_step(), checkpoints.best_step()) == (None, None)
 
 
-def test_saving_the_latest_again_is_no_work(checkpoints):
+def test_saving_the_latest_again_does_nothing(checkpoints):
     save(checkpoints, 1, params=weights(0))
     save(checkpoints, 1, params=weights(5))
     assert_same_bits(checkpoints.restore(1, {"params": weights(0)}), {"params": weights(0)})
@@ -193,7 +193,7 @@ def test_digest_sees_paths_types_shapes_and_bytes():
 
 
 def test_bfloat16_is_saved_too(checkpoints):
-    """As in the moments of optax.adam(mu_dtype=bfloat16)."""
+    """optax.adam(mu_dtype=bfloat16) has such moments."""
     tree = {"a": np.ones(3, ml_dtypes.bfloat16)}
     save(checkpoints, 1, params=tree)
     assert_same_bits(checkpoints.restore(1, {"params": tree}), {"params": tree})
@@ -207,7 +207,7 @@ def mean_at(vae, params):
 @pytest.mark.parametrize("averaged", [False, True])
 @pytest.mark.parametrize("given", ["run", "run/checkpoints"])
 def test_a_loaded_model_gives_identical_numbers(checkpoints, tmp_path, which, averaged, given):
-    """Those of the average where there is one; from the run's folder or from the one in it."""
+    """The parameters are the average if there is one; both folders, run and inner, can be given."""
     for step, metric in [(1, -1.0), (2, -2.0)]:
         average = {"average": model_params(10 + step)} if averaged else {}
         save(checkpoints, step, metric, params=model_params(step), **average)
@@ -248,14 +248,14 @@ def test_a_recipe_is_a_function_and_its_arguments():
 
 
 def data_file(tmp_path, step):
-    """The file with most of the weights' bytes, which orbax keeps no checksum of."""
+    """The file with most of the weights' bytes, for which orbax has no checksum."""
     paths = (folder(tmp_path) / str(step) / "params").rglob("*")
     files = [path for path in paths if path.is_file()]
     return max(files, key=lambda path: path.stat().st_size)
 
 
 def test_a_changed_byte_never_gives_wrong_weights(checkpoints, tmp_path):
-    """Orbax notices few of them; the digest has the rest, and its message says what to do."""
+    """orbax detects few changes; the digest detects all others, with a message that helps."""
     params = weights(0, (64, 64))
     save(checkpoints, 1, params=params)
     path = data_file(tmp_path, 1)
@@ -270,7 +270,7 @@ def test_a_changed_byte_never_gives_wrong_weights(checkpoints, tmp_path):
             outcomes.append(str(error))
     by_digest = [text for text in outcomes if "does not have the digest" in text]
     assert len(by_digest) > 6
-    remedy = f"Move the folder {folder(tmp_path) / '1'} away to go on from the checkpoint before"
+    remedy = f"Move the folder {folder(tmp_path) / '1'} away to resume from the checkpoint before"
     assert all("checkpoint 1 is damaged: 'params'" in text for text in by_digest)
     assert all(remedy in text for text in by_digest)
     path.write_bytes(intact)
@@ -334,15 +334,15 @@ def test_a_damaged_newest_is_set_aside_and_the_one_before_it_used(checkpoints, t
     (line,) = found.set_aside
     assert line.startswith("Checkpoint 3 is damaged: ")
     assert str(aside) in line
-    save(checkpoints, 3, params=weights(4, (64, 64)))  # and again, as the run goes on
+    save(checkpoints, 3, params=weights(4, (64, 64)))  # again, as in a resumed run
     damage(data_file(tmp_path, 3))
     assert checkpoints.restore_newest({"params": weights(0, (64, 64))}).step == 2
     assert (tmp_path / "run" / "checkpoints-damaged" / "3-1").is_dir()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"\xff\x00"], ids=repr)
-def test_any_one_file_may_be_damaged_before_a_run_goes_on(checkpoints, tmp_path, content):
-    """Each in turn: what is restored has the bits of a checkpoint that was saved."""
+def test_any_single_file_may_be_damaged_before_a_run_resumes(checkpoints, tmp_path, content):
+    """Each file is damaged in turn; the restored bits are those of a saved checkpoint."""
     for step in (1, 2):
         save(checkpoints, step, params=weights(step))
     checkpoints.close()
@@ -375,7 +375,7 @@ def test_metrics_that_cannot_be_read_are_damage(checkpoints, tmp_path):
     assert kept(tmp_path) == {1, 2}
 
 
-def test_what_was_moved_to_open_the_folder_comes_back_where_none_is_whole(checkpoints, tmp_path):
+def test_checkpoints_that_were_set_aside_move_back_if_all_are_damaged(checkpoints, tmp_path):
     for step in (1, 2):
         save(checkpoints, step, params=weights(step, (64, 64)))
     checkpoints.close()
@@ -389,7 +389,7 @@ def test_what_was_moved_to_open_the_folder_comes_back_where_none_is_whole(checkp
     assert kept(tmp_path) == {1, 2}
 
 
-def test_what_may_not_be_read_now_is_no_damage(checkpoints, tmp_path, monkeypatch):
+def test_a_file_without_read_permission_is_not_damage(checkpoints, tmp_path, monkeypatch):
     save(checkpoints, 1)
     save(checkpoints, 2)
 
@@ -402,7 +402,7 @@ def test_what_may_not_be_read_now_is_no_damage(checkpoints, tmp_path, monkeypatc
     assert kept(tmp_path) == {1, 2}
 
 
-def test_a_bit_of_what_a_checkpoint_says_of_itself_is_seen(checkpoints, tmp_path):
+def test_a_flipped_bit_of_the_description_is_detected(checkpoints, tmp_path):
     save(checkpoints, 1, about={"vae": RECIPE, "step": 1, "words": "of 100"})
     right = checkpoints.about(1)
     path = folder(tmp_path) / "1" / "about" / "metadata"
@@ -410,7 +410,7 @@ def test_a_bit_of_what_a_checkpoint_says_of_itself_is_seen(checkpoints, tmp_path
     own_name = content.index(b'"digest":')
     for i in range(0, len(content), 5):
         if own_name <= i < own_name + 8:
-            continue  # then it has none to hold it against, as in the first release
+            continue  # without the digest the description is not checked, as in the first release
         path.write_bytes(content[:i] + bytes([content[i] ^ 2]) + content[i + 1 :])
         with pytest.raises(Damaged, match="checkpoint 1 is damaged"):
             checkpoints.about(1)
@@ -418,7 +418,7 @@ def test_a_bit_of_what_a_checkpoint_says_of_itself_is_seen(checkpoints, tmp_path
     assert checkpoints.about(1) == right
 
 
-def test_where_all_are_damaged_nothing_is_moved(checkpoints, tmp_path):
+def test_no_checkpoint_is_moved_if_all_are_damaged(checkpoints, tmp_path):
     for step in (1, 2):
         save(checkpoints, step, params=weights(step, (64, 64)))
         flipped(data_file(tmp_path, step))
@@ -427,7 +427,7 @@ def test_where_all_are_damaged_nothing_is_moved(checkpoints, tmp_path):
     assert kept(tmp_path) == {1, 2}
 
 
-def test_no_checkpoint_at_all_is_none(checkpoints):
+def test_restoring_from_an_empty_folder_gives_none(checkpoints):
     assert checkpoints.restore_newest({"params": weights(0)}) is None
 
 
@@ -440,33 +440,33 @@ def test_no_checkpoint_at_all_is_none(checkpoints):
     ],
     ids=["shape", "type", "leaves"],
 )
-def test_a_target_that_is_not_what_was_saved_is_refused(checkpoints, target):
-    """By name, and without the advice to remove a checkpoint that is as it was saved."""
+def test_a_target_that_is_not_what_was_saved_is_rejected(checkpoints, target):
+    """The message names the leaf, and does not advise removing the undamaged checkpoint."""
     save(checkpoints, 1, params={"w": weights(1)["w"]})
     with pytest.raises(ValueError, match=r"(?s)^(?!.*Remove the folder).*\b(w|extra)\b"):
         checkpoints.restore(1, {"params": target})
 
 
-def test_an_older_step_is_refused(checkpoints):
+def test_an_older_step_is_rejected(checkpoints):
     save(checkpoints, 5)
     with pytest.raises(ValueError, match="step 4 is not newer than the latest, 5"):
         save(checkpoints, 4)
 
 
-def test_a_run_that_is_not_there_is_refused_and_not_made(tmp_path):
+def test_a_run_that_is_not_there_is_rejected_and_not_made(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no run at .*elsewhere: give the folder"):
         load(tmp_path / "elsewhere")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+def test_a_run_without_a_checkpoint_is_rejected(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for given in ("run", "run/checkpoints"):
         with pytest.raises(FileNotFoundError, match="checkpoints holds no checkpoint yet"):
             load(tmp_path / given)
 
 
-def test_a_format_of_the_future_is_refused(checkpoints, tmp_path, monkeypatch):
+def test_a_format_of_the_future_is_rejected(checkpoints, tmp_path, monkeypatch):
     newer = saved_items.FORMAT + 1
     monkeypatch.setattr(saved_items, "FORMAT", newer)
     save(checkpoints, 1, params=model_params(1))
@@ -478,7 +478,7 @@ def test_a_format_of_the_future_is_refused(checkpoints, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "function", ["nowhere.at_all:mlp", "jaxvae.vae:nothing", "jaxvae.models.vae", ""]
 )
-def test_a_function_that_the_caller_does_not_give_is_refused(checkpoints, tmp_path, function):
+def test_a_function_that_the_caller_does_not_give_is_rejected(checkpoints, tmp_path, function):
     recipe = {"function": function, "arguments": {}}
     save(checkpoints, 1, about={"vae": recipe}, params=model_params(1))
     with pytest.raises(ValueError, match=rf"built by '{function}', which .* load\(path, models="):

@@ -1,4 +1,4 @@
-"""No run goes on for hours into checkpoints that nobody can read, or that cannot be saved."""
+"""Reading back: a run stops early if its checkpoints cannot be saved or read."""
 
 import contextlib
 import dataclasses
@@ -22,14 +22,14 @@ from jaxvae.checkpoints.manifest import REMEDIES, Unusable, check_leaves, leaves
 from jaxvae.checkpoints.saved_items import check_readable
 from jaxvae.training.state import TrainState
 
-# What orbax leaves behind of a save that failed is collected later.
+# Objects that orbax leaves behind after a failed save are collected later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 PARAMS = {"w": np.random.default_rng(0).normal(size=(300, 300))}
 
 
 @pytest.fixture
 def shown_to_orbax(monkeypatch):
-    """Paths go to orbax as they are, so that below a bracket it saves what nobody can read."""
+    """Pass paths to orbax unchanged, so that below a "[" it saves unreadable checkpoints."""
     monkeypatch.setattr(orbax_manager, "plain_path", contextlib.nullcontext)
 
 
@@ -63,7 +63,7 @@ def test_the_first_checkpoint_of_each_start_is_read_back(tmp_path, read_steps):
     assert read_steps == [1, 4]
 
 
-def test_reading_back_takes_the_memory_of_what_was_written(tmp_path, monkeypatch):
+def test_reading_back_starts_after_the_copies_are_freed(tmp_path, monkeypatch):
     alive = []
 
     def copied(items):
@@ -103,8 +103,8 @@ def test_a_row_that_cannot_be_written_is_one_sentence(tmp_path):
     recorder.close()
 
 
-def test_every_process_hears_of_a_checkpoint_that_cannot_be_read():
-    """By a collective around the save, whether or not a process has rows to write."""
+def test_every_process_raises_for_a_checkpoint_that_cannot_be_read():
+    """A collective surrounds the save, whether or not a process has rows to write."""
 
     class Unread:
         def save(self, *arguments):
@@ -138,7 +138,7 @@ def test_the_advice_fits_the_reason(error, line):
     assert advice(error, "the run goes on.") == line
 
 
-def test_systems_word_their_errors_so():
+def test_known_reasons_are_the_texts_of_system_errors():
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
     assert [os.strerror(code) for code in codes] == list(REMEDIES)
 
@@ -154,7 +154,7 @@ def test_a_first_checkpoint_that_cannot_be_read_is_an_error(tmp_path):
         with pytest.raises(Unusable) as error:
             checkpoints.save(2, {"params": PARAMS}, {}, 1.0)
     text = str(error.value)
-    assert text.startswith(f"checkpoint 1 was saved in {folder} and cannot be read back: ")
+    assert text.startswith(f"checkpoint 1 was saved in {folder} but cannot be read back: ")
     assert text.endswith(" does not exist. Use a folder on another file system.")
     assert "\n" not in text
 
@@ -178,13 +178,13 @@ def test_content_that_changes_on_its_way_to_the_disk_is_an_error(tmp_path, monke
 @pytest.mark.usefixtures("shown_to_orbax")
 def test_training_stops_at_the_evaluation_after_it(small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "[x]", num_steps=10_000)
-    with pytest.raises(Refused, match=r"checkpoint 25 was saved in .* and cannot be read back: "):
+    with pytest.raises(Refused, match=r"checkpoint 25 was saved in .* but cannot be read back: "):
         train(config)
     assert max(row["step"] for row in read_metrics(config.run / "metrics.jsonl")) <= 50
 
 
 @pytest.mark.usefixtures("shown_to_orbax")
-def test_training_that_ends_before_another_evaluation_says_so(small, tmp_path, capsys):
+def test_training_that_ends_before_another_evaluation_reports_it(small, tmp_path, capsys):
     config = dataclasses.replace(small, run=tmp_path / "[x]", num_steps=20)
     assert train(config) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -193,7 +193,7 @@ def test_training_that_ends_before_another_evaluation_says_so(small, tmp_path, c
 
 
 def test_a_first_save_that_fails_for_good_is_an_error_and_a_later_one_is_not(tmp_path, monkeypatch):
-    """Rights to a folder may change while a run trains; the next save may be better."""
+    """Permissions of a folder may change during a run; the next save may succeed."""
 
     def refused(*_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "x"))
@@ -215,7 +215,7 @@ def test_a_first_save_that_fails_for_good_is_an_error_and_a_later_one_is_not(tmp
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ({"params": {"none": {}}}, "params must have an array of numbers, it has none"),
+        ({"params": {"none": {}}}, "params must have at least one array of numbers, got none"),
         ({"params": {"a": PARAMS["w"], "f": print}}, r"params\['f'\] must be .* got builtin"),
         ({"params": {"name": "x"}}, r"params\['name'\] must be an array of numbers, got str"),
         ({"params": [np.array([None])]}, r"params\[0\] must be .* got ndarray of type object"),
@@ -223,11 +223,11 @@ def test_a_first_save_that_fails_for_good_is_an_error_and_a_later_one_is_not(tmp
         ({"params": {"w": np.zeros((0, 3))}}, r"params\['w'\] must be .* shape \[0, 3\]"),
         (
             {"params": {"a.b": PARAMS["w"], "a": {"b": PARAMS["w"]}}},
-            r"params\['a.b'\] and params\['a'\]\['b'\] have one name in a checkpoint, a\.b\. ",
+            r"params\['a.b'\] and params\['a'\]\['b'\] have the same name in a checkpoint, a\.b\. ",
         ),
     ],
 )
-def test_what_no_checkpoint_can_hold_is_named(items, message, tmp_path):
+def test_save_rejects_items_that_no_checkpoint_can_hold(items, message, tmp_path):
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         with pytest.raises(ValueError, match=message):
             checkpoints.save(1, items, {}, None)

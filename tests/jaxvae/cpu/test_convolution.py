@@ -28,7 +28,7 @@ every_shape = pytest.mark.parametrize(("shape", "outputs"), SHAPES, ids=str)
 
 
 def by_flax(name, x, kernel):
-    """What the layer that flax ships makes of one image."""
+    """Output of flax's own layer for one image."""
     sizes = {"features": kernel.shape[-1], "kernel_size": (4, 4), "strides": (2, 2)}
     if name == "convolution":
         padding = [(1, 1 + x.shape[0] % 2), (1, 1 + x.shape[1] % 2)]
@@ -39,7 +39,7 @@ def by_flax(name, x, kernel):
 
 
 def draws(shape, outputs, seed=0, batch=()):
-    """An image, or a batch of them, and a kernel of which outputs have a variance of about 1."""
+    """An image, or a batch, and a kernel whose outputs have a variance of about 1."""
     rng = np.random.default_rng(seed)
     kernel = rng.normal(size=(4, 4, shape[-1], outputs)) / np.sqrt(16 * shape[-1])
     x = rng.normal(size=(*batch, *shape))
@@ -47,7 +47,7 @@ def draws(shape, outputs, seed=0, batch=()):
 
 
 def value_and_gradients(function, x, kernel):
-    """Of a batch: the outputs, and the gradients of a sum of them with weights of their own."""
+    """Outputs of a batch, and the gradients of a weighted sum of them."""
 
     def total(x, kernel):
         y = jax.vmap(function, in_axes=(0, None))(x, kernel)
@@ -77,7 +77,7 @@ def test_values_and_gradients_are_those_of_flax_layers(name, shape, outputs):
 
 
 def test_a_pixel_alone_shows_the_kernel():
-    """By the formulas of the docstrings: which tap goes where, and that neither is flipped."""
+    """The formulas of the docstrings give the place of each tap, without a flip."""
     kernel = jnp.arange(16.0).reshape(4, 4, 1, 1)
     x = jnp.zeros((6, 6, 1)).at[3, 2, 0].set(1.0)
     y = convolution(x, kernel)[..., 0]  # x[2i + t - 1, 2j + u - 1]
@@ -92,7 +92,7 @@ def test_a_pixel_alone_shows_the_kernel():
 
 
 def test_the_transpose_moves_a_pixel_to_where_the_convolution_sees_it():
-    """<conv(x), y> = <x, conv^T(y)>, for the kernel flipped and its channels exchanged."""
+    """<conv(x), y> = <x, conv^T(y)>, with the kernel flipped and its channels exchanged."""
     x, kernel = draws((8, 6, 3), 5)
     y, _ = draws((4, 3, 5), 1, seed=1)
     back = transposed_convolution(y, kernel[::-1, ::-1].swapaxes(2, 3))
@@ -167,7 +167,7 @@ def test_eager_jit_vmap_and_pmap_agree(name):
 
 @functions
 def test_kernels_of_a_batch_of_their_own_and_forward_mode_work_too(name):
-    """As in an ensemble, and for the Jacobian of a decoder."""
+    """An ensemble needs the first, and the Jacobian of a decoder the second."""
     function = FUNCTIONS[name]
     x, kernel = draws((4, 3, 2), 2)
     kernels = jnp.stack([kernel, -2 * kernel])
@@ -180,7 +180,7 @@ def test_kernels_of_a_batch_of_their_own_and_forward_mode_work_too(name):
 @functions
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_only_the_path_of_the_backend_is_compiled(name, platform):
-    """In value and gradients, whatever the other path is made of."""
+    """This holds for value and gradients."""
     x, kernel = draws((6, 7, 2), 3, batch=(BATCH,))
     step = jax.jit(lambda x, kernel: value_and_gradients(FUNCTIONS[name], x, kernel))
     text = jax.export.export(step, platforms=[platform])(x, kernel).mlir_module()
@@ -190,7 +190,7 @@ def test_only_the_path_of_the_backend_is_compiled(name, platform):
 
 
 @functions
-def test_one_product_serves_a_whole_batch_and_nothing_is_decided_while_it_runs(name):
+def test_a_whole_batch_is_one_product_without_conditionals(name):
     """A product for each image, or a conditional, would make a CPU slow."""
     x, kernel = draws((8, 8, 3), 4, batch=(BATCH,))
     step = jax.jit(lambda x, kernel: value_and_gradients(FUNCTIONS[name], x, kernel))
@@ -206,11 +206,11 @@ def test_one_product_serves_a_whole_batch_and_nothing_is_decided_while_it_runs(n
 @pytest.mark.parametrize(
     ("image", "kernel", "message"),
     [
-        ((2, 8, 8, 1), (4, 4, 1, 2), r"one image \[H, W, C\], it has shape \(2, 8, 8, 1\). jax.v"),
-        ((8, 8, 3), (4, 4, 1, 2), r"shape \(4, 4, 3, O\) for .* it has \(4, 4, 1, 2\). Give one"),
-        ((8, 8, 3), (3, 3, 3, 2), r"shape \(4, 4, 3, O\) for .* it has \(3, 3, 3, 2\)"),
+        ((2, 8, 8, 1), (4, 4, 1, 2), r"one image \[H, W, C\], got shape \(2, 8, 8, 1\). jax.v"),
+        ((8, 8, 3), (4, 4, 1, 2), r"shape \(4, 4, 3, O\) for .* got \(4, 4, 1, 2\). Give a kernel"),
+        ((8, 8, 3), (3, 3, 3, 2), r"shape \(4, 4, 3, O\) for .* got \(3, 3, 3, 2\)"),
     ],
 )
-def test_other_shapes_are_refused(name, image, kernel, message):
+def test_other_shapes_are_rejected(name, image, kernel, message):
     with pytest.raises(ValueError, match=message):
         FUNCTIONS[name](jnp.zeros(image), jnp.zeros(kernel))

@@ -1,4 +1,4 @@
-"""A product whose batch axes are rows: jax's own in value and derivative, one matrix product."""
+"""`row_product`: values and derivatives of jax's product, as one product over all batch axes."""
 
 from functools import partial
 
@@ -57,7 +57,7 @@ def test_values_and_derivatives_are_jaxs(form):
 
 
 def test_two_batch_axes_are_summed_over_as_one():
-    """What it is for: of jax's own product two axes remain, and XLA copies its operands."""
+    """jax's own product would sum over two axes, for which XLA copies the operands."""
     contracted = {}
     for product in (row_product, jnp.matmul):
         text = jax.jit(jax.grad(partial(loss, product))).lower(W, Z).as_text()

@@ -13,13 +13,13 @@ X = np.concatenate([np.linspace(-85, 85, 20_001), [-1e4, 1e4, 0.0]]).astype(np.f
 
 
 def test_softplus_is_exact_to_two_roundings():
-    """Relatively, where log1p has two as well; below -87 the smallest floats are flushed to 0."""
+    """The error is relative; log1p has two roundings too. Below -87, floats are flushed to 0."""
     exact = np.logaddexp(0.0, X.astype(np.float64))
     ours = np.asarray(softplus(X), np.float64)
     np.testing.assert_allclose(ours, exact, rtol=2 * EPS, atol=1e-37)
 
 
-def test_its_slope_is_the_sigmoid_of_jax():
+def test_slope_of_softplus_is_the_sigmoid_of_jax():
     slopes = jax.vmap(jax.grad(softplus))(X)
     np.testing.assert_array_equal(slopes, jax.nn.sigmoid(X))
     second = jax.vmap(jax.grad(jax.grad(softplus)))(X)

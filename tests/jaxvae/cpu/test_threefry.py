@@ -1,4 +1,4 @@
-"""Our draws are those of jax.random, written out for CPUs and left to jax elsewhere."""
+"""The draws of `jaxvae.cpu.threefry` are those of jax.random."""
 
 from functools import partial
 
@@ -47,7 +47,7 @@ def test_other_generators_and_settings_are_left_to_jax(key):
         np.testing.assert_array_equal(ours, jax.random.uniform(key, (11,)))
 
 
-def test_in_x64_floats_of_64_bits_have_as_many_random_ones():
+def test_float64_draws_in_x64_are_those_of_jax():
     with jax.enable_x64(True):
         p = jnp.full((50,), 0.5, jnp.float64)
         ours = threefry.bernoulli(KEY, p)

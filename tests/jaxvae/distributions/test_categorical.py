@@ -49,7 +49,7 @@ def test_draws_have_the_masses():
     assert_draws_have_the_masses(draws(p), masses(p, 4))
 
 
-def test_of_two_values_it_is_bernoulli():
+def test_categorical_of_two_values_is_bernoulli():
     logits = jnp.array([-1e4, -2.0, 0.0, 30.0])
     p = Categorical(jnp.stack([jnp.zeros(4), logits], axis=-1))
     for x in (jnp.zeros(4), jnp.ones(4)):
@@ -91,10 +91,10 @@ def test_draws_pass_no_gradient():
 # Failure
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     assert_refused(Categorical(jnp.zeros((4, 4, 1, 256))), (4, 4, 1), "Categorical")
 
 
 @pytest.mark.parametrize("value", [-1, 3])
-def test_a_value_that_is_none_of_them_has_no_mass(value):
+def test_a_value_out_of_range_has_no_mass(value):
     assert Categorical(jnp.zeros((2, 3))).log_prob(jnp.array([0, value])) == -jnp.inf

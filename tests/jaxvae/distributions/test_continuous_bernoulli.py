@@ -78,7 +78,7 @@ def test_density_integrates_to_one():
     assert (np.abs(total - 1) <= 1e-6 * (2 + 2 * np.abs(logits))).all()
 
 
-def test_at_zero_it_is_uniform():
+def test_density_at_logit_zero_is_uniform():
     p, x = ContinuousBernoulli(jnp.zeros(12)), jnp.linspace(0.0, 1.0, 12)
     value, gradient = log_probs_and_gradient(p, x)
     np.testing.assert_array_equal(value, jnp.zeros(12))
@@ -102,7 +102,7 @@ def test_draws_have_the_right_moments_and_gradients():
 # Transform
 
 
-def test_draws_move_with_the_logits_as_their_gradient_says():
+def test_gradients_of_draws_by_the_logits_are_finite_differences():
     """Central differences in float64, over 0 and over where one form gives way to another."""
     logits, step, key = LOGITS[1:-1], 1e-5, jax.random.key(4)
     with jax.enable_x64(True):
@@ -125,5 +125,5 @@ def test_bfloat16_is_computed_in_float32():
 # Failure
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     assert_refused(ContinuousBernoulli(jnp.zeros((4, 4, 1))), (4, 4, 1), "ContinuousBernoulli")

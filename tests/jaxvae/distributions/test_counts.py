@@ -94,7 +94,7 @@ def test_draws_have_the_masses(family):
     assert_mean_of_draws(x, expected, variance)
 
 
-def test_of_large_dispersion_it_is_poisson():
+def test_negative_binomial_of_large_dispersion_is_poisson():
     """Up to ((x - mu)^2 + x) / (2 theta), here less than 1e-6."""
     x, log_rate = jnp.array([0, 1, 7, 30, 30]), jnp.array([1.0, -20.0, 2.0, 3.0, 4.0])
     near, gradient = log_probs_and_gradient(NegativeBinomial(log_rate, jnp.full(5, 20.0)), x)
@@ -104,7 +104,7 @@ def test_of_large_dispersion_it_is_poisson():
     np.testing.assert_allclose(gradient.log_dispersion, jnp.zeros(5), atol=1e-5)
 
 
-def test_without_inflation_it_is_negative_binomial():
+def test_zero_inflated_without_inflation_is_negative_binomial():
     x = jnp.array([0, 1, 7, 0, 30])
     counts = NegativeBinomial(LOG_MEAN, LOG_DISPERSION)
     p = ZeroInflatedNegativeBinomial(LOG_MEAN, LOG_DISPERSION, jnp.array(-1e4))
@@ -161,7 +161,7 @@ def test_one_parameter_serves_all_entries():
 
 @every_family
 def test_draws_pass_no_gradient(family):
-    """And refuse none, as their loops would; compiled for the simplest alone."""
+    """Taking a gradient raises no error, though draws contain loops; only Poisson is compiled."""
     slope = jax.grad(lambda p: p.sample(jax.random.key(0)).sum())
     assert jax.eval_shape(slope, example(family)) == jax.eval_shape(lambda p: p, example(family))
     if family == "poisson":
@@ -172,17 +172,17 @@ def test_draws_pass_no_gradient(family):
 
 
 @every_family
-def test_a_value_of_another_shape_is_refused(family):
+def test_a_value_of_another_shape_is_rejected(family):
     assert_refused(example(family), (5,), FAMILIES[family][0].__name__)
 
 
 @pytest.mark.parametrize("name", ["log_dispersion", "zero_logits"])
-def test_a_parameter_of_another_shape_is_refused(name):
+def test_a_parameter_of_another_shape_is_rejected(name):
     parameters = {"log_dispersion": LOG_MEAN, "zero_logits": LOG_MEAN} | {name: jnp.zeros(1)}
     p = ZeroInflatedNegativeBinomial(LOG_MEAN, **parameters)
     message = (
         rf"ZeroInflatedNegativeBinomial: {name} must be a scalar or have log_mean's shape \(5,\), "
-        r"it has \(1,\)\. Reshape it"
+        r"got \(1,\)\. Reshape it"
     )
     with pytest.raises(ValueError, match=message):
         p.log_prob(LOG_MEAN)

@@ -102,7 +102,7 @@ def test_bernoulli_gradient_is_the_golden_value(precision):
 @pytest.mark.parametrize("x", [0.0, 1.0])
 @pytest.mark.parametrize("logit", [-1e4, -90.0, 0.0, 90.0, 1e4])
 def test_bernoulli_is_right_where_a_published_formula_is_not(logit, x):
-    """Flax's VAE example: at logit 90 NaN, in value and gradient, or an infinity."""
+    """Flax's VAE example gives NaN or infinity at logit 90, in value and gradient."""
 
     def published(logit):
         log_p = jax.nn.log_sigmoid(logit)
@@ -167,7 +167,7 @@ def test_gaussian_draws_have_the_right_moments(kind):
 
 
 def test_bernoulli_draws_have_the_right_mean():
-    """Not softplus(logit), a 1 with which jax's own VAE example draws its pixels."""
+    """The mean is not softplus(logit), the probability in jax's own VAE example."""
     logits = jnp.array([-1e4, -3.0, -0.5, 0.0, 0.5, 3.0, 1e4])
     x = draws(Bernoulli(logits))
     p = 1.0 / (1.0 + np.exp(-np.clip(np.asarray(logits, np.float64), -700, 700)))
@@ -243,7 +243,7 @@ def test_gaussian_is_finite_and_right_in_the_corners(loc, log_scale):
     assert np.isfinite(draws(p)).all()
 
 
-def test_what_stands_above_the_diagonal_is_not_read():
+def test_entries_of_scale_tril_above_the_diagonal_are_ignored():
     p, x, key = distribution("full"), jnp.ones(3), jax.random.key(0)
     dirty = FullCovarianceGaussian(p.loc, p.scale_tril + jnp.triu(jnp.full((3, 3), 7.0), 1))
     value_and_slope = jax.jit(jax.value_and_grad(lambda p: p.log_prob(x) + p.sample(key).sum()))
@@ -278,7 +278,7 @@ def test_soft_clamp_leaves_log_scales_of_practice_nearly_alone():
 
 
 def test_eager_jit_vmap_and_pmap_agree():
-    """Of all kinds at once: distributions come out of each transform as they went in."""
+    """All families in one function: each transform returns the same distributions."""
     kinds = [distribution(kind) for kind in KINDS]
     rows = [jax.tree.map(lambda leaf, i=i: leaf * (1 + 0.1 * i), kinds) for i in range(8)]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
@@ -316,7 +316,7 @@ def test_bfloat16_parameters_give_float32_densities(kind):
 
 
 def test_sums_are_not_taken_in_bfloat16():
-    """Where 10,000 ones add up to 9,984."""
+    """In bfloat16, 10,000 ones would add up to 9,984."""
     zeros = jnp.zeros(10_000, jnp.bfloat16)
     expected = -10_000 * np.log(2)
     np.testing.assert_allclose(Bernoulli(zeros).log_prob(zeros), expected, rtol=1e-6)
@@ -345,7 +345,7 @@ def test_the_standard_gaussian():
 # Failure
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     with pytest.raises(
         ValueError,
         match=r"log_prob: value has shape \(784,\), this Bernoulli has event shape \(28, 28, 1\)\. "
@@ -376,8 +376,8 @@ def test_distributions_are_frozen(kind):
 
 
 @pytest.mark.parametrize(("loc", "log_scale"), [((4, 4, 1), (4, 4)), ((1,), (3,)), ((3,), (1,))])
-def test_a_scale_of_another_shape_is_refused(loc, log_scale):
-    """Broadcast, it would count coordinates that are not there."""
+def test_a_scale_of_another_shape_is_rejected(loc, log_scale):
+    """Broadcasting would count coordinates that do not exist."""
     with jax.numpy_rank_promotion("allow"):
         p = Gaussian(jnp.zeros(loc), jnp.zeros(log_scale))
         for use in (

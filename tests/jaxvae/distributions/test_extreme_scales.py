@@ -111,7 +111,7 @@ def test_correlated_gaussians_are_those_of_float64(log_scale, away):
 
 @every_scale
 def test_discretized_logistic_has_masses_that_add_up(log_scale):
-    """Of three values and loc on the middle one; the widths of bins are 1."""
+    """There are three values, with loc at the middle one; the bins have width 1."""
     log_mass = lambda v: lambda loc, s: DiscretizedLogistic(loc[None], s, 3).log_prob(v[None])
     masses = []
     for v in (0.0, 1.0, 2.0):

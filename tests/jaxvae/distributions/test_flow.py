@@ -34,7 +34,7 @@ CONTEXT_DIM = 3
 NUM_DRAWS = 4000
 DIM = 5
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""For what runs for less time than it takes to compile."""
+"""Compiler options for programs that run for less time than they take to compile."""
 
 every_kind = pytest.mark.parametrize("kind", INIT)
 
@@ -67,7 +67,7 @@ class ShiftAndScale:
 
 
 def parameters(kind, dim, spread, context_dim=CONTEXT_DIM):
-    """Of a flow far from where it starts: all of them noise of size `spread`."""
+    """Parameters of a flow far from its initialization: noise of size `spread`."""
     sizes = {"context_dim": context_dim, "hidden": (6,), "num_layers": 2}
     init = INIT[kind]
     shapes = jax.eval_shape(lambda key: init(key, dim, **sizes), jax.random.key(0))
@@ -76,7 +76,7 @@ def parameters(kind, dim, spread, context_dim=CONTEXT_DIM):
 
 
 def flow(kind, phi):
-    """Of phi = (params, loc, log_scale, context), as an encoder might make them."""
+    """A flow with phi = (params, loc, log_scale, context), as an encoder might return."""
     params, loc, log_scale, context = phi
     return FLOW[kind](params, Gaussian(loc, log_scale), context)
 
@@ -93,26 +93,26 @@ def stopped(q):
 
 
 def target(z):
-    """An unnormalised log p(z) that is no Gaussian."""
+    """An unnormalised log p(z) that is not Gaussian."""
     return -jnp.sum(jnp.log(jnp.cosh(z - 0.3)))
 
 
 def sticking_the_landing(make, phi, key):
-    """log p(z) - log q(z), its gradient flowing through z alone (Roeder et al. 2017)."""
+    """log p(z) - log q(z), with a gradient only through z (Roeder et al. 2017)."""
     q = make(phi)
     z = q.sample(key)
     return target(z) - stopped(q).log_prob(z)
 
 
 def undo(q, z):
-    """What the base drew."""
+    """The draw of the base."""
     for transform in reversed(q.transforms):
         z, _ = transform.inverse(z)
     return z
 
 
 def all_at_once(kind, key, phi):
-    """What the laws below compare, by one pass forward, one back, and the gradients of both."""
+    """Values that the tests below compare: a forward and an inverse pass, and their gradients."""
     draw = lambda phi: flow(kind, phi).sample_and_log_prob(key)
     (z, log_q), pull = jax.vjp(draw, phi)
     density = lambda q, z: q.log_prob(z)
@@ -180,7 +180,7 @@ def test_log_det_is_that_of_the_jacobian(kind):
 
 @every_kind
 def test_inverse_undoes_forward(kind):
-    """Up to 100 eps, times what an error in z is in z_0: by the inverse of the Jacobian."""
+    """The tolerance is 100 eps times the inverse of the Jacobian, which maps errors of z to z_0."""
     result = measured(kind)
     steepest = np.linalg.norm(np.linalg.inv(result["jacobian"]), axis=(1, 2))
     size = np.abs(result["z"]).max(axis=1) + np.abs(result["z_0"]).max(axis=1)
@@ -197,8 +197,8 @@ def test_log_prob_of_a_draw_is_what_comes_with_it(kind):
 
 @every_kind
 def test_the_gradient_splits_into_that_of_the_draw_and_that_of_the_density(kind):
-    """d/dphi log q_phi(z(phi)): through z alone, at every parameter's present value, and through
-    these at the present z; none of them is forgotten by either."""
+    """d/dphi log q_phi(z(phi)) is the gradient through z at fixed parameters, plus the gradient
+    through the parameters at fixed z."""
     result = measured(kind)
     total = jax.tree.map(np.add, result["by_path"], result["by_score"])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), total, result["whole"])
@@ -223,7 +223,7 @@ def test_gradients_are_those_of_finite_differences(kind):
 
 @every_kind
 def test_a_stopped_flow_has_no_gradient_in_any_parameter(kind):
-    """Each of them is a leaf: its derivative is zero without any arithmetic."""
+    """Every parameter is a leaf, so that its derivative is exactly zero."""
     phi = phi_of(kind, 3)
     log_prob = lambda phi: stopped(flow(kind, phi)).log_prob(jnp.full(3, 0.4))
     gradient = quick(jax.grad(log_prob))(phi)
@@ -232,7 +232,7 @@ def test_a_stopped_flow_has_no_gradient_in_any_parameter(kind):
 
 @every_kind
 def test_density_integrates_to_one(kind):
-    """By the trapezoid rule, held to what doubling the step changes in its result."""
+    """Integrated by the trapezoid rule, to the change of its result when the step is doubled."""
     axis = np.linspace(-10.0, 10.0, 401)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1)
     with jax.enable_x64(True):
@@ -245,7 +245,7 @@ def test_density_integrates_to_one(kind):
 
 
 def test_an_affine_flow_is_the_gaussian_with_its_moments():
-    """N(m, s^2) sent through a + b z is N(a + b m, b^2 s^2)."""
+    """N(m, s^2) transformed by a + b z is N(a + b m, b^2 s^2)."""
     with jax.enable_x64(True):
         m, log_s, loc, log_scale, x = jax.random.normal(jax.random.key(5), (5, 4), float)
         q = Flow(Gaussian(m, log_s), (ShiftAndScale(loc, log_scale),))
@@ -290,7 +290,7 @@ def test_sticking_the_landing_is_that_of_the_gaussian_on_the_same_noise():
     ids=lambda bound: f"{bound.func.__name__} {bound.keywords['estimator']}",
 )
 def test_gradients_of_a_bound_are_those_of_the_gaussian_on_the_same_noise(bound):
-    """With the model's parameters, and a q that is none of the posterior."""
+    """Gradients by the model's parameters too, with a q that is not the posterior."""
     makers = (
         lambda phi: Flow(Gaussian.standard(4), (ShiftAndScale(*phi),)),
         lambda phi: Gaussian(*phi),
@@ -396,9 +396,9 @@ def test_a_flow_has_no_mean_in_closed_form():
 
 @every_kind
 @pytest.mark.parametrize("shape", [(4,), (3, 5), ()])
-def test_a_value_of_another_shape_is_refused(kind, shape):
+def test_a_value_of_another_shape_is_rejected(kind, shape):
     q = flow(kind, phi_of(kind, DIM))
-    with pytest.raises(ValueError, match=r"z must have shape \(5,\), it has .*vmap adds the batch"):
+    with pytest.raises(ValueError, match=r"z must have shape \(5,\), got .*vmap adds the batch"):
         q.log_prob(jnp.zeros(shape))
 
 
@@ -407,9 +407,9 @@ def test_a_context_is_given_where_the_parameters_take_one_and_nowhere_else(kind)
     params, loc, log_scale, context = phi_of(kind, 3)
     without = parameters(kind, 3, 0.1, context_dim=0)
     for phi, message in (
-        ((params, loc, log_scale, None), r"must have shape \(3,\), it has None"),
-        ((params, loc, log_scale, context[:2]), r"must have shape \(3,\), it has \(2,\)"),
-        ((without, loc, log_scale, context), r"must have shape None, it has \(3,\)"),
+        ((params, loc, log_scale, None), r"must have shape \(3,\), got None"),
+        ((params, loc, log_scale, context[:2]), r"must have shape \(3,\), got \(2,\)"),
+        ((without, loc, log_scale, context), r"must have shape None, got \(3,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             flow(kind, phi).log_prob(loc)

@@ -70,7 +70,7 @@ def test_one_scale_serves_all_entries():
 
 
 def test_at_its_own_location_the_gradient_is_zero():
-    """The middle of those that the corner there allows."""
+    """Zero is the middle of the subgradients at the corner."""
     _, gradient = log_probs_and_gradient(Laplace(LOC, LOG_SCALE), LOC)
     np.testing.assert_array_equal(gradient.loc, jnp.zeros(3))
 
@@ -100,12 +100,12 @@ def test_bfloat16_is_computed_in_float32():
 # Failure
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     assert_refused(Laplace(LOC, LOG_SCALE), (3,), "Laplace")
 
 
-def test_a_scale_of_another_shape_is_refused():
-    message = r"Laplace: log_scale must be a scalar or have loc's shape \(3,\), it has \(1,\)\. Re"
+def test_a_scale_of_another_shape_is_rejected():
+    message = r"Laplace: log_scale must be a scalar or have loc's shape \(3,\), got \(1,\)\. Re"
     for use in ("sample", "log_prob"):
         with pytest.raises(ValueError, match=message):
             getattr(Laplace(LOC, jnp.zeros(1)), use)(LOC if use == "log_prob" else None)

@@ -32,7 +32,7 @@ mean = jax.jit(lambda p: p.mean())
 
 
 def mixture(num_values=8):
-    """Of two components, in which all kinds of weights and scales meet."""
+    """A mixture of two components with all combinations of weights and scales."""
     logits = jnp.array([[0.0, 0.5], [1e4, -1e4], [-1.0, 1.0]])
     loc = jnp.array([[1.0, 6.0], [3.3, 100.0], [-100.0, 4.0]])
     log_scale = jnp.array([[-1.0, 0.5], [0.3, 0.0], [-20.0, 20.0]])
@@ -92,7 +92,7 @@ def test_draws_have_the_masses(p):
 
 
 def test_far_off_values_pull_the_location_towards_them():
-    """Where a difference of sigmoids is 0 and its logarithm has no gradient."""
+    """Far away, a difference of sigmoids is 0 and its logarithm would have no gradient."""
     log_scale = jnp.array([-20.0, -3.0, 0.0, -20.0, -3.0, 0.0])
     p = DiscretizedLogistic(jnp.array([-100.0] * 3 + [355.0] * 3), log_scale)
     value, gradient = log_probs_and_gradient(p, jnp.full(6, 128.0))
@@ -135,7 +135,7 @@ def test_draws_pass_no_gradient():
 # Failure
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     zeros = jnp.zeros((4, 4, 1))
     assert_refused(DiscretizedLogistic(zeros, zeros), (4, 4, 1), "DiscretizedLogistic")
     zeros = jnp.zeros((4, 4, 1, 5))
@@ -143,16 +143,16 @@ def test_a_value_of_another_shape_is_refused():
     assert_refused(p, (4, 4, 1), "DiscretizedLogisticMixture")
 
 
-def test_parameters_of_other_shapes_are_refused():
-    message = r"log_scale must be a scalar or have loc's shape \(6,\), it has \(1,\)\. Reshape"
+def test_parameters_of_other_shapes_are_rejected():
+    message = r"log_scale must be a scalar or have loc's shape \(6,\), got \(1,\)\. Reshape"
     with pytest.raises(ValueError, match=message):
         DiscretizedLogistic(LOC, jnp.zeros(1)).log_prob(LOC)
-    message = r"must have one shape \[\*D, M\], they have \[\(6,\), \(6,\), \(\)\]\. Reshape them"
+    message = r"must have the same shape \[\*D, M\], got \[\(6,\), \(6,\), \(\)\]\. Reshape them"
     with pytest.raises(ValueError, match=message):
         DiscretizedLogisticMixture(LOC, LOC, jnp.zeros(())).sample(jax.random.key(0))
 
 
 @pytest.mark.parametrize("value", [-1.0, 256.0])
-def test_a_value_that_is_none_of_them_has_no_mass(value):
+def test_a_value_out_of_range_has_no_mass(value):
     p = DiscretizedLogistic(jnp.zeros(2), jnp.zeros(()))
     assert p.log_prob(jnp.array([0.0, value])) == -jnp.inf

@@ -52,7 +52,7 @@ def test_log_prob_is_the_golden_value(precision):
 # Law
 
 
-def test_it_is_the_full_gaussian_of_its_cholesky_factor():
+def test_low_rank_is_the_full_gaussian_of_its_cholesky_factor():
     with jax.enable_x64(True):
         p, x = random_low_rank(0), jnp.array([0.5, -1.0, 2.0])
         full = FullCovarianceGaussian(p.loc, p.scale_tril())
@@ -65,7 +65,7 @@ def test_it_is_the_full_gaussian_of_its_cholesky_factor():
         np.testing.assert_allclose(log_volume, half_log_det, rtol=1e-13)
 
 
-def test_without_a_factor_it_is_the_diagonal_gaussian():
+def test_low_rank_without_a_factor_is_the_diagonal_gaussian():
     p, x = random_low_rank(1), jnp.array([0.5, -1.0, 2.0])
     plain = Gaussian(p.loc, p.log_scale)
     nothing = LowRankGaussian(p.loc, jnp.zeros((3, 2)), p.log_scale)
@@ -147,13 +147,13 @@ def test_bfloat16_parameters_give_a_float32_density():
     ("loc", "factor", "log_scale"),
     [((3,), (2, 2), (3,)), ((3,), (3,), (3,)), ((3, 1), (3, 1), ()), ((3,), (3, 1), (1,))],
 )
-def test_shapes_that_do_not_fit_are_refused(loc, factor, log_scale):
+def test_shapes_that_do_not_match_are_rejected(loc, factor, log_scale):
     p = LowRankGaussian(*[jnp.zeros(shape) for shape in (loc, factor, log_scale)])
     with pytest.raises(ValueError, match=r"LowRankGaussian: loc must be \[Z\], factor \[Z, R\]"):
         p.sample(jax.random.key(0))
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     match = r"value has shape \(4,\), this LowRankGaussian has event shape \(3,\)\. Reshape"
     with pytest.raises(ValueError, match=match):
         random_low_rank(8).log_prob(jnp.zeros(4))

@@ -1,4 +1,4 @@
-"""Finite mixtures: the mixture-of-Gaussians prior and its kin."""
+"""Finite mixtures, such as the mixture-of-Gaussians prior."""
 
 import chex
 import jax
@@ -66,7 +66,7 @@ def test_draws_have_the_moments():
     assert (np.abs(np.square(z).mean(0) - weights @ second) <= 4 * errors).all()
 
 
-def test_one_component_is_that_distribution_and_equal_ones_are_one():
+def test_a_mixture_of_one_or_of_equal_components_is_that_component():
     single, x = Gaussian(jnp.array([1.0, -1.0]), jnp.array([0.5, 0.0])), jnp.ones(2)
     for size in (1, 4):
         components = jax.tree.map(lambda leaf, n=size: jnp.stack([leaf] * n), single)
@@ -134,18 +134,18 @@ def test_bfloat16_parameters_give_a_float32_density():
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 1), ()])
-def test_components_of_another_number_are_refused(shape):
+def test_components_of_another_number_are_rejected(shape):
     p = Mixture(jnp.zeros(shape), Gaussian(jnp.zeros((3, 2)), jnp.zeros((3, 2))))
     with pytest.raises(ValueError, match=r"Mixture: logits must be \[M\] and every array of"):
         p.log_prob(jnp.zeros(2))
 
 
-def test_a_value_of_another_shape_is_refused_by_the_components():
+def test_a_value_of_another_shape_is_rejected_by_the_components():
     with pytest.raises(ValueError, match=r"value has shape \(3,\), this Gaussian has event shape"):
         random_mixture(7).log_prob(jnp.zeros(3))
 
 
-def test_without_a_mean_of_its_components_it_has_none():
+def test_a_mixture_has_no_mean_if_its_components_have_none():
     p = Mixture(jnp.zeros(2), RelaxedCategorical(jnp.zeros((2, 1, 3)), jnp.ones(2)))
     with pytest.raises(NoClosedForm, match="the expectation of RelaxedCategorical"):
         p.mean()

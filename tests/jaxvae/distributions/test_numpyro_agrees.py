@@ -1,4 +1,4 @@
-"""The families that scipy lacks, against numpyro's, in float64."""
+"""Families that scipy lacks, against numpyro's, in float64."""
 
 import jax
 import jax.numpy as jnp

@@ -106,14 +106,14 @@ def test_bfloat16_logits_give_a_float32_mass():
 # Failure
 
 
-def test_too_many_states_are_refused():
+def test_too_many_states_are_rejected():
     assert OneHotCategorical(jnp.zeros((8, 4))).enumerate_support().shape == (2**16, 8, 4)
-    match = r"there must be at most 65536 states, 9 latents of 4 have 4\^9\. Take fewer"
+    match = r"there must be at most 65536 states, but 9 latents of 4 have 4\^9\. Use fewer"
     with pytest.raises(ValueError, match=match):
         OneHotCategorical(jnp.zeros((9, 4))).enumerate_support()
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     match = r"value has shape \(2,\), this OneHotCategorical has event shape \(2, 3\)\. Reshape"
     with pytest.raises(ValueError, match=match):
         OneHotCategorical(jnp.zeros((2, 3))).log_prob(jnp.zeros(2))

@@ -81,7 +81,7 @@ def test_draws_have_the_density():
     assert ratios.std() > 0.1
 
 
-def test_mean_of_is_the_mean_of_draws_where_there_is_no_formula():
+def test_mean_of_without_a_formula_is_the_mean_of_draws():
     p = relaxed(4, 1.0)
     num_samples = 4_000
     mean = jax.jit(lambda key: mean_of(p, key, num_samples))(jax.random.key(2))
@@ -148,7 +148,7 @@ def test_eager_jit_vmap_and_bfloat16_agree():
     )
 
 
-def test_its_density_in_the_middle_has_the_volume_of_the_simplex():
+def test_density_in_the_middle_has_the_volume_of_the_simplex():
     p = RelaxedCategorical(jnp.zeros((2, 4)), jnp.array(1e-3))
     x = jnp.full((2, 4), 0.25)
     # In the middle only log 3! + 3 log t is left: the softmax is 1/4, as x is.
@@ -159,7 +159,7 @@ def test_its_density_in_the_middle_has_the_volume_of_the_simplex():
 # Failure
 
 
-def test_its_mean_has_no_closed_form():
+def test_mean_has_no_closed_form():
     match = (
         r"mean: the expectation of RelaxedCategorical must have a closed form, it has none\. Use"
     )
@@ -168,7 +168,7 @@ def test_its_mean_has_no_closed_form():
     assert issubclass(NoClosedForm, ValueError)
 
 
-def test_a_value_of_another_shape_is_refused():
+def test_a_value_of_another_shape_is_rejected():
     match = r"value has shape \(3,\), this RelaxedCategorical has event shape \(1, 3\)\. Reshape"
     with pytest.raises(ValueError, match=match):
         relaxed(8, 1.0).log_prob(jnp.ones(3))

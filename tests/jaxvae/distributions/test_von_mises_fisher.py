@@ -33,7 +33,7 @@ def everything(p, value):
 
 @jax.jit
 def draws_and_slopes(loc, log_concentration, keys):
-    """x [N, Z], and by how much a step along log k moves it."""
+    """Draws x [N, Z] and their derivatives by log k."""
     draw = lambda key, t: VonMisesFisher(loc, t).sample(key)
     along = lambda key, t: jax.jvp(partial(draw, key), (t,), (jnp.ones_like(t),))
     return jax.vmap(along, (0, None))(keys, log_concentration)
@@ -41,7 +41,7 @@ def draws_and_slopes(loc, log_concentration, keys):
 
 @jax.jit
 def square_and_gradients(loc, log_concentration, keys, u):
-    """Of (u.x)^2 by loc [N, Z] and by log k [N], in reverse."""
+    """(u.x)^2 and its gradients by loc [N, Z] and by log k [N], in reverse mode."""
     draw = lambda loc, t, key: VonMisesFisher(loc, t).sample(key)
     square = lambda loc, t, key: jnp.square(jnp.sum(u * draw(loc, t, key)))
     gradient = jax.vmap(jax.value_and_grad(square, (0, 1)), (None, None, 0))
@@ -69,7 +69,7 @@ def integral(function, low, high):
 
 
 def angle_density(dim, k):
-    """exp(k (cos a - 1)) sin(a)^(Z-2), and an angle that it does not reach beyond."""
+    """exp(k (cos a - 1)) sin(a)^(Z-2), and an angle beyond which it is negligible."""
     end = min(np.pi, 12 / np.sqrt(k) + np.sqrt(dim / k))
     return lambda a: np.exp(-2 * k * np.sin(a / 2) ** 2) * np.sin(a) ** (dim - 2), end
 
@@ -126,7 +126,7 @@ def test_density_integrates_to_one(dim, k):
     assert total == pytest.approx(1.0, rel=1e-6)
 
 
-def test_without_concentration_it_is_uniform():
+def test_von_mises_fisher_without_concentration_is_uniform():
     p, x = VonMisesFisher(jnp.eye(3)[0], jnp.array(-30.0)), jnp.eye(3)[1]
     result, divergence, _, _, mean = everything(p, x)
     np.testing.assert_allclose(result, UniformSphere(3).log_prob(x), rtol=1e-6)
@@ -267,7 +267,7 @@ def test_bfloat16_parameters_give_float32_densities_and_draws():
 # Failure
 
 
-def test_parameters_of_other_shapes_are_refused():
+def test_parameters_of_other_shapes_are_rejected():
     match = r"VonMisesFisher: loc must be one unit vector \[Z\] and log_concentration a scalar"
     for loc, log_concentration in (
         (jnp.zeros((2, 3)), jnp.zeros(())),
@@ -277,15 +277,15 @@ def test_parameters_of_other_shapes_are_refused():
             VonMisesFisher(loc, log_concentration).sample(jax.random.key(0))
 
 
-def test_spheres_of_one_dimension_are_refused():
-    with pytest.raises(ValueError, match=r"UniformSphere: dim must be from 2 to 128, it is 1"):
+def test_spheres_of_one_dimension_are_rejected():
+    with pytest.raises(ValueError, match=r"UniformSphere: dim must be from 2 to 128, got 1"):
         UniformSphere(1)
     with pytest.raises(ValueError, match=r"VonMisesFisher: loc's length must be from 2 to"):
         VonMisesFisher(jnp.ones(1), jnp.zeros(())).mean()
 
 
 @pytest.mark.parametrize("p", [VonMisesFisher(jnp.eye(3)[0], jnp.array(0.0)), UniformSphere(3)])
-def test_values_of_another_shape_are_refused(p):
+def test_values_of_another_shape_are_rejected(p):
     match = rf"value has shape \(4,\), this {type(p).__name__} has event shape \(3,\)\. Reshape"
     with pytest.raises(ValueError, match=match):
         p.log_prob(jnp.zeros(4))

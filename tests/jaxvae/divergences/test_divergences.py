@@ -1,4 +1,4 @@
-"""KL(q || p) of Gaussians in closed form, of anything else by draws."""
+"""KL(q || p) of Gaussians in closed form, and of other families from draws."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -152,7 +152,7 @@ def test_kl_from_the_standard_gaussian_is_the_tutorials(kind):
 
 
 def test_kl_is_the_mean_log_ratio_of_draws():
-    """Which is its definition: this ties the formulas to log_prob, in the right direction."""
+    """By the definition of the KL, which relates the formulas to log_prob with the right sign."""
     pairs = [random_pair(np.random.default_rng(5), kinds) for kinds in PAIRS]
 
     def log_ratio(key, q, p):
@@ -169,7 +169,7 @@ def test_kl_is_the_mean_log_ratio_of_draws():
 
 
 def test_kl_is_summed_over_the_whole_event_whatever_its_rank():
-    """Peers have left axes of video latents unsummed, or taken a mean over latents."""
+    """Other libraries left axes of video latents unsummed, or took a mean over latents."""
     rng, shape = np.random.default_rng(6), (2, 3, 2, 2)
     q, p = [Gaussian(*jnp.asarray(rng.normal(size=(2, *shape)))) for _ in range(2)]
     each = kl_per_latent(q, p)
@@ -202,7 +202,7 @@ def test_kl_does_not_see_an_invertible_affine_map(kinds):
     np.testing.assert_allclose(kl_closed(image(q), image(p)), kl_closed(q, p), rtol=1e-5)
 
 
-def test_what_stands_above_a_diagonal_is_not_read():
+def test_entries_of_scale_tril_above_the_diagonal_are_ignored():
     q, p = random_pair(np.random.default_rng(8), "full from full")
     dirt = jnp.triu(jnp.full((3, 3), 7.0), 1)
     dirty = [FullCovarianceGaussian(side.loc, side.scale_tril + dirt) for side in (q, p)]
@@ -332,8 +332,8 @@ def test_a_pair_without_a_formula_needs_a_key(arguments):
         kl(Laplace(jnp.zeros(2)), Gaussian.standard(2), **arguments)
 
 
-def test_an_unsummed_log_prob_is_refused():
-    """Its mean would be one over latents too, as in several peers."""
+def test_an_unsummed_log_prob_is_rejected():
+    """Its mean would also be a mean over latents, as in several other libraries."""
 
     class Unsummed(Laplace):
         def log_prob(self, value):
@@ -345,7 +345,7 @@ def test_an_unsummed_log_prob_is_refused():
 
 
 @pytest.mark.parametrize("kinds", PAIRS)
-def test_events_of_different_shapes_are_refused(kinds):
+def test_events_of_different_shapes_are_rejected(kinds):
     rng = np.random.default_rng(12)
     q_kind, p_kind = kinds.split(" from ")
     with pytest.raises(

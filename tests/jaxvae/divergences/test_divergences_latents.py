@@ -119,7 +119,7 @@ def test_low_rank_equals_full(pair):
 
 @every_pair
 def test_kl_is_zero_at_equality_and_its_gradient_too(pair):
-    """Of one covariance written in two ways: what the two forms can hold in common."""
+    """q and p have the same covariance, in the forms of both families."""
     rng = np.random.default_rng(1)
     kind = Gaussian if Gaussian in pair else LowRankGaussian
     kind = kind if LowRankGaussian in pair else pair[1]
@@ -157,7 +157,7 @@ def test_nearly_equal_covariances_keep_their_digits():
 
 
 def test_kl_is_the_mean_log_ratio_of_draws():
-    """Which is its definition: this ties the formulas to log_prob, in the right direction."""
+    """By the definition of the KL, which relates the formulas to log_prob with the right sign."""
     rng = np.random.default_rng(4)
     pairs = [[random_gaussian(rng, make) for make in pair] for pair in PAIRS]
 
@@ -274,12 +274,12 @@ def test_gradient_of_extreme_one_hot_logits_is_finite():
 # Failure
 
 
-def test_pairs_that_do_not_split_are_refused():
+def test_pairs_that_do_not_split_are_rejected():
     q, p = VonMisesFisher(jnp.eye(3)[0], jnp.array(0.0)), UniformSphere(3)
     with pytest.raises(
         ValueError,
         match=r"kl_per_latent: q and p must have independent latents, VonMisesFisher against "
-        r"UniformSphere has no formula for each\. Use kl, or add the formula to divergences\.PER",
+        r"UniformSphere has no formula per latent\. Use kl, or add the formula to divergences\.PER",
     ):
         kl_per_latent(q, p)
 
@@ -293,13 +293,13 @@ def test_pairs_that_do_not_split_are_refused():
     ],
     ids=["sphere", "one-hot", "gaussian"],
 )
-def test_events_of_different_shapes_are_refused(q, p):
+def test_events_of_different_shapes_are_rejected(q, p):
     with pytest.raises(ValueError, match=r"kl: q and p must have the same event shape, q has \("):
         kl(q, p)
 
 
-def test_a_formula_can_be_had_where_there_is_no_mean(monkeypatch):
-    """Events are compared by what a draw would be, not by a mean that may have no formula."""
+def test_a_kl_formula_does_not_need_a_mean(monkeypatch):
+    """Event shapes are compared by those of draws, not of a mean, which may have no formula."""
     q = RelaxedCategorical(jnp.zeros((2, 3)), jnp.array(1.0))
     assert not has_closed_form(q, q)
     monkeypatch.setitem(CLOSED_FORMS, (RelaxedCategorical,) * 2, lambda q, p: jnp.array(42.0))

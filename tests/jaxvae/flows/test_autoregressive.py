@@ -1,4 +1,4 @@
-"""Inverse autoregressive flow: which entry moves by which others, and how."""
+"""Inverse autoregressive flow: dependence between entries, inverse and gradients."""
 
 from functools import partial, reduce
 from itertools import pairwise
@@ -16,11 +16,11 @@ from tests.files import golden
 CASES = golden("flows")["autoregressive"]
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""For what runs for less time than it takes to compile."""
+"""Compiler options for programs that run for less time than they take to compile."""
 
 
 def network(dim, hidden=(9, 8), context_dim=0):
-    """Of one layer, every weight of order one, where inputs of order one do not saturate it."""
+    """Parameters of one layer, of order one, which inputs of order one do not saturate."""
     init = lambda key: autoregressive_init(
         key, dim, context_dim=context_dim, hidden=hidden, num_layers=1
     )
@@ -41,7 +41,7 @@ def by_layer(params, context, moved):
 
 
 def by_iteration(params, context, moved):
-    """The inverse as Z repetitions of z <- G(z), which plain autodiff goes through."""
+    """The inverse as Z repetitions of z <- G(z), differentiated by plain autodiff."""
     layer = InverseAutoregressive(params, context)
 
     def improve(z, _):
@@ -53,7 +53,7 @@ def by_iteration(params, context, moved):
 
 
 def weighted(invert, *example):
-    """One number of all that an inverse returns, none of it with the same weight."""
+    """Sum of all results of an inverse, each with another weight."""
     z, log_det = invert(*example)
     return jnp.sum(jnp.cos(jnp.arange(len(z))) * z) + 0.3 * log_det, (z, log_det)
 
@@ -66,7 +66,7 @@ BOTH = (by_layer, by_iteration)
 
 
 def assert_same(got, expected, rtol=1e-9):
-    """Of every array, relative to its largest entry."""
+    """Compare every array, relative to its largest entry."""
 
     def check(got, expected):
         size = np.abs(expected).max()
@@ -99,8 +99,8 @@ def test_a_layer_makes_the_golden_values(case, precision):
 
 
 def test_every_entry_is_moved_by_all_those_before_it_and_no_other():
-    """By the Jacobian: lower triangular, nothing below its diagonal missing; the next layer's is
-    upper triangular."""
+    """The Jacobian is lower triangular, without zeros below its diagonal; that of the next layer
+    is upper triangular."""
     params = {"flow_0": network(4), "flow_1": network(4)}
     both = autoregressive_flow(params, Gaussian.standard(4)).transforms
     moves = lambda z: [move(z)[0] for layer in both for move in (layer.forward, layer.inverse)]
@@ -125,7 +125,7 @@ def test_masks_let_through_what_comes_before_only(dim, hidden):
         assert paths[~later].all()
 
 
-def test_every_entry_hears_the_context():
+def test_every_entry_depends_on_the_context():
     context = jnp.array([0.2, -1.0])
     params = network(4, context_dim=2)
     move = lambda context: InverseAutoregressive(params, context).forward(jnp.ones(4))[0]
@@ -133,7 +133,7 @@ def test_every_entry_hears_the_context():
 
 
 def test_a_new_flow_is_near_a_contraction_by_its_gates():
-    """By 0.875 in each layer, up to 0.01 of what a network of normal weights says."""
+    """Each layer contracts by 0.875, up to 0.01 of the output of a network of normal weights."""
     gate = 1 / (1 + np.exp(-7 * np.tanh(GATE_BIAS / 7)))
 
     @quick
@@ -149,7 +149,7 @@ def test_a_new_flow_is_near_a_contraction_by_its_gates():
 
 
 def test_gates_that_are_shut_or_open_lose_no_finite_value():
-    """Their logit is clamped to (-7, 7): log g lies between -7.001 and -0.0009."""
+    """Their logit is clamped to (-7, 7), so that log g is between -7.001 and -0.0009."""
     params, z = network(4), jnp.array([-100.0, 0.0, 1.0, 100.0])
 
     @quick
@@ -170,7 +170,7 @@ def test_gates_that_are_shut_or_open_lose_no_finite_value():
     [(1, (4,), 2), (3, (2,), 0), (5, (7, 4), 3), (8, (16,), 2), (4, (3, 9, 5), 1)],
 )
 def test_the_inverse_and_its_gradients_are_those_of_iterating_z_times(dim, hidden, context_dim):
-    """By every parameter, the context and z', whatever number of units a degree owns."""
+    """Gradients by every parameter, the context and z', for any number of units per degree."""
     with jax.enable_x64(True):
         inputs = example(dim, hidden, context_dim)
         both = quick(lambda *inputs: [value_and_gradients(f, *inputs) for f in BOTH])
@@ -196,8 +196,8 @@ def test_second_derivatives_are_those_of_iterating_z_times():
     assert_same(got, expected)
 
 
-def test_what_a_gradient_keeps_of_an_example_grows_as_the_units_do():
-    """And not as Z times these, by the shapes of what the backward pass is given."""
+def test_memory_of_a_gradient_grows_with_the_number_of_units():
+    """It does not grow with Z times the units, by the shapes of the backward pass's inputs."""
 
     def kept(dim):
         params, _, _ = example(dim, (4 * dim,), 0)
@@ -215,7 +215,7 @@ def test_what_a_gradient_keeps_of_an_example_grows_as_the_units_do():
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_under_vmap_the_gradients_stay_those_of_iterating(shared):
-    """Of parameters that the examples share, and of each example's own."""
+    """Parameters are shared by all examples, or each example has its own."""
     with jax.enable_x64(True):
         params, context, moved = example(4, (6, 3), 2)
         several = lambda array: jnp.stack([array + tilt for tilt in (-0.5, 0.0, 1.0)])

@@ -1,4 +1,4 @@
-"""Coupling layers: which half stays, which moves, and how."""
+"""Coupling layers: the half that stays, the half that moves, and its map."""
 
 from functools import partial
 
@@ -14,12 +14,12 @@ from tests.files import golden
 CASES = golden("flows")["coupling"]
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""For what runs for less time than it takes to compile."""
+"""Compiler options for programs that run for less time than they take to compile."""
 every_kind = pytest.mark.parametrize("kind", ["affine", "spline"])
 
 
 def network(kind, dim, context_dim=0):
-    """Of one layer, every weight of order one."""
+    """Parameters of one layer, of order one."""
     init = lambda key: coupling_init(
         key, dim, context_dim=context_dim, hidden=(6,), num_layers=1, kind=kind
     )
@@ -52,7 +52,7 @@ def test_a_layer_makes_the_golden_values(case, precision):
 
 
 @every_kind
-def test_the_first_half_stays_and_says_how_each_of_the_others_moves(kind):
+def test_the_first_half_stays_and_determines_the_maps_of_the_others(kind):
     layer, z = Coupling(network(kind, 5), kind=kind), jnp.array([0.3, -0.5, 0.7, 0.1, -1.2])
     moves = lambda z: [layer.forward(z)[0], layer.inverse(z)[0]]
     pattern = np.eye(5, dtype=bool)
@@ -84,7 +84,7 @@ def test_one_entry_moves_by_the_context_and_without_one_by_the_biases(kind):
 
 @every_kind
 def test_a_new_flow_is_near_the_identity(kind):
-    """Whatever its number of layers: here one is reversed."""
+    """This holds for any number of layers; here one is reversed."""
 
     @quick
     def draw(key):
@@ -121,14 +121,14 @@ def test_extreme_parameters_lose_no_finite_value(kind):
 # Failure
 
 
-def test_another_kind_is_refused():
+def test_another_kind_is_rejected():
     with pytest.raises(ValueError, match="kind must be affine or spline, got 'cubic'"):
         coupling_init(jax.random.key(0), 3, kind="cubic")
     with pytest.raises(ValueError, match="kind must be affine or spline, got 'cubic'"):
         Coupling(network("affine", 3), kind="cubic").forward(jnp.zeros(3))
 
 
-def test_parameters_of_another_kind_are_refused():
+def test_parameters_of_another_kind_are_rejected():
     with pytest.raises(ValueError, match=r"kind 'spline' must have 23 outputs for each.*has 4 in"):
         Coupling(network("affine", 3), kind="spline").forward(jnp.zeros(3))
     with pytest.raises(ValueError, match=r"kind 'affine' must have 2 outputs for each.*has 46 in"):

@@ -17,7 +17,7 @@ GOLDEN = golden("flows")
 CASES = GOLDEN["spline"]
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""For what runs for less time than it takes to compile."""
+"""Compiler options for programs that run for less time than they take to compile."""
 EPS = float(np.finfo(np.float32).eps)
 SIZE = 3 * NUM_BINS - 1
 
@@ -31,7 +31,7 @@ def both_ways(raw, values):
 
 
 def outputs(raw, values, derivatives=False):
-    """`both_ways` by one program for up to 128 values."""
+    """`both_ways` in one program for up to 128 values."""
     padded = jnp.pad(values, (0, 128 - len(values)))
     results = both_ways(raw, padded)[int(derivatives)]
     return [result[: len(values)] for result in results]
@@ -47,7 +47,7 @@ def inverse(raw, y):
 
 @quick
 def gradients(raw, values):
-    """Of something of every output, by all parameters."""
+    """Gradient of a function of every output, by all parameters."""
 
     def total(raw, value):
         spline = Spline.from_raw(raw)
@@ -95,7 +95,7 @@ def test_value_and_log_slope_are_the_golden_values_in_both_directions(case, prec
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_inverse_undoes_forward(scale):
-    """Up to what an error in y is in x: its slope dx/dy times that."""
+    """The tolerance of x is that of y times the slope dx/dy."""
     for seed in range(5):
         with jax.enable_x64(True):
             raw, x = raw_of(seed, scale), jnp.linspace(-6.0, 6.0, 121)

@@ -1,4 +1,4 @@
-"""How a decoder's outputs become p(x|z): which density, where it starts, what sigma it has."""
+"""Likelihood families: their densities, initial outputs and sigma."""
 
 from functools import cache
 
@@ -180,7 +180,7 @@ def test_the_encoder_sees_numbers_of_order_one():
 
 @pytest.mark.parametrize("name", ["bernoulli", *PIXELS, *COUNTS])
 def test_masses_add_up_to_one(name):
-    """256 terms of 1e-6 each at most; counts up to 2,000 leave less than 1e-6 to the tail."""
+    """256 terms err by at most 1e-6 each; counts above 2,000 have a mass below 1e-6."""
     params, output, _ = example(name)
     num_values = {"bernoulli": 2}.get(name, 256 if name in PIXELS else 2000)
     values = np.broadcast_to(np.arange(num_values)[:, None, None, None], (num_values, *SHAPE))
@@ -190,19 +190,19 @@ def test_masses_add_up_to_one(name):
 
 
 def mean_of_pixels(loc, scale):
-    """Of a logistic variable cut to [0, 255]: the integral of 1 - CDF, which its rounding keeps."""
+    """Mean of a logistic variable cut to [0, 255], the integral of 1 - CDF; rounding keeps it."""
     softplus = lambda t: np.logaddexp(0, t)
     return scale * (softplus(loc / scale) - softplus((loc - 255) / scale))
 
 
 def mean_where_it_starts(name, mean, data_scale):
-    """The mean that p(x|z) starts at, and the float32 error that it may have.
+    """Initial mean of p(x|z), and the float32 error that it may have.
 
-    A logit keeps 0.01 (0.02 for a continuous Bernoulli, whose logits would be above 50) from the
-    ends, where there is no gradient. A logistic at an end has only its inner half, so that there
-    its mean is log(2) scales inside; its scale is half of the data's. Counts keep from 0 by 0.001,
-    and an inflated family loses sigmoid(-3), 5 %, to zeros of its own. A log rate passes tanh and
-    its inverse: 15 eps in the logarithm, relative error in the mean.
+    Means are clipped to 0.01 from the ends (0.02 for a continuous Bernoulli, whose logits would
+    exceed 50), where a logit has no gradient. A logistic at an end has only its inner half, so that
+    its mean is log(2) scales inside; its scale is half the data's. Counts are at least 0.001, and
+    a zero-inflated family loses sigmoid(-3), 5 %, to its extra zeros. A log rate passes through
+    tanh and its inverse: 15 eps in the logarithm, a relative error of the mean.
     """
     if name == "bernoulli":
         return np.clip(mean, 0.01, 0.99), 1e-6
@@ -248,7 +248,7 @@ def test_a_logistic_starts_at_half_the_data_scale(name):
 @scaled
 @pytest.mark.parametrize("sigma", ["learned", "per_channel", "per_pixel", "optimal"])
 def test_a_sigma_that_learns_starts_at_the_data_scale(sigma, family, data_scale):
-    """To the rounding of tanh near its ends: 7 eps over 1 - (log 800 / 7)^2 = 0.09."""
+    """The tolerance is the rounding of tanh near its ends, 7 eps / (1 - (log 800 / 7)^2)."""
     if (sigma, family) == ("optimal", laplace):
         return
     p = family(sigma, SHAPE)
@@ -275,7 +275,7 @@ def test_a_dispersion_starts_at_one_for_every_dimension():
 
 @families
 def test_outputs_of_one_dimension_are_that_dimensions(name):
-    """Another number in one place of the output changes one entry of the density, its own."""
+    """Changing one number of the output changes only the density of its own entry."""
     params, output, x = example(name)
     columns = output.reshape(12, -1)
     _, before = scorer(name)(params, output, x)
@@ -374,7 +374,7 @@ def test_the_mean_squared_error_is_the_sigma_squared_of_the_highest_likelihood(s
 
 
 def test_an_optimal_sigma_passes_no_gradient_to_itself():
-    """But the one to the network, that of the Gaussian with this sigma: (x - f) / sigma^2."""
+    """The network still gets the gradient of the Gaussian with this sigma: (x - f) / sigma^2."""
     output, x = output_and_data()
     to_scale, to_output = jax.grad(log_prob, argnums=(1, 2))(
         gaussian("optimal", SHAPE), jnp.log(0.5), output, x
@@ -448,7 +448,7 @@ def test_eager_jit_and_vmap_agree(name):
 
 @pytest.mark.parametrize("sigma", [0.0, -0.5, np.inf, np.nan, "best", "0.5"])
 @scaled
-def test_a_sigma_that_is_none_is_refused(family, sigma):
+def test_an_invalid_sigma_is_rejected(family, sigma):
     message = (
         "sigma must be a positive number, learned, per_channel, per_pixel or optimal, got "
         r"'?(0|-0|inf|nan|best)"
@@ -457,12 +457,12 @@ def test_a_sigma_that_is_none_is_refused(family, sigma):
         family(sigma, SHAPE)
 
 
-def test_laplace_refuses_an_optimal_sigma():
-    """The root mean squared error is the optimum of a Gaussian alone."""
-    with pytest.raises(ValueError, match=r"optimal goes with likelihood=gaussian. Use learned"):
+def test_laplace_rejects_an_optimal_sigma():
+    """The root mean squared error is the optimum only of a Gaussian."""
+    with pytest.raises(ValueError, match="optimal needs likelihood=gaussian, got laplace"):
         likelihood_named("laplace", "optimal", SHAPE)
 
 
-def test_an_unknown_likelihood_is_refused():
+def test_an_unknown_likelihood_is_rejected():
     with pytest.raises(ValueError, match=r"likelihood must be one of .*gaussian.*, got 'normal'"):
         likelihood_named("normal", "learned", SHAPE)

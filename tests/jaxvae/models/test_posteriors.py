@@ -1,4 +1,4 @@
-"""How an encoder's outputs become q(z|x): which density over which latents."""
+"""Posterior families: their densities, latents and initial parameters."""
 
 import math
 from functools import cache
@@ -60,7 +60,7 @@ def scorer(name):
 
 @cache
 def drawer(name):
-    """outputs -> 256 draws z, log q(z|x) as they come with z, and the standard prior's log p(z)."""
+    """outputs -> 256 draws z with their log q(z|x), and the standard prior's log p(z)."""
     posterior, params = family(name)
 
     def draw(outputs, key):
@@ -73,7 +73,7 @@ def drawer(name):
 
 
 def some_z(name):
-    """One z of the family's space, none of its entries special."""
+    """One generic z of the family's space."""
     posterior, _ = family(name)
     rng = np.random.default_rng(3)
     z = rng.normal(size=posterior.latent_shape)
@@ -130,7 +130,7 @@ def expected(name, outputs, z):
 
 @pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in FLOWS])
 def test_q_is_its_documented_formula(name):
-    """To 160 eps of float32 in sums of up to 12 terms of order one to ten."""
+    """The tolerance is 160 eps of float32, in sums of up to 12 terms of order one to ten."""
     _, params = family(name)
     outputs, z = outputs_of(name), some_z(name)
     log_q, _ = scorer(name)(params, outputs, z)
@@ -286,7 +286,7 @@ def test_eager_and_jit_agree(name):
 
 @posteriors
 def test_a_vmapped_draw_carries_the_density_of_its_z(name):
-    """A flow's is found forward, and again by the inverse: some eps for each step."""
+    """A flow computes it forward and again by the inverse, with some eps for each step."""
     z, log_q, _ = drawer(name)(outputs_of(name))
     for i in range(4):
         again, _ = scorer(name)(family(name)[1], outputs_of(name), z[i])
@@ -308,26 +308,26 @@ def test_outputs_in_bfloat16_give_draws_and_densities_in_float32(name):
 # Failure
 
 
-def test_an_unknown_posterior_is_refused():
+def test_an_unknown_posterior_is_rejected():
     with pytest.raises(ValueError, match=r"posterior must be one of .*full_cov.*, got 'normal'"):
         posterior_named("normal", DIM, CATEGORIES)
 
 
-def test_a_sphere_of_two_points_is_refused():
+def test_a_sphere_of_two_points_is_rejected():
     with pytest.raises(ValueError, match="von_mises_fisher needs latent_dim of at least 2, got 1"):
         posterior_named("von_mises_fisher", 1, CATEGORIES)
 
 
 @pytest.mark.parametrize("name", SIMPLEX)
 @pytest.mark.parametrize("num_categories", [1, 0, -2])
-def test_less_than_two_categories_are_refused(name, num_categories):
+def test_less_than_two_categories_are_rejected(name, num_categories):
     message = f"num_categories must be at least 2, got {num_categories}"
     with pytest.raises(ValueError, match=message):
         posterior_named(name, DIM, num_categories)
 
 
 @posteriors
-def test_a_z_of_another_shape_is_refused(name):
+def test_a_z_of_another_shape_is_rejected(name):
     posterior, params = family(name)
     q = posterior.distribution(params, outputs_of(name))
     with pytest.raises(ValueError, match=r"(value has shape|z must have shape .*) \(7, 2\)"):

@@ -1,4 +1,4 @@
-"""The priors that are learned with a model: their densities, where they start, what learns."""
+"""Prior families: their densities, initial parameters and gradients."""
 
 from functools import cache
 
@@ -40,7 +40,7 @@ def encode(weights, x):
 
 @cache
 def example(name):
-    """The prior, its parameters and the encoder's away from their start, and three z."""
+    """The prior, its parameters and the encoder's, away from their initial values, and three z."""
     prior = prior_named(name, setting())
     rng = np.random.default_rng(0)
     scale = 0.02 if name == "flow" else 0.5  # of 128 hidden units, the sum
@@ -94,7 +94,7 @@ def test_a_vamp_prior_is_not_that_of_a_misplaced_parenthesis():
     """PyTorch-VAE's VampVAE divides log_var by the variance too, and has no 2 pi.
 
     -0.5 * (log_var + (z - mu)**2) / log_var.exp() is no density: at a log variance of -2 it is
-    too high by 6 nats for each latent. Adding the constant does not mend it.
+    too high by 6 nats for each latent. Adding the constant does not correct it.
     """
     params = {"logits": np.zeros(2, np.float32), "pseudo_inputs": np.eye(2, DATA, dtype=np.float32)}
     weights = np.zeros((2 * DIM, DATA), np.float32)
@@ -180,7 +180,7 @@ def test_a_vamp_prior_starts_at_its_pseudo_inputs_all_weighted_alike():
     np.testing.assert_array_equal(params["logits"], np.zeros(NUM))
 
 
-def test_with_the_data_as_pseudo_inputs_it_is_the_aggregated_posterior():
+def test_a_vamp_prior_at_the_data_is_the_aggregated_posterior():
     """p(z) = 1/N sum_n q(z|x_n), by the encoder of a model."""
     xs = np.random.default_rng(1).random((6, 4), dtype=np.float32)
     vae = mlp_vae(
@@ -202,7 +202,7 @@ def test_with_the_data_as_pseudo_inputs_it_is_the_aggregated_posterior():
 
 
 def test_pseudo_inputs_without_examples_are_noise_about_the_data_mean():
-    """Of the data's scale: mean and variance within 4 standard errors of 3,000 numbers."""
+    """The noise has the data's scale: mean and variance within 4 standard errors, 3,000 numbers."""
     mean = np.linspace(0, 1, 30, dtype=np.float32)
     vae = mlp_vae(
         data_shape=(30,),
@@ -243,8 +243,8 @@ def test_a_flow_prior_starts_near_a_standard_gaussian():
 
 
 @learned
-def test_all_that_the_prior_is_made_of_learns(name):
-    """Every parameter has a gradient, and through a VampPrior the encoder too."""
+def test_every_parameter_of_the_prior_has_a_gradient(name):
+    """Through a VampPrior the encoder has a gradient too."""
     _, params, weights, zs = example(name)
     _, (to_params, to_weights) = scorer(name)(params, weights, zs)
     assert to_params.keys() == params.keys()
@@ -270,7 +270,7 @@ def test_gradient_of_the_weights_is_responsibility_less_weight(name):
 
 @pytest.mark.parametrize("of", ["pseudo_inputs", "encoder"])
 def test_gradients_through_a_vamp_prior_are_finite_differences(of):
-    """Of the numpy formula in float64: central differences of 1e-5 are right to 1e-9."""
+    """Central differences of 1e-5, of the numpy formula in float64, are accurate to 1e-9."""
     _, params, weights, zs = example("vamp")
     _, (to_params, to_weights) = scorer("vamp")(params, weights, zs[:1])
     array = (params["pseudo_inputs"] if of == "pseudo_inputs" else weights).astype(np.float64)
@@ -334,7 +334,7 @@ def test_eager_and_vmap_agree(name):
 # Failure
 
 
-def test_an_unknown_prior_is_refused():
+def test_an_unknown_prior_is_rejected():
     message = "prior must be one of standard, mixture, vamp, flow.* got 'normal'"
     with pytest.raises(ValueError, match=message):
         prior_named("normal", setting())
@@ -342,22 +342,22 @@ def test_an_unknown_prior_is_refused():
 
 @pytest.mark.parametrize("name", ["mixture", "flow"])
 @pytest.mark.parametrize(("posterior", "space"), NO_VECTORS.items())
-def test_a_density_over_vectors_is_refused_for_other_latents(name, posterior, space):
-    message = rf"prior={name} is a density over vectors.*a {space}.*Use prior=standard or vamp"
+def test_a_density_over_vectors_is_rejected_for_other_latents(name, posterior, space):
+    message = rf"prior={name} needs Euclidean latents.*a {space}.*Use prior=standard or vamp"
     with pytest.raises(ValueError, match=message):
         prior_named(name, setting(posterior))
 
 
 @priors
 @pytest.mark.parametrize("num_components", [0, -3])
-def test_less_than_one_component_is_refused(name, num_components):
+def test_less_than_one_component_is_rejected(name, num_components):
     message = f"num_components must be at least 1, got {num_components}"
     with pytest.raises(ValueError, match=message):
         prior_named(name, setting(num_components=num_components))
 
 
 @pytest.mark.parametrize("shape", [(4, DATA), (NUM, DATA + 1), (NUM * DATA,)])
-def test_pseudo_inputs_of_another_shape_are_refused(shape):
+def test_pseudo_inputs_of_another_shape_are_rejected(shape):
     vae = mlp_vae(
         data_shape=(DATA,),
         latent_dim=DIM,

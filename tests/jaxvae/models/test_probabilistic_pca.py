@@ -1,4 +1,4 @@
-"""A linear VAE is probabilistic PCA, whose best parameters are known (Tipping & Bishop 1999)."""
+"""A linear VAE is probabilistic PCA, whose optimal parameters are known (Tipping & Bishop 1999)."""
 
 from functools import partial
 
@@ -71,7 +71,7 @@ def test_a_linear_vae_reaches_the_highest_likelihood_and_never_passes_it(digits)
 
 @pytest.mark.slow
 def test_a_fixed_sigma_collapses_the_latents_of_smaller_eigenvalues(digits):
-    """Latent i carries l_i - sigma^2 where that is positive, and nothing where it is not."""
+    """Latent i carries l_i - sigma^2 if that is positive, and otherwise nothing."""
     xs, eigenvalues = digits
     kept = 4
     sigma = float(np.sqrt(eigenvalues[kept - 1 : kept + 1].mean()))

@@ -1,4 +1,4 @@
-"""The models that ship: that they are their formulas, what shapes they have, where they start."""
+"""The two models of the library: their formulas, shapes and initial parameters."""
 
 from functools import cache, partial
 
@@ -44,7 +44,7 @@ SHORT_PAIRS = [
     ("gaussian", "flow"),
     ("categorical", "vamp"),
 ]
-"""Every prior and several kinds of latents; the rest are long."""
+"""Every prior and several kinds of latents; the other pairs are marked long."""
 
 models = pytest.mark.parametrize("model", MODELS)
 
@@ -58,7 +58,7 @@ def shapes(vae):
 
 
 def start(vae):
-    """All but the kernels as `init` has it; those cost seconds to compile, so numpy draws them."""
+    """Parameters as from `init`, but with kernels from numpy, since theirs compile for seconds."""
 
     def all_but_kernels(path, leaf):
         return None if path[-1].key == "kernel" else leaf
@@ -75,13 +75,13 @@ def start(vae):
 
 @cache
 def wide(initialization):
-    """The start of layers wide enough for statistics, most of one shape to be compiled once."""
+    """Initial layers wide enough for statistics, most of the same shape to compile once."""
     vae = mlp_vae(data_shape=(200,), latent_dim=100, hidden=(200,), initialization=initialization)
     return jax.device_get(vae.init(jax.random.key(0)))
 
 
 def randomized(vae):
-    """Parameters with no zeros among them, where biases start at zero."""
+    """Parameters without zeros, although biases are initialized by zero."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), shapes(vae)
@@ -97,7 +97,7 @@ def parts(vae, params):
 
 
 def close(actual, expected):
-    """To 80 eps of float32 of the largest entry: sums of at most 20 terms in up to 5 layers."""
+    """Compare to 80 eps of the largest entry: sums of at most 20 terms in up to 5 layers."""
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -118,7 +118,7 @@ def clamped(log_scale):
 
 @pytest.mark.parametrize(("model", "activation"), [("mlp (6,)", "tanh"), ("mlp (5, 4, 1)", "relu")])
 def test_vmapped_mlp_is_a_batched_forward_pass_in_numpy(model, activation):
-    """The batch costs nothing: vmap of one example is the matrix product of all."""
+    """vmap of one example is the matrix product of all examples."""
     vae = MODELS[model](activation=activation)
     activated = {"relu": relu, "tanh": np.tanh}[activation]
     params = randomized(vae)
@@ -264,7 +264,7 @@ def test_the_outputs_of_one_pixel_are_that_pixels(model, likelihood):
 
 @models
 def test_every_parameter_has_a_finite_gradient(model):
-    """And none of them zero throughout: each one is connected, the encoder's by the samples."""
+    """No gradient is all zero: each parameter is connected, the encoder's by the samples."""
     vae = MODELS[model](**(GAUSSIAN if "1)" in model else {}))
     x = np.random.default_rng(0).integers(0, 2, data_shape(model)).astype(np.float32)
 
@@ -294,7 +294,7 @@ def test_decoder_starts_at_the_data_mean(model, likelihood):
 
 
 def test_decoder_starts_at_the_data_mean_in_either_initialization():
-    """Torch's hidden biases are not zero, but no kernel, no contribution."""
+    """Torch's hidden biases are not zero, but contribute nothing with a zero kernel."""
     mean = np.random.default_rng(2).random(6, dtype=np.float32)
     vae = MODELS["mlp (6,)"](initialization="torch", data_mean=mean, likelihood="gaussian")
     params = jax.tree_util.tree_map_with_path(
@@ -327,7 +327,7 @@ def test_sigma_starts_at_the_data_scale_unless_it_is_fixed(model, sigma, first):
 
 @pytest.mark.parametrize("likelihood", ["discretized_logistic", "poisson"])
 def test_the_encoder_sees_the_network_input(likelihood):
-    """Pixels in [-1, 1] and logarithms of counts: what a Gaussian model has to be given."""
+    """It sees pixels in [-1, 1] and logarithms of counts."""
     vae, plain = (MODELS["mlp (6,)"](likelihood=name) for name in (likelihood, "gaussian"))
     params = randomized(plain)
     x = np.array([0, 1, 17, 128, 254, 255], np.float32)
@@ -338,7 +338,7 @@ def test_the_encoder_sees_the_network_input(likelihood):
 
 
 def test_outputs_in_bfloat16_are_read_in_float32():
-    """A network may compute in bfloat16: q and p are of the same numbers in float32."""
+    """A network may compute in bfloat16; q and p have the same numbers in float32."""
     build = partial(MODELS["mlp (6,)"], likelihood="gaussian", sigma="per_pixel")
     vae, family = build(posterior="von_mises_fisher"), posterior_named("von_mises_fisher", 2, 0)
     low = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), randomized(vae))
@@ -403,7 +403,7 @@ def test_params_are_the_encoders_the_decoders_and_the_likelihoods(model):
     assert shapes(MODELS[model](likelihood="gaussian", sigma=0.5))["likelihood"] == {}
 
 
-def test_the_families_are_the_ones_asked_for():
+def test_the_families_are_those_named_by_the_arguments():
     vae = MODELS["mlp (6,)"]()
     params = start(vae)
     chex.assert_trees_all_equal(vae.prior(params), Gaussian.standard(2))
@@ -415,7 +415,7 @@ def test_the_families_are_the_ones_asked_for():
 
 
 def test_encoder_and_decoder_start_from_different_keys():
-    """Of a model in which all layers but one have the same shape."""
+    """In this model all layers but one have the same shape."""
     params = wide("torch")
     layers = [
         params[part]["params"][f"Dense_{i}"]["kernel"]
@@ -493,7 +493,7 @@ def test_lecun_initialization_has_variance_one_over_fan_in(part):
 
 @models
 def test_log_scales_stay_within_the_clamp_for_huge_inputs(model):
-    """So that a KL stays finite: e^14 per latent, where an unclamped log scale of 1e6 overflows."""
+    """So a KL stays finite, e^14 per latent; an unclamped log scale of 1e6 would overflow."""
     vae = MODELS[model]()
     params = start(vae)
     for size in (1e6, -1e6):
@@ -527,7 +527,7 @@ def test_eager_jit_and_vmap_agree(model):
 # Failure
 
 
-def test_anything_but_one_example_or_one_latent_is_refused():
+def test_anything_but_one_example_or_one_latent_is_rejected():
     vae = MODELS["mlp (5, 4, 1)"]()
     params = start(vae)
     for shape in [(20,), (7, 5, 4, 1), (4, 5, 1)]:
@@ -550,16 +550,16 @@ def test_anything_but_one_example_or_one_latent_is_refused():
         ({"prior": "normal"}, "prior must be one of standard, .* got 'normal'"),
         ({"prior": "mixture", "num_components": 0}, "num_components must be at least 1, got 0"),
         ({"posterior": "categorical", "num_categories": 1}, "num_categories must be .*, got 1"),
-        ({"posterior": "categorical", "prior": "flow"}, "prior=flow is a density over vectors"),
+        ({"posterior": "categorical", "prior": "flow"}, "prior=flow needs Euclidean latents"),
         (GAUSSIAN | {"sigma": "best"}, "sigma must be .* per_pixel or optimal, got 'best'"),
-        ({"likelihood": "laplace", "sigma": "optimal"}, "goes with likelihood=gaussian"),
+        ({"likelihood": "laplace", "sigma": "optimal"}, "sigma=optimal needs likelihood=gaussian"),
         (GAUSSIAN | {"sigma": -1.0}, "sigma must be a positive number.* got -1.0"),
-        ({"latent_dim": 0}, r"latent_dim must be positive throughout, got \(0,\)"),
-        ({"hidden": (4, 0)}, r"hidden must be positive throughout, got \(4, 0\)"),
+        ({"latent_dim": 0}, r"every entry of latent_dim must be positive, got \(0,\)"),
+        ({"hidden": (4, 0)}, r"every entry of hidden must be positive, got \(4, 0\)"),
         ({"data_mean": np.zeros(3)}, r"data_mean must have the shape of one example.*got \(3,\)"),
     ],
 )
-def test_wrong_arguments_are_refused(build, arguments, message):
+def test_wrong_arguments_are_rejected(build, arguments, message):
     with pytest.raises(ValueError, match=message):
         build(**arguments)
 
@@ -572,16 +572,16 @@ def test_wrong_arguments_are_refused(build, arguments, message):
         ({"data_shape": (28, 28)}, r"images \(H, W, C\).* got data_shape=\(28, 28\)"),
         ({"data_shape": (5, 28, 28, 1)}, r"images \(H, W, C\).* got data_shape=\(5, 28, 28, 1\)"),
         ({"data_shape": (28, 28, 2)}, r"1 or 3 channels, got 2 in .*mlp_vae"),
-        ({"data_shape": (28, 28, 1), "width": 0}, r"width must be positive throughout, got \(0,\)"),
+        ({"data_shape": (28, 28, 1), "width": 0}, r"every entry of width must be positive, got"),
     ],
 )
-def test_what_is_no_image_for_a_conv_vae_is_refused(arguments, message):
+def test_conv_vae_rejects_data_that_are_not_images(arguments, message):
     with pytest.raises(ValueError, match=message):
         conv_vae(**arguments)
 
 
-def test_an_empty_side_is_refused():
-    with pytest.raises(ValueError, match=r"data_shape must be positive throughout, got \(0, 3\)"):
+def test_an_empty_side_is_rejected():
+    with pytest.raises(ValueError, match=r"of data_shape must be positive, got \(0, 3\)"):
         mlp_vae(data_shape=(0, 3))
 
 
@@ -593,6 +593,6 @@ def test_an_empty_side_is_refused():
         ("precision", "float16", "float32, bfloat16"),
     ],
 )
-def test_an_unknown_name_is_refused(argument, name, known):
+def test_an_unknown_name_is_rejected(argument, name, known):
     with pytest.raises(ValueError, match=f"{argument} must be one of {known}, got '{name}'"):
         MODELS["mlp (6,)"](**{argument: name})

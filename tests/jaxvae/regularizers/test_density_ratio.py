@@ -1,4 +1,4 @@
-"""The discriminator of FactorVAE: its loss, and that it learns a total correlation."""
+"""The discriminator of FactorVAE: its loss, and the total correlation that it learns."""
 
 import chex
 import jax
@@ -42,7 +42,7 @@ def latents(size=6, dim=3, seed=0):
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("case", GOLDEN["discriminator"], ids=lambda case: case["name"])
 def test_logits_and_loss_are_the_golden_values(case, precision):
-    """The loss moves by no more than its logits do; two draws of either kind."""
+    """The loss errs by no more than its logits; there are two draws of either kind."""
     with jax.enable_x64(precision == "float64"):
         params, z = golden_params(case), jnp.asarray(case["z"], float)
         result, value = logits(params, z), loss(params, z[:2], z[2:])
@@ -56,7 +56,7 @@ def test_logits_and_loss_are_the_golden_values(case, precision):
 
 
 def test_every_latent_is_permuted_by_itself():
-    """Its values stay in its column, which column is shuffled how does not depend on the others."""
+    """Values stay in their column, and the columns' permutations are independent."""
     z = jnp.arange(60.0).reshape(20, 3)
     first, again = permuted(KEY, z), permuted(jax.random.key(1), z)
     np.testing.assert_array_equal(np.sort(first, axis=0), z)
@@ -67,13 +67,13 @@ def test_every_latent_is_permuted_by_itself():
 
 
 def test_permuted_latents_are_uncorrelated():
-    """Of a correlation of 1: within 4 standard errors, 1 / sqrt(size) each."""
+    """The original correlation is 1; within 4 standard errors, 1 / sqrt(size) each."""
     z = latents(4_000, 1)
     result = np.asarray(permuted(KEY, jnp.concatenate([z, z], 1)))
     assert abs(np.corrcoef(result.T)[0, 1]) < 4 / 4_000**0.5
 
 
-def test_at_the_start_the_discriminator_says_nothing():
+def test_the_initial_discriminator_gives_no_penalty():
     regularizer = density_ratio(6.0, latent_dim=3, hidden=(8,))
     penalty = jax.jit(regularizer.penalty)
     state, z = jax.jit(regularizer.init)(KEY), latents()
@@ -101,7 +101,7 @@ def test_the_loss_is_smallest_at_the_log_ratio():
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.8])
-def test_it_learns_the_total_correlation(rho):
+def test_the_discriminator_learns_the_total_correlation(rho):
     """-1/2 log(1 - rho^2) of a Gaussian in two latents, on new draws every step.
 
     Within 0.05 nats, a tenth: at 600 steps the discriminator is still short of the ratio. The
@@ -142,7 +142,7 @@ def test_the_update_is_the_optimizers_on_permuted_latents():
 
 
 def test_gradients_flow_to_the_latents_and_not_to_the_discriminator():
-    """In float64: to the latents at central differences of 1e-5; to what is carried, none."""
+    """In float64, the latents' gradient is that of central differences; the state's is zero."""
     with jax.enable_x64(True):
         case = GOLDEN["discriminator"][1]
         regularizer = density_ratio(3.0, latent_dim=3, hidden=(5, 4))
@@ -177,7 +177,7 @@ def test_the_loss_and_its_gradient_are_finite_at_extremes():
 # Failure
 
 
-def test_one_example_is_no_batch():
+def test_a_batch_of_one_is_rejected():
     regularizer = density_ratio(1.0, latent_dim=3, hidden=(4,))
     with pytest.raises(ValueError, match=r"density_ratio compares .* got shape \(1, 3\)"):
         jax.eval_shape(
@@ -185,6 +185,6 @@ def test_one_example_is_no_batch():
         )
 
 
-def test_sizes_below_one_are_refused():
+def test_sizes_below_one_are_rejected():
     with pytest.raises(ValueError, match=r"must be positive, got 3 and \(4, 0\)"):
         density_ratio(1.0, latent_dim=3, hidden=(4, 0)).init(KEY)

@@ -53,7 +53,7 @@ def test_penalty_is_the_golden_value(case, precision):
 
 
 def test_nothing_is_penalised_where_the_covariance_is_the_identity():
-    """Of the means for kind I; of the whole, 0.25 of it within the posteriors, for kind II."""
+    """For kind I the covariance of the means; for kind II the total, 0.25 from the posteriors."""
     means = whitened()
     rounding = 1e-5
     narrow = Gaussian(means, jnp.full(means.shape, -20.0))
@@ -158,19 +158,19 @@ def test_values_and_gradients_are_finite_at_extremes(log_scale):
 # Failure
 
 
-def test_one_example_is_no_batch():
+def test_a_batch_of_one_is_rejected():
     q = Gaussian(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"dip compares .* at least 2, got shape \(1, 2\)"):
         dip_penalty(q, "i", **WEIGHTS)
 
 
-def test_an_unknown_kind_is_refused():
+def test_an_unknown_kind_is_rejected():
     q = Gaussian(jnp.zeros((2, 2)), jnp.zeros((2, 2)))
     with pytest.raises(ValueError, match="kind must be i or ii, got 'I'"):
         dip_penalty(q, "I", **WEIGHTS)
 
 
-def test_a_posterior_without_a_covariance_is_refused():
+def test_a_posterior_without_a_covariance_is_rejected():
     q = Bernoulli(jnp.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"which Bernoulli does not have.*Use kind 'i'"):
         dip_penalty(q, "ii", **WEIGHTS)

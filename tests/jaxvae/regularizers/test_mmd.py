@@ -19,7 +19,7 @@ discrepancy = jax.jit(mmd_squared, static_argnames=("kernel", "scales", "statist
 
 
 def samples(seed=0, size=5, dim=3):
-    """Two of them: [size, dim] and [size - 1, dim], in float32 or more."""
+    """Two samples: [size, dim] and [size - 1, dim], at least float32."""
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(size, dim)), 0.5 + rng.normal(size=(size - 1, dim))
     return jnp.asarray(x, float), jnp.asarray(y, float)
@@ -58,7 +58,7 @@ def test_the_mean_over_samples_is_the_closed_form(shift):
 
 @pytest.mark.parametrize("kernel", ["rbf", "imq"])
 def test_the_biased_statistic_is_a_squared_distance(kernel):
-    """Never negative, and 0 between a sample and itself, where the unbiased one is below."""
+    """It is never negative, and 0 between a sample and itself, where the unbiased one is < 0."""
     options = {"kernel": kernel, "statistic": "biased"}
     for seed in range(20):
         assert discrepancy(*samples(seed), **options) > 0
@@ -68,7 +68,7 @@ def test_the_biased_statistic_is_a_squared_distance(kernel):
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "imq"])
-def test_what_is_compared_may_be_shifted_and_shuffled_together(kernel):
+def test_samples_may_be_swapped_shifted_together_and_reordered(kernel):
     x, y = samples()
     expected = discrepancy(x, y, kernel=kernel)
     np.testing.assert_allclose(discrepancy(y, x, kernel=kernel), expected, rtol=1e-5, atol=1e-6)
@@ -77,7 +77,7 @@ def test_what_is_compared_may_be_shifted_and_shuffled_together(kernel):
 
 
 def test_the_regularizer_compares_with_draws_of_the_prior():
-    """As many as the batch has rows, new ones for each key."""
+    """There are as many draws as rows of the batch, different for each key."""
     x, _ = samples(size=64)
     prior = Gaussian(jnp.full(3, 4.0), jnp.full(3, -1.0))
     regularizer = mmd(2.0, kernel="rbf", scales=(1.0, 3.0))
@@ -134,7 +134,7 @@ def test_values_and_gradients_are_finite_at_extremes(kernel):
 # Failure
 
 
-def test_one_draw_is_no_sample():
+def test_a_sample_of_one_draw_is_rejected():
     x, y = samples()
     with pytest.raises(ValueError, match=r"mmd compares .* at least 2, got shape \(1, 3\)"):
         mmd_squared(x[:1], y)
@@ -144,13 +144,13 @@ def test_one_draw_is_no_sample():
         mmd(1.0).penalty((), jax.random.key(0), None, x[:1], Gaussian.standard(3))
 
 
-def test_latents_of_different_sizes_are_refused():
+def test_latents_of_different_sizes_are_rejected():
     x, y = samples()
     with pytest.raises(ValueError, match="same number of latents, got 3 and 2"):
         mmd_squared(x, y[:, :2])
 
 
-def test_unknown_names_are_refused():
+def test_unknown_names_are_rejected():
     x, y = samples()
     with pytest.raises(ValueError, match="kernel must be rbf or imq, got 'gaussian'"):
         mmd_squared(x, y, kernel="gaussian")

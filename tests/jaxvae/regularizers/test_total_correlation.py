@@ -1,4 +1,4 @@
-"""The parts of the KL, against the sums they estimate and a truth that is known."""
+"""The parts of the KL, against the sums they estimate and known exact values."""
 
 from itertools import combinations
 
@@ -31,7 +31,7 @@ from_all = jax.jit(exact_log_prob, static_argnames="microbatch_size")
 
 
 def posteriors(size, seed=0, dim=DIM):
-    """q [size] and a draw of each [size, dim]."""
+    """Posteriors q [size] and a draw of each [size, dim]."""
     loc, log_scale, eps = np.random.default_rng(seed).normal(size=(3, size, dim))
     log_scale = 0.5 * log_scale - 0.5
     z = loc + np.exp(log_scale) * eps
@@ -98,7 +98,7 @@ def test_parts_are_the_golden_values(case, precision):
 
 
 def stratified_means(log_weights, size=5, batch_size=3):
-    """Of all batches that hold example i, its first: the mean estimates of q(z_i), q(z_ij).
+    """Mean estimates of q(z_i) and q(z_ij) over all batches whose first example is i.
 
     With them, from all examples, the exact ones: [size, 1 + DIM] each.
     """
@@ -191,7 +191,7 @@ def test_chunks_change_nothing(microbatch_size):
 
 
 def test_exact_memory_is_that_of_a_chunk():
-    """4,000 examples at chunks of 32: not the 192 MB of all pairs, nor a row of them each."""
+    """4,000 examples in chunks of 32 take neither the 192 MB of all pairs nor a row of them."""
     q, z = posteriors(4_000)
     analysis = from_all.lower(q, z, microbatch_size=32).compile().memory_analysis()
     assert analysis.temp_size_in_bytes < 2_000_000
@@ -287,25 +287,25 @@ def test_values_and_gradients_are_finite_at_extremes():
 # Failure
 
 
-def test_one_example_is_no_batch():
+def test_a_batch_of_one_is_rejected():
     q, z = posteriors(1)
     with pytest.raises(ValueError, match=r"B at least 2, got shape \(1, 3\).*batch size"):
         minibatch_log_prob(q, z, num_data=9)
 
 
-def test_a_batch_larger_than_the_data_is_refused():
+def test_a_batch_larger_than_the_data_is_rejected():
     q, z = posteriors(4)
     with pytest.raises(ValueError, match=r"at least the global batch size, 4, got 3"):
         minibatch_log_prob(q, z, num_data=3)
 
 
-def test_an_unknown_estimator_is_refused():
+def test_an_unknown_estimator_is_rejected():
     q, z = posteriors(4)
     with pytest.raises(ValueError, match=r"estimator must be mss or mws, got 'exact'"):
         minibatch_log_prob(q, z, num_data=9, estimator="exact")
 
 
-def test_dependent_latents_are_refused():
+def test_dependent_latents_are_rejected():
     _, z = posteriors(4)
     q = FullCovarianceGaussian(z, jnp.broadcast_to(jnp.eye(DIM), (4, DIM, DIM)))
     with pytest.raises(ValueError, match=r"FullCovarianceGaussian has no log_prob_per_entry"):

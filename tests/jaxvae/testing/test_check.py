@@ -1,4 +1,4 @@
-"""The judge of bounds: ours pass, and what others publish as bounds is told apart."""
+"""`check_bound`: the library's bounds pass, and published objectives that are not bounds fail."""
 
 from functools import cache, partial
 
@@ -16,7 +16,7 @@ from jaxvae.testing.check import _model
 from jaxvae.testing.report import Draws, judge
 
 SIZES = ((5, 2),)
-"""One model is what the plain run has time for."""
+"""Only one model, to save time in the default test run."""
 
 
 @cache
@@ -31,7 +31,7 @@ def log_weights(key, x, encode, decode, prior, num_samples):
     return log_likelihood, jax.vmap(prior.log_prob)(z) - log_q
 
 
-# Law: what is a bound
+# Law: bounds pass
 
 
 RIGHT = {
@@ -73,14 +73,14 @@ def test_all_our_bounds_pass_at_full_strength(name):
 
 @pytest.mark.long
 def test_piwae_is_two_objectives():
-    """Its model has the gradient of its groups' union, its encoder that of the groups."""
+    """The model's gradient is that of all draws together, the encoder's that of the groups."""
     found = check_bound(partial(piwae, num_groups=2), num_samples=(2, 8))
     assert found.is_lower_bound
     assert found.gradients["encoder"].is_equal
     assert not found.gradients["decoder"].is_equal
 
 
-# Law: what is none
+# Law: wrong objectives fail
 
 
 def beta_half(key, x, *, encode, decode, prior, num_samples):
@@ -103,7 +103,7 @@ def inverted(key, x, *, encode, decode, prior, num_samples):
 
 
 def mean_of_weights(key, x, **model):
-    """An ELBO of more draws, which is no tighter."""
+    """An ELBO of several draws, which is not tighter."""
     return jnp.mean(sum(log_weights(key, x, **model)))
 
 
@@ -129,7 +129,7 @@ def biased(key, x, *, encode, decode, prior, num_samples):
 
 
 def above_but_at_posterior(key, x, *, encode, decode, prior, num_samples):
-    """A Renyi objective of negative order: above log p(x), but where q is the posterior."""
+    """A Renyi objective of negative order: above log p(x), unless q is the posterior."""
     return renyi(
         key, x, encode=encode, decode=decode, prior=prior, num_samples=num_samples, alpha=-2.0
     )
@@ -152,19 +152,19 @@ every_wrong = [*WRONG, *(pytest.param(fn, marks=pytest.mark.long) for fn in WRON
 
 
 @pytest.mark.parametrize("objective", every_wrong, ids=lambda fn: fn.__name__)
-def test_what_is_wrong_is_told(objective):
+def test_wrong_objectives_fail_in_the_expected_findings(objective):
     found = report(objective)
     verdicts = tuple(getattr(found, name) for name in VERDICTS)
     assert verdicts == (WRONG | WRONG_LONG)[objective], f"\n{found}"
     assert found.passed == (objective is mean_of_weights)
 
 
-def test_a_gradient_that_is_wrong_by_one_group_is_told_of_that_group():
+def test_a_gradient_that_is_wrong_for_one_group_fails_only_for_that_group():
     wrong = [name for name, found in report(stopped).gradients.items() if not found.is_equal]
     assert wrong == ["encoder"]
 
 
-def test_it_says_the_same_twice_and_the_key_decides_of_what():
+def test_the_report_depends_only_on_the_key():
     run = partial(check_bound, mean_of_weights, sizes=SIZES, num_samples=(2, 8))
     assert run() == report(mean_of_weights)
     other = run(key=jax.random.key(1))
@@ -172,7 +172,7 @@ def test_it_says_the_same_twice_and_the_key_decides_of_what():
     assert other.passed
 
 
-# Law: how it judges
+# Law: the judgement
 
 
 @pytest.mark.parametrize("size", [(5, 2), (2, 2)])
@@ -187,7 +187,7 @@ def test_the_first_q_is_the_posterior_and_the_second_is_not(size):
 
 
 def draws(at_posterior=0.0, off=(-1.0, -0.5), gradient=2.0, noise=1.0):
-    """Of an objective with these means, where log p(x) is 0 and the slopes are 2."""
+    """Draws of an objective with these means, where log p(x) is 0 and the slopes are 2."""
     values = noise * np.tile([-1.0, 1.0], 5000)  # four standard errors are 0.04
     return Draws(
         model="5 from 2",
@@ -219,7 +219,7 @@ def draws(at_posterior=0.0, off=(-1.0, -0.5), gradient=2.0, noise=1.0):
     ],
 )
 def test_verdicts_turn_at_four_standard_errors(found, verdicts):
-    """Of the pair of numbers of samples, whose noise here adds up, 0.08."""
+    """The noise of the two numbers of samples adds up to 0.08."""
     judged = judge([draws(), draws(**found)])
     assert tuple(getattr(judged, name) for name in VERDICTS) == verdicts
 
@@ -243,19 +243,19 @@ def test_the_report_is_a_line_for_each_finding():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_samples": (8,)}, r"two or more rising numbers, got \(8,\)"),
-        ({"num_samples": (8, 2)}, r"two or more rising numbers, got \(8, 2\)"),
+        ({"num_samples": (8,)}, r"two or more ascending numbers, got \(8,\)"),
+        ({"num_samples": (8, 2)}, r"two or more ascending numbers, got \(8, 2\)"),
         ({"num_keys": 1}, "num_keys must be at least 2, got 1"),
         ({"sizes": [(2, 3)]}, r"D >= Z, got \[\(2, 3\)\]"),
         ({"sizes": []}, r"D >= Z, got \[\]"),
     ],
 )
-def test_arguments_that_say_nothing_are_refused(arguments, message):
+def test_invalid_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         check_bound(elbo, **arguments)
 
 
-def test_an_objective_that_is_not_summed_is_refused():
+def test_an_objective_that_is_not_summed_is_rejected():
     per_sample = lambda key, x, **model: sum(log_weights(key, x, **model))
-    with pytest.raises(ValueError, match=r"scalar for one example, it has shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"scalar for one example, got shape \(1,\)"):
         check_bound(per_sample)

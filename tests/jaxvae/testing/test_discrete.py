@@ -1,4 +1,4 @@
-"""The enumerable model, held against sums over all its states in float64, and bounds against it."""
+"""The enumerable model, against sums over all its states in float64, and bounds against it."""
 
 import itertools
 from functools import cache, partial
@@ -175,7 +175,7 @@ def test_eager_jit_and_vmap_agree():
 # Failure
 
 
-def test_what_cannot_be_enumerated_or_scored_is_refused():
+def test_too_many_states_and_data_of_another_shape_are_rejected():
     model, _ = model_and_guess()
     with pytest.raises(ValueError, match=r"value has shape \(5,\), this .* event shape \(4,\)"):
         model.log_prob(jnp.zeros(5))

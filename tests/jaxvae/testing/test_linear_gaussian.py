@@ -1,4 +1,4 @@
-"""The model whose log p(x) is known, held against float64 linear algebra and Bayes' rule."""
+"""The linear Gaussian model, against float64 linear algebra and Bayes' rule."""
 
 from functools import cache
 
@@ -61,7 +61,7 @@ def everything(model, x):
 
 @cache
 def solved(case, precision):
-    """Model, data and what the library makes of them, as numpy arrays of that precision."""
+    """Model, data and the library's results, as numpy arrays of that precision."""
     with jax.enable_x64(precision == "float64"):
         model, x = model_and_data(case)
         return jax.device_get((model, x, everything(model, x), guesses(model.weight.shape[1])))
@@ -104,7 +104,7 @@ def test_log_prob_is_scipys(case, precision):
 @cases
 @precisions
 def test_posterior_is_that_of_float64_linear_algebra(case, precision):
-    """By the joint Gaussian's conditional, W^T (W W^T + R)^-1: another route than the library's."""
+    """The conditional of the joint Gaussian, W^T (W W^T + R)^-1, unlike the library's formula."""
     model, x, result, _ = solved(case, precision)
     weight, bias, noise, x = in_float64(model, x)
     gain = weight.T @ np.linalg.inv(weight @ weight.T + noise)
@@ -168,7 +168,7 @@ def test_elbo_at_the_posterior_is_log_prob(case, precision):
 
 
 def test_gradient_of_the_elbo_vanishes_at_the_posterior():
-    """Where the ELBO is largest: a check of elbo and posterior that no constant can upset."""
+    """The ELBO is largest there; this checks elbo and posterior independently of constants."""
     with jax.enable_x64(True):
         model, x = model_and_data("2 from 3, noise of each")
         slope = jax.jit(jax.grad(model.elbo, argnums=1))(x, model.posterior(x))
@@ -176,7 +176,7 @@ def test_gradient_of_the_elbo_vanishes_at_the_posterior():
     np.testing.assert_allclose(slope.scale_tril, np.zeros((3, 3)), atol=1e-10)
 
 
-def test_one_noise_is_that_noise_for_each():
+def test_a_scalar_noise_applies_to_every_dimension():
     model, x = model_and_data("20 from 4, one noise")
     spread = model._replace(log_scale=jnp.full(model.bias.shape, model.log_scale))
     chex.assert_trees_all_close(everything(model, x), everything(spread, x), rtol=1e-5, atol=1e-6)
@@ -207,7 +207,7 @@ def test_eager_jit_vmap_and_pmap_agree():
 # Failure
 
 
-def test_data_of_another_size_are_refused():
+def test_data_of_another_size_are_rejected():
     model, _ = model_and_data("2 from 3, noise of each")
     with pytest.raises(ValueError, match=r"value has shape \(4,\), this .* event shape \(2,\)"):
         model.log_prob(jnp.zeros(4))

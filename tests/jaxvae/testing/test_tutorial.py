@@ -1,4 +1,4 @@
-"""The tutorial's construction, held against scipy's integrals, and its theorem."""
+"""The tutorial's construction, against scipy's integrals, and its theorem."""
 
 from functools import cache, partial
 
@@ -19,7 +19,7 @@ SIGMAS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 X = np.linspace(-3.0, 3.0, 7)
 Z = np.array([-8.0, -3.0, -0.5, 0.0, 0.5, 3.0, 8.0])
 TOLERANCE = {"float32": 4e-6, "float64": 1e-11}
-"""Of f and g, per unit of 1 + |result|; of log densities, per nat."""
+"""Error of f and g per unit of 1 + |result|, and of log densities per nat."""
 GAP_ERROR = {"float32": 2e-5, "float64": 1e-8}
 NUM_KEYS = 4_000
 
@@ -67,7 +67,7 @@ def density(x):
 
 
 def generate(z):
-    """f, by the nearer tail of scipy's distribution functions."""
+    """f from the nearer tail of scipy's distribution functions."""
     side = 1 if z < 0 else -1
     target = scipy.stats.norm.cdf(side * z)
     ends = min(LOC + SCALE * z) - 0.1, max(LOC + SCALE * z) + 0.1
@@ -166,7 +166,7 @@ def test_density_tends_to_the_ground_truth():
 
 
 @precisions
-def test_gap_in_float32_is_what_its_docstring_says(precision):
+def test_gap_in_float32_has_the_documented_error(precision):
     for sigma in SIGMAS:
         error = np.abs(solved(sigma, precision)["gap"] - solved(sigma)["gap"])
         assert error.max() <= GAP_ERROR[precision]
@@ -207,6 +207,6 @@ def test_far_tails_are_finite_and_right():
 # Failure
 
 
-def test_a_vector_is_refused():
+def test_a_vector_is_rejected():
     with pytest.raises(ValueError, match=r"event shape \(\)"):
         model(0.1).log_prob(jnp.zeros(2))

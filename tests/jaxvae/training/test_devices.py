@@ -1,4 +1,4 @@
-"""Devices change where a step runs, not what it computes."""
+"""Training on several devices: the results are those of one device."""
 
 from functools import partial
 
@@ -90,7 +90,7 @@ def test_every_device_count_trains_the_same_model(model, shape, optimizer, devic
 
 
 def test_without_pmean_the_devices_differ():
-    """The law above can fail: a step that averages nothing trains another model."""
+    """A step without averaging trains another model, so that the test above can fail."""
     data = _data((8, 8, 1), 50)
     reference, _, _ = _train(MLP(), optax.sgd(1e-2), data, 1)
     state, _, _ = _train(MLP(), optax.sgd(1e-2), data, 4, axis_name=None)
@@ -98,7 +98,7 @@ def test_without_pmean_the_devices_differ():
 
 
 def test_gradients_are_averaged_once():
-    """SGD shows a factor of the device count that Adam would hide."""
+    """SGD reveals a factor of the device count, which Adam would hide."""
     data = _data((8, 8, 1), 10)
     steps = [
         _train(MLP(), optax.sgd(1e-2), data, n, counts=[1])[1]["gradient_norm"] for n in (1, 8)
@@ -107,7 +107,7 @@ def test_gradients_are_averaged_once():
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])
-def test_a_stopped_run_is_the_run_that_never_stopped(num_devices):
+def test_a_resumed_run_equals_an_uninterrupted_run(num_devices):
     data = _data((8, 8, 1), 20)
     whole, metrics, traces = _train(MLP(), optax.adam(1e-3), data, num_devices)
     parts, again, more_traces = _train(
@@ -161,13 +161,13 @@ def test_elbo_under_pmap_is_elbo_under_vmap():
 
 
 @pytest.mark.long
-def test_three_thousand_steps_on_eight_simulated_devices_end():
+def test_three_thousand_steps_on_eight_simulated_devices_terminate():
     data = _data((8, 8, 1), 3000)
     state, _, _ = _train(MLP(), optax.sgd(1e-3), data, 8)
     assert state.step == 3000
 
 
-def test_a_batch_that_devices_cannot_share_is_refused():
+def test_a_batch_that_devices_cannot_share_is_rejected():
     with pytest.raises(ValueError, match=r"batch_size=10 .* 4 devices.*: 8 or 12"):
         check_divisible(10, 4)
     with pytest.raises(ValueError, match=r"can: 4"):

@@ -1,4 +1,4 @@
-"""One training step with the batch's optimum of sigma, and the sigma that evaluation has."""
+"""One training step with the batch's optimal sigma, and the sigma of evaluation."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ jitted_error = jax.jit(squared_error)
 
 
 def test_an_optimal_sigma_is_that_of_the_batch():
-    """There a log-likelihood is -D/2 log(2 pi e MSE), whatever the network does."""
+    """At that sigma a log-likelihood is -D/2 log(2 pi e MSE), for any network."""
     state = first_state("optimal sigma")
     _, metrics = jitted("optimal sigma", SGD)(state, *batch())
     error = jitted_error(state.params, *batch())
@@ -53,7 +53,7 @@ def test_an_optimal_sigma_is_that_of_the_batch():
 
 
 def test_evaluation_has_the_running_sigma():
-    """The mean of all steps so far at first, an exponential average of 0.99 from step 100 on."""
+    """It is the mean of all steps at first, and an exponential average of 0.99 from step 100."""
     step, state, errors = jitted("optimal sigma", SGD), first_state("optimal sigma"), []
     for t in range(3):
         errors.append(jitted_error(state.params, *batch(t)))
@@ -66,7 +66,7 @@ def test_evaluation_has_the_running_sigma():
     np.testing.assert_allclose(step(state, *batch())[0].squared_error, expected, rtol=1e-5)
 
 
-def test_a_skipped_first_step_is_no_observation_of_sigma():
+def test_a_skipped_first_step_does_not_count_for_sigma():
     step = jitted("optimal sigma", SGD)
     state, _ = step(first_state("optimal sigma"), *bad_batch())
     new, _ = step(state, *batch())
@@ -79,7 +79,7 @@ def test_other_likelihoods_have_no_running_error():
 
 
 def test_gradient_at_an_optimal_sigma_is_the_total_derivative():
-    """The envelope theorem: that sigma depends on the network too adds nothing at its optimum."""
+    """By the envelope theorem, the dependence of the optimal sigma on the network adds nothing."""
     vae, state, (keys, xs) = toy("optimal sigma"), first_state("optimal sigma"), batch()
     new, _ = jitted("optimal sigma", SGD)(state, keys, xs)
 
@@ -118,7 +118,7 @@ def test_an_optimal_sigma_has_a_floor():
 
 
 def test_an_optimal_sigma_costs_no_second_forward_pass():
-    """XLA merges it with that of the bound: by its own count of operations, to 2 %."""
+    """XLA merges it with that of the bound, by XLA's count of operations, to 2 %."""
 
     def operations(likelihood):
         vae = mlp_vae(data_shape=(20,), latent_dim=2, hidden=(20,), **LIKELIHOODS[likelihood])

@@ -1,4 +1,4 @@
-"""One training step with a penalty of the whole batch, and what a regularizer carries along."""
+"""One training step with a penalty of the whole batch, and the state of a regularizer."""
 
 from functools import cache, partial
 
@@ -47,7 +47,7 @@ EACH = tuple(REGULARIZERS)
 
 
 def total_penalty(state, *batch):
-    """Of all of them together, so that one compilation tests them all."""
+    """Penalty and update of all regularizers together, so that one compilation tests them all."""
     return sum(REGULARIZERS[name].penalty(state, *batch) for name in EACH)
 
 
@@ -63,7 +63,7 @@ def regularized(name, axis_name=None):
 
 @cache
 def regularized_state(name):
-    """A start at which a discriminator has something to say."""
+    """An initial state with a nonzero discriminator."""
     state = init_state(toy(), SGD, jax.random.key(0), regularizer=REGULARIZERS[name])
     draw = np.random.default_rng(3).normal
     carried = jax.tree.map(
@@ -76,7 +76,7 @@ def regularized_state(name):
     "name", ["all", *(pytest.param(name, marks=pytest.mark.long) for name in EACH)]
 )
 def test_a_penalty_of_four_shards_is_that_of_the_batch(name):
-    """Value, gradient and what is carried along; by itself each shard has other penalties."""
+    """Value, gradient and state are equal; each shard alone would have another penalty."""
     state, (keys, xs) = regularized_state(name), batch()
     whole, metrics = regularized(name)(state, keys, xs)
     sharded, others = regularized(name, "devices")(state, *in_shards(keys, xs))
@@ -93,7 +93,7 @@ def test_a_penalty_of_four_shards_is_that_of_the_batch(name):
     "name", ["all", *(pytest.param(name, marks=pytest.mark.long) for name in EACH)]
 )
 def test_a_penalty_on_four_devices_is_that_on_one(name):
-    """Of pmap, with the keys that `row_keys` gives it: a step of SGD."""
+    """A step of SGD under pmap, with the keys of `row_keys`."""
     results = []
     for num_devices in (1, 4):
         mesh = make_mesh(jax.devices()[:num_devices])
@@ -109,7 +109,7 @@ def test_a_penalty_on_four_devices_is_that_on_one(name):
 
 
 def test_sgd_follows_the_objective_less_the_penalty():
-    """On the batch's posteriors and draws, with a key that no row has; and the ELBO is the ELBO."""
+    """The penalty has the batch's posteriors and draws and its own key; `elbo` is the ELBO."""
     state, (keys, xs), prior = regularized_state("all"), batch(), Gaussian.standard(2)
     new, metrics = regularized("all")(state, keys, xs)
     key = jax.random.split(jax.random.split(keys[0], 3)[2])[0]
@@ -133,7 +133,7 @@ def test_sgd_follows_the_objective_less_the_penalty():
 
 
 def test_the_prior_learns_from_a_penalty_too():
-    """Of four shards as of one: its gradient does not pass through what is gathered."""
+    """The prior's gradient is that of one shard, though it does not pass through the gather."""
     vae = linear()._replace(
         init=lambda key: {"bias": jnp.zeros(DIM), "prior": jnp.ones(DIM)},
         prior=lambda params: Gaussian(params["prior"], jnp.zeros(DIM)),
@@ -188,7 +188,7 @@ def test_a_vae_starts_alike_with_a_regularizer_or_not():
     assert start().regularizer == start(regularizer=mmd(1.0)).regularizer == ()
 
 
-def test_what_a_regularizer_carries_is_saved_with_the_state(tmp_path):
+def test_the_state_of_a_regularizer_is_saved_with_the_train_state(tmp_path):
     for name in ("mmd", "density ratio"):
         items = {"training": regularized_state(name)}
         checkpoints = Checkpoints(tmp_path / name)
@@ -200,15 +200,15 @@ def test_what_a_regularizer_carries_is_saved_with_the_state(tmp_path):
 
 
 @pytest.mark.parametrize("carried", [False, True])
-def test_a_step_and_a_state_that_differ_about_the_regularizer_are_refused(carried):
+def test_a_step_and_a_state_that_differ_about_the_regularizer_are_rejected(carried):
     regularizer = None if carried else REGULARIZERS["density ratio"]
     step = make_train_step(toy(), SGD, regularizer=regularizer)
     state = regularized_state("density ratio") if carried else first_state()
-    with pytest.raises(ValueError, match=r"regularizer carries along.*got.*the same regularizer"):
+    with pytest.raises(ValueError, match=r"must have the structure.*got.*the same regularizer"):
         jax.eval_shape(step, state, *batch())
 
 
-def test_a_regularizer_is_refused_a_batch_of_one():
+def test_a_regularizer_rejects_a_batch_of_one():
     keys, xs = batch()
     for name, regularizer in REGULARIZERS.items():
         step = make_train_step(toy(), SGD, regularizer=regularizer)

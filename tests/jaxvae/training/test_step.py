@@ -1,4 +1,4 @@
-"""One training step: the gradient it follows, what it reports, and when it changes nothing."""
+"""One training step: its gradient, its metrics, and the steps that it skips."""
 
 from functools import partial
 
@@ -50,7 +50,7 @@ from tests.steps import (
     ids=["elbo", "iwae"],
 )
 def test_sgd_follows_the_finite_differences_of_the_objective(likelihood, objective, beta):
-    """In float64, where central differences of 1e-5 are good for 1e-9 of values of order one."""
+    """In float64, central differences of 1e-5 are accurate to 1e-9 for values of order one."""
     with jax.enable_x64(True):
         vae, state, (keys, xs) = toy(likelihood), first_state(likelihood), batch()
         schedules = {"beta": optax.constant_schedule(beta)} if beta else {}
@@ -76,7 +76,7 @@ def test_sgd_follows_the_finite_differences_of_the_objective(likelihood, objecti
 
 @pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (40, 0.82), (200, DECAY)])
 def test_the_average_is_that_of_numpy(step, decay):
-    """Its decay is (1 + step) / (10 + step) until that is more than the one asked for."""
+    """Its decay is (1 + step) / (10 + step) until that exceeds the given decay."""
     state = first_state(optimizer=ADAM, averaging=True)
     average = jax.tree.map(lambda leaf: leaf + 1, state.params)
     state = state._replace(average=average, step=jnp.int32(step))
@@ -86,7 +86,7 @@ def test_the_average_is_that_of_numpy(step, decay):
 
 
 def test_active_units_are_those_of_numpy():
-    """Of all devices' rows: the variances lie around 0.01, and no shard has those of the whole."""
+    """Over all devices' rows: variances are around 0.01, and differ between shards and batch."""
     keys, xs = batch()
     vae = linear(jnp.array([0.0, 0.1, 0.19, 0.22, 1.0]))
     step = make_train_step(vae, SGD, axis_name="devices")
@@ -109,7 +109,7 @@ def test_active_units_of_moments():
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "optimal sigma"])
 def test_training_raises_the_elbo(likelihood):
-    """On 8 fixed examples with new draws every step: by more than 4 standard errors."""
+    """It rises by more than 4 standard errors on 8 fixed examples with new draws every step."""
     step, state = jitted(likelihood, ADAM, DECAY), first_state(likelihood, ADAM, averaging=True)
     _, xs = batch()
     elbos = []
@@ -137,7 +137,7 @@ def test_metrics_are_means_over_the_batch():
 
 
 def test_four_shards_are_one_batch():
-    """SGD, so that a gradient summed instead of averaged shows."""
+    """SGD reveals a gradient that is summed instead of averaged."""
     state, (keys, xs) = first_state(), batch()
     whole = jitted("bernoulli", SGD)(state, keys, xs)
     sharded = jitted_shards()(state, *in_shards(keys, xs))
@@ -183,8 +183,8 @@ def test_prepare_and_bound_get_keys_of_their_own():
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "optimal sigma"])
-def test_a_batch_that_is_not_finite_leaves_nothing_but_its_count(likelihood):
-    """Good, bad, bad, good: as if only the good ones had been, at steps 0 and 3."""
+def test_a_batch_that_is_not_finite_changes_only_the_counters(likelihood):
+    """Good, bad, bad, good: the result is that of only the good batches, at steps 0 and 3."""
     step, state = jitted(likelihood, ADAM, DECAY), first_state(likelihood, ADAM, averaging=True)
     first, _ = step(state, *batch())
     assert counters(first) == (1, 0, 0)
@@ -232,7 +232,7 @@ def test_an_objective_or_gradient_that_is_not_finite_skips_the_step(add, which):
 
 
 def test_an_update_that_overflows_is_noticed_by_the_next_step():
-    """From a finite gradient, by a momentum that is nearly infinite: a caller must not save it."""
+    """A nearly infinite momentum overflows with a finite gradient; callers must not save that."""
     state = first_state(optimizer=ADAM, averaging=True)
     moments = state.opt_state[0]
     huge = moments._replace(mu=jax.tree.map(lambda leaf: jnp.full_like(leaf, 3e38), moments.mu))
@@ -244,7 +244,7 @@ def test_an_update_that_overflows_is_noticed_by_the_next_step():
     chex.assert_trees_all_equal(learned(new), learned(overflown))
 
 
-def test_one_bad_shard_stops_them_all():
+def test_one_bad_shard_skips_the_step_of_all():
     state = first_state()
     new, metrics = jitted_shards()(state, *in_shards(*bad_batch()))
     np.testing.assert_array_equal(metrics["skipped"], [1] * 4)
@@ -254,7 +254,7 @@ def test_one_bad_shard_stops_them_all():
 
 
 def test_clipping_and_micro_batches_are_optaxs():
-    """A step of 0.1 times the unit gradient; two halves make it, also with a bad one between."""
+    """The step is 0.1 times the unit gradient; two halves give it, even with a bad one between."""
     keys, xs = batch()
     free, metrics = jitted("bernoulli", SGD)(first_state(), keys, xs)
     clip = optax.chain(optax.clip_by_global_norm(1.0), SGD)
@@ -286,7 +286,7 @@ def test_evaluation_params_are_the_average_where_there_is_one():
 
 
 def test_every_step_is_the_same_program():
-    """One trace, whether skipped or not, early or late."""
+    """There is one trace for all steps, skipped or not."""
     chex.clear_trace_counter()
     step, state = make_train_step(linear(), ADAM), init_state(linear(), ADAM, jax.random.key(0))
     step = jax.jit(chex.assert_max_traces(step, 1))
@@ -299,15 +299,15 @@ def test_every_step_is_the_same_program():
 
 
 @pytest.mark.parametrize("averaging", [False, True])
-def test_a_step_and_a_state_that_differ_about_the_average_are_refused(averaging):
-    """Else evaluation would read an average that no step moves."""
+def test_a_step_and_a_state_that_differ_about_the_average_are_rejected(averaging):
+    """Otherwise evaluation would use an average that no step updates."""
     step = make_train_step(toy(), SGD, average_decay=None if averaging else 0.9)
     with pytest.raises(ValueError, match="average"):
         jax.eval_shape(step, first_state(averaging=averaging), *batch())
 
 
-def test_an_empty_batch_is_refused():
-    """Else the mean over it is NaN, and every step is skipped."""
+def test_an_empty_batch_is_rejected():
+    """Otherwise its mean would be NaN, and every step would be skipped."""
     keys, xs = batch()
     step = make_train_step(toy(), SGD)
     with pytest.raises(ValueError, match="at least one example, got none"):

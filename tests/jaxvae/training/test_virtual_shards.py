@@ -1,4 +1,4 @@
-"""A step whose gradients are added in a fixed order is the same, bit for bit, on all devices."""
+"""Steps that add gradients in a fixed order, bit for bit the same on any number of devices."""
 
 import os
 from functools import partial
@@ -17,7 +17,7 @@ from jaxvae.training.step import make_train_step
 
 BATCH, STEPS, SHARDS = 32, 10, 8
 AS_A_USER = {"xla_backend_optimization_level": 3}
-"""How it is compiled here; every other test, as `conftest` says."""
+"""Compiler options of these tests; those of all other tests are in `conftest`."""
 if "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", ""):
     AS_A_USER["xla_cpu_use_fusion_emitters"] = True
 SMALL = {"latent_dim": 3}
@@ -76,7 +76,7 @@ def test_every_device_count_takes_the_same_steps_bit_for_bit(model, num_devices)
     assert _equal(_train(model, num_devices, virtual_shards=SHARDS), reference)
 
 
-def test_they_are_the_steps_of_the_whole_batch_to_rounding():
+def test_steps_of_virtual_shards_are_those_of_the_whole_batch_to_rounding():
     params, metrics = _train("mlp", 1, virtual_shards=SHARDS)
     whole, of_whole = _train("mlp", 1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), params, whole)
@@ -85,8 +85,8 @@ def test_they_are_the_steps_of_the_whole_batch_to_rounding():
     assert not _equal(whole, params)
 
 
-def test_without_them_the_device_count_is_in_the_last_bits():
-    """The law above can fail."""
+def test_without_virtual_shards_the_device_count_changes_the_last_bits():
+    """So the test of equal bits can fail."""
     assert not _equal(_train("mlp", 8), _train("mlp", 1))
 
 
@@ -101,13 +101,13 @@ def test_without_them_the_device_count_is_in_the_last_bits():
          "a regularizer needs the whole batch at once, got virtual_shards=4"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused(options, num_devices, message):
+def test_invalid_numbers_of_shards_are_rejected(options, num_devices, message):
     with pytest.raises(ValueError, match=message):
         _train("mlp", num_devices, **options)
 
 
 def _scores(num_devices, microbatch_size):
-    """Of 300 examples, 100 in flight; 28 x 28 pixels, a sum that is several vectors long."""
+    """Scores of 300 examples, 100 at a time; sums over 28 x 28 pixels take several vectors."""
     vae = mlp_vae(data_shape=(28, 28, 1), hidden=(16,), **SMALL)
     examples = (np.random.default_rng(0).random((300, 28, 28, 1)) < 0.3).astype(np.float32)
     mesh = make_mesh(jax.devices()[:num_devices])
