@@ -94,7 +94,7 @@ WITH_NAN[3, 1] = np.nan
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (np.zeros((0, 3)), r"nothing empty; its shape is \[0, 3\]"),
+        (np.zeros((0, 3)), r"with no empty axis; its shape is \[0, 3\]"),
         (np.zeros((1, 3)), "must have at least two examples.*it has 1. Give more"),
         (np.zeros(5), r"must be \[N, D\].*its shape is \[5\]. Reshape it"),
         (np.zeros((2, 2, 2, 2, 2)), r"its shape is \[2, 2, 2, 2, 2\]"),

@@ -98,7 +98,7 @@ def test_commands_reject_function_outside_registry(place, config):
         lambda: sample(SampleConfig(place.run)),
         lambda: replay(ReplayConfig(place.run, 5)),
     ):
-        with pytest.raises(Refused, match=rf"does not import .* add --model='{function}'"):
+        with pytest.raises(Refused, match=rf"not imported merely .* add --model='{function}'"):
             command()
     with pytest.raises(Refused, match=rf"--model is mlp now and {function} there"):
         train(config)
@@ -123,7 +123,7 @@ def test_consent_covers_only_the_function_of_the_run(place):
         consented("conv", "mlp", place.run)
     with pytest.raises(ValueError, match=f"trained with, 'mlp', got {function}"):
         consented(function, "mlp", place.run)
-    with pytest.raises(ValueError, match="does not import because a folder names it"):
+    with pytest.raises(ValueError, match="not imported merely because a folder names it"):
         consented(None, function, place.run)
     assert not place.mark.exists()
     assert list(consented(function, function, place.run)) == [function]

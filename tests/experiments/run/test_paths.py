@@ -116,7 +116,7 @@ def test_a_path_of_the_greatest_length_works(tmp_path):
     run /= "n" * room
     require_folder(run, "--run")
     save_and_read(run / "checkpoints")
-    with pytest.raises(ValueError, match=rf"its path has more than {longest} bytes\. Give another"):
+    with pytest.raises(ValueError, match=rf"its path has more than {longest} bytes\. Fix it, or"):
         require_folder(Path(f"{run}n"), "--run")
 
 

@@ -191,7 +191,7 @@ def test_require_folder_rejects_an_impossible_folder_and_makes_none(name, tmp_pa
     (tmp_path / "loop").symlink_to("loop")
     before = contents(tmp_path)
     with pytest.raises(
-        ValueError, match=r"--run must be a folder, or a place where .* is not: .*Give"
+        ValueError, match=r"--run must be a folder, or a path where .* is not: .*Fix"
     ):
         require_folder(tmp_path / name, "--run")
     assert contents(tmp_path) == before
@@ -212,7 +212,8 @@ def test_refusing_turns_an_os_error_into_words(tmp_path):
     with pytest.raises(Refused) as refusal, refusing():
         (tmp_path / "nowhere" / "deeper").mkdir()
     assert "Errno" not in str(refusal.value)
-    assert "deeper must be a file or folder that can be used" in str(refusal.value)
+    assert "cannot use " in str(refusal.value)
+    assert "deeper: No such file or directory. Fix it" in str(refusal.value)
 
 
 @pytest.mark.parametrize("form", ["npy", "npz"])
@@ -279,7 +280,7 @@ def test_commands_reject_a_run_with_a_missing_file_and_write_nothing(whole_run, 
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     shutil.copytree(whole_run.run, config.run)
     (config.run / "metrics.jsonl").unlink()
-    with pytest.raises(Refused, match=r"must have metrics\.jsonl"):
+    with pytest.raises(Refused, match=r"has no metrics\.jsonl"):
         replay(ReplayConfig(config.run, 5))
     (config.run / "config.json").unlink()
     before = contents(tmp_path)
@@ -344,12 +345,12 @@ def test_train_shows_the_library_error_for_dip_with_a_flow(small, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"latent_dim": 10**9}, "what is learned .* Lower --latent-dim, --hidden"),
-        ({"hidden": (4, 10**9)}, "what is learned .* Lower --latent-dim, --hidden"),
+        ({"latent_dim": 10**9}, "parameters and .* Lower --latent-dim, --hidden"),
+        ({"hidden": (4, 10**9)}, "parameters and .* Lower --latent-dim, --hidden"),
         ({"posterior": "full_covariance", "latent_dim": 2**31 - 1}, "--latent-dim=2147483647 must"),
-        ({"batch_size": 2**30}, "--batch-size=1073741824 must have room .* Lower --batch-size"),
-        ({"prior": "vamp", "num_components": 2**30}, "--num-components=1073741824 must have room"),
-        ({"objective": "iwae", "num_samples": 2**31 - 1}, "--num-samples=2147483647 must have"),
+        ({"batch_size": 2**30}, "--batch-size=1073741824 must fit .* Lower --batch-size"),
+        ({"prior": "vamp", "num_components": 2**30}, "--num-components=1073741824 must fit"),
+        ({"objective": "iwae", "num_samples": 2**31 - 1}, "--num-samples=2147483647 must fit"),
     ],
 )
 def test_train_rejects_what_exceeds_memory_before_it_makes_a_folder(
