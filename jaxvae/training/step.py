@@ -101,6 +101,7 @@ def make_train_step(
     """
     mean_over_batch = make_reduction(microbatch_size, virtual_shards, regularizer, axis_name)
     penalize = partial(_penalize, regularizer, axis_name)
+    prepared = partial(_prepare, prepare)
 
     def train_step(
         state: TrainState, keys: jax.Array, examples: jax.Array
@@ -112,16 +113,13 @@ def make_train_step(
 
         batch_error = jnp.zeros(())
         if vae.with_log_scale is not None:  # sigma="optimal" alone
-            of_rows = lambda *rows: (
-                squared_error(vae, state.params, *_prepare(prepare, *rows)),
-                None,
-            )
-            batch_error, _ = mean_over_batch(of_rows, keys, examples)
+            error = lambda *rows: (squared_error(vae, state.params, *prepared(*rows)), None)
+            batch_error, _ = mean_over_batch(error, keys, examples)
         params = with_optimal_sigma(vae, state.params, batch_error)
         key_penalty, key_update = _keys_of_batch(keys, regularizer, axis_name)
 
         def value_and_gradient(keys: jax.Array, stored: jax.Array) -> tuple[Any, Any]:
-            keys, xs = _prepare(prepare, keys, stored)
+            keys, xs = prepared(keys, stored)
             bounds_of = partial(_bounds, vae, partial(objective, **scheduled), keys, xs)
             penalty = partial(penalize, state.regularizer, key_penalty)
             gradients, (bounds, means, kept) = _gradient(bounds_of, penalty, params)

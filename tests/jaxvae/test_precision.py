@@ -246,11 +246,11 @@ def plain(data_shape, latent_dim):
     [
         (
             {"precision": "bfloat16"},
-            r"--precision must be left out: \S+:plain takes no precision, got bfloat16",
+            r"--precision must be left out: \S+:plain takes no argument 'precision', got bfloat16",
         ),
         (
             {"activation": "tanh"},
-            r"--activation must be left out: \S+:plain takes no activation, got tanh",
+            r"--activation must be left out: \S+:plain takes no argument 'activation', got tanh",
         ),
     ],
 )

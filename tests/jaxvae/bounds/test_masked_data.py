@@ -215,8 +215,6 @@ def test_a_likelihood_whose_entries_hang_together_is_rejected(name):
     """The density of some of its entries would be another integral."""
     q, p = Gaussian.standard(2), FullCovarianceGaussian(jnp.zeros(2), jnp.eye(2))
     sides = {"encode": lambda x: q, "decode": lambda z: p, "prior": q, "num_samples": 2}
-    match = (
-        r"mask: FullCovarianceGaussian has no log_prob_per_entry, so single entries cannot be left"
-    )
+    match = r"mask: FullCovarianceGaussian has no log_prob_per_entry, so its entries cannot be left"
     with pytest.raises(ValueError, match=match):
         BOUNDS[name](jax.random.key(0), jnp.zeros(2), **sides, mask=jnp.ones(2, bool))
