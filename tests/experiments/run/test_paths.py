@@ -292,7 +292,7 @@ def test_a_link_that_cannot_be_created_gives_one_line(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path / "t[m]p"))
         with pytest.raises(
-            ValueError, match=r"x\]/checkpoints has characters .* Set TMPDIR to a folder"
+            ValueError, match=r"x\]/checkpoints has characters .* Set TMPDIR to a writable folder"
         ):
             Checkpoints(odd)
         assert not list((tmp_path / "t[m]p").iterdir())
