@@ -166,7 +166,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(four_devices, contin
     codes, printed, errors = _ends(both)
     assert codes == [128 + signal.SIGTERM] * 2, errors
     assert errors == ["", ""]
-    assert "The same command continues." in printed[0][-1]
+    assert "Rerun the same command to continue." in printed[0][-1]
     step = Checkpoints(config.run / "checkpoints").latest_step()
     assert _rows(config.run)[-1]["step"] in range(step - 4, step + 1)
     rows = [row for row in _rows(config.run) if row["step"] <= 75]
