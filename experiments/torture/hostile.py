@@ -1,7 +1,6 @@
 """Hostile run folders: no command on them may run code, leave the folder, hang or fill memory."""
 
 import contextlib
-import gc
 import os
 import random
 import resource
@@ -13,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from experiments.flags.command import USER_ERROR
+from experiments.machine.compilation_cache import give_back_memory
 from experiments.torture.case import COMMANDS, RUN, Case, Fixture
 from experiments.torture.fuzz import trained_run
 from experiments.torture.hostile_files import CATEGORIES
@@ -184,7 +186,9 @@ def _watching(place: Place, watched: list[Watch]) -> Iterator[None]:
     if _see not in _hooked:
         sys.addaudithook(_see)
         _hooked.append(_see)
-    gc.collect()
+    # Each command compiles programs that no other one uses: gigabytes after 500 of them.
+    jax.clear_caches()
+    give_back_memory()
     _forget_peak()
     seen: list[str] = []
     _places.append((place._replace(outside=place.outside.resolve()), seen))

@@ -22,6 +22,7 @@ LISTS = ("data_shape", "hidden")
 NUMBER_LISTS = ("data_loc", "data_unit")
 INTEGERS = ("latent_dim", "width", "num_categories", "num_components")
 NUMBERS = ("sigma", "data_scale")
+ARRAYS = ("data_mean", "pseudo_inputs")
 SIGMAS = ("learned", "per_channel", "per_pixel", "optimal")
 """Arguments of `MODELS` that are not text, by type; sigma may also be one of SIGMAS. Recipes hold
 no arrays."""
@@ -103,6 +104,11 @@ def _check(name: str, arguments: dict[str, Any], start: dict[str, Any]) -> None:
             "from a copy, or use the release that wrote it."
         ) from error
     for key, value in arguments.items():
+        if key in ARRAYS:
+            raise ValueError(
+                f"{name}: a recipe does not hold {key}, an array for the start of training. "
+                "Restore the checkpoint from a copy."
+            )
         _check_value(name, key, value)
 
 

@@ -198,6 +198,13 @@ def test_build_rejects_an_invalid_recipe(recipe):
         build(recipe)
 
 
+@pytest.mark.parametrize("name", ["data_mean", "pseudo_inputs"])
+def test_load_rejects_a_recipe_with_arrays_for_the_start_of_training(name, place):
+    set_recipe(place, "mlp_vae", {"data_shape": SHAPE, "latent_dim": 2, "hidden": [4], name: ""})
+    with pytest.raises(ValueError, match=f"mlp_vae: a recipe does not hold {name}, .* from a copy"):
+        load(place.run)
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
