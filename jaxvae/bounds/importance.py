@@ -121,8 +121,8 @@ def piwae(
 ) -> Bound:
     """MIWAE for the encoder and IWAE for the model, of one example, in nats.
 
-    The value is that of MIWAE_(M,K), a lower bound. The gradient along z and by q is that of MIWAE;
-    the gradient by the parameters of p(x|z) and p(z) is that of IWAE_(MK) at the same draws.
+    The value is that of MIWAE_(M,K), a lower bound. The gradient along z and of q is that of MIWAE;
+    the gradient of the parameters of p(x|z) and p(z) is that of IWAE_(MK) at the same draws.
     Together they are not the gradient of one function. Parameters that q and p share get the sum.
 
     Args:

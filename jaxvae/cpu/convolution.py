@@ -161,7 +161,7 @@ def _transposed_as_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Product of [H, W, A] and [A, B] with a fast gradient by the matrix.
+    """Product of [H, W, A] and [A, B] with a fast gradient with respect to the matrix.
 
     XLA's CPU backend computes one of rows^T cotangent and its transpose at half the speed of the
     other. The barrier keeps XLA from rewriting the fast form, used here, as the slow one.

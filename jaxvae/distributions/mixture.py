@@ -58,7 +58,7 @@ class Mixture:
         """A draw of one component, chosen by the logits.
 
         The draw is reparameterized by the components' parameters, for the fixed choice, but not by
-        the logits: its derivative by those is zero, which is not that of an expectation.
+        the logits: its derivative w.r.t. those is zero, which is not that of an expectation.
         """
         logits, components = self.parameters()
         key_choice, key_draw = jax.random.split(key)

@@ -104,7 +104,7 @@ class VonMisesFisher:
         """A unit vector [Z], differentiable by loc and by log_concentration.
 
         It draws an angle to loc by rejection in a fixed number of rounds and a uniform direction
-        around the first axis, and reflects this axis to loc. The gradient by k is that of the
+        around the first axis, and reflects this axis to loc. The gradient w.r.t. k is that of the
         angle's quantile function.
 
         Ref: Ulrich, Computer Generation of Distributions on the m-Sphere, 1984, Applied
@@ -192,7 +192,7 @@ def _draw_angle(key: jax.Array, dim: int, concentration: jax.Array) -> jax.Array
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _move_with_concentration(dim: int, angle: jax.Array, concentration: jax.Array) -> jax.Array:
-    """Identity of the angle; its derivative by k is that of the quantile F^-1(u; k) at fixed u."""
+    """The angle, whose derivative w.r.t. k is that of the quantile F^-1(u; k) for fixed u."""
     return angle
 
 

@@ -103,7 +103,7 @@ def _solution(layer: InverseAutoregressive, moved: jax.Array) -> jax.Array:
 
         dz = (1 - dG/dz)^-1 dG    (dG: by the parameters, the context and z', at fixed z)
 
-    so that the gradients by parameters are those of one pass at z, and no history of the Z steps
+    so that the gradients of parameters are those of one pass at z, and no history of the Z steps
     is stored. The matrix is triangular: its inverse is also applied by substitution. Gradients use
     the transpose of that substitution, which runs from the last entry to the first.
     """
@@ -112,7 +112,7 @@ def _solution(layer: InverseAutoregressive, moved: jax.Array) -> jax.Array:
 
 @_solution.defjvp
 def _solution_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """(1 - dG/dz)^-1 is the derivative of the solution of z = G(z) + shift by the shift."""
+    """(1 - dG/dz)^-1 is the derivative w.r.t. the shift of the solution of z = G(z) + shift."""
     layer, moved = primals
     z, solve = jax.linearize(partial(_substitute, layer, moved), jnp.zeros_like(moved))
 

@@ -1,7 +1,7 @@
 """Optimal sigma^2 of a Gaussian likelihood, set before each step and averaged after it.
 
-At the optimal sigma the derivative of the likelihood by sigma is zero. So the gradient with sigma
-fixed at the batch's optimum is the total gradient, and sigma itself needs none.
+At the optimal sigma the derivative of the likelihood with respect to sigma is zero. So the gradient
+with sigma fixed at the batch's optimum is the total gradient, and sigma itself needs none.
 
 Ref: Rybkin, Daniilidis & Levine, Simple and Effective VAE Training with Calibrated Decoders, 2021.
 """
