@@ -7,7 +7,7 @@ None).
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,34 @@ import jax.numpy as jnp
 from jaxvae.cpu.row_product import is_explicit
 from jaxvae.regularizers import Regularizer, gathered
 
-Reduce = Callable[..., tuple[Any, Any]]
+Rows = Callable[..., tuple[jax.Array, ...]]
+
+
+class Reduction(NamedTuple):
+    """The form in which a step takes its batch.
+
+    Attributes:
+        prepare_batch: rows -> rows, applied to the rows of a device before they are split.
+        prepare_part: rows -> rows, applied to the rows that a function gets.
+        mean: (function, *rows) -> (mean, kept).
+    """
+
+    prepare_batch: Rows
+    prepare_part: Rows
+    mean: Callable[..., tuple[Any, Any]]
 
 
 def make_reduction(
+    prepare: Rows,
     microbatch_size: int | None,
     virtual_shards: int | None,
     regularizer: Regularizer | None,
     axis_name: str | None,
-) -> Reduce:
+) -> Reduction:
     """Choose the form of a training step; `jaxvae.make_train_step` documents the arguments.
+
+    Args:
+        prepare: rows as they are stored -> rows that the model sees.
 
     Raises:
         ValueError: two forms are given, or one that splits the batch that a regularizer needs.
@@ -37,11 +55,17 @@ def make_reduction(
         )
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other. Give one of them.")
+    as_they_are = lambda *rows: rows
     if virtual_shards is not None:
-        return partial(over_shards, virtual_shards, axis_name)
+        # A shard prepares its own rows: its program must not depend on how many a device has.
+        mean = partial(over_shards, virtual_shards, axis_name)
+        return Reduction(as_they_are, prepare, mean)
+    # Prepared within each microbatch, a step of a small convolutional net took 6 % longer.
     if microbatch_size is not None:
-        return partial(over_microbatches, microbatch_size, axis_name)
-    return partial(over_whole_batch, axis_name)
+        mean = partial(over_microbatches, microbatch_size, axis_name)
+    else:
+        mean = partial(over_whole_batch, axis_name)
+    return Reduction(prepare, as_they_are, mean)
 
 
 def over_whole_batch(

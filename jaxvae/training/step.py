@@ -16,7 +16,7 @@ from jaxvae.leaves import combine, is_trained, partition
 from jaxvae.models.vae import VAE, Params
 from jaxvae.regularizers import Regularizer, gathered
 from jaxvae.training.guard import Metrics, all_finite, guard
-from jaxvae.training.reduction import make_reduction
+from jaxvae.training.reduction import Reduction, make_reduction
 from jaxvae.training.sigma import running_error, squared_error, with_optimal_sigma
 from jaxvae.training.state import TrainState, check_state
 
@@ -99,9 +99,10 @@ def make_train_step(
     >>> int(state.step), int(metrics["skipped"])
     (1, 0)
     """
-    mean_over_batch = make_reduction(microbatch_size, virtual_shards, regularizer, axis_name)
+    form = make_reduction(
+        partial(_prepare, prepare), microbatch_size, virtual_shards, regularizer, axis_name
+    )
     penalize = partial(_penalize, regularizer, axis_name)
-    prepared = partial(_prepare, prepare)
 
     def train_step(
         state: TrainState, keys: jax.Array, examples: jax.Array
@@ -111,23 +112,19 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # as for optax's updates
             scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
 
-        batch_error = jnp.zeros(())
-        if vae.with_log_scale is not None:  # sigma="optimal" alone
-            error = lambda *rows: (squared_error(vae, state.params, *prepared(*rows)), None)
-            batch_error, _ = mean_over_batch(error, keys, examples)
+        rows = form.prepare_batch(keys, examples)
+        batch_error = _batch_error(vae, state.params, form, rows)
         params = with_optimal_sigma(vae, state.params, batch_error)
         key_penalty, key_update = _keys_of_batch(keys, regularizer, axis_name)
 
         def value_and_gradient(keys: jax.Array, stored: jax.Array) -> tuple[Any, Any]:
-            keys, xs = prepared(keys, stored)
+            keys, xs = form.prepare_part(keys, stored)
             bounds_of = partial(_bounds, vae, partial(objective, **scheduled), keys, xs)
             penalty = partial(penalize, state.regularizer, key_penalty)
             gradients, (bounds, means, kept) = _gradient(bounds_of, penalty, params)
             return (gradients, _batch_means(bounds), _moments(means)), kept
 
-        (gradients, metrics, moments), penalized = mean_over_batch(
-            value_and_gradient, keys, examples
-        )
+        (gradients, metrics, moments), penalized = form.mean(value_and_gradient, *rows)
         metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
         if moments:
             metrics["active_units"] = active_units(*moments)
@@ -168,6 +165,16 @@ def _prepare(prepare: Prepare, keys: jax.Array, stored: jax.Array) -> tuple[jax.
 
     with jax.named_scope("prepare"):
         return jax.vmap(of_one)(keys, stored)
+
+
+def _batch_error(
+    vae: VAE, params: Params, form: Reduction, rows: tuple[jax.Array, ...]
+) -> jax.Array:
+    """The squared error of the batch that an optimal sigma is computed from; else 0: []."""
+    if vae.with_log_scale is None:
+        return jnp.zeros(())
+    of_rows = lambda *rows: (squared_error(vae, params, *form.prepare_part(*rows)), None)
+    return form.mean(of_rows, *rows)[0]
 
 
 def _keys_of_batch(
