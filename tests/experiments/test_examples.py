@@ -28,6 +28,7 @@ PRINTED = {
 """Example -> bounds of the first number with decimals in the last line that it prints."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_example_prints_number_within_its_known_bounds(name, capsys):
     with jax.numpy_rank_promotion("allow"):  # as in a program that does not forbid it

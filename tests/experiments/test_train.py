@@ -161,6 +161,7 @@ def test_parameters_that_an_update_made_infinite_are_never_saved(small, tmp_path
     assert Checkpoints(config.run / "checkpoints").latest_step() == 25
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_same_command_continues(whole_run, small, tmp_path):
     flags = [f"--run={tmp_path / 'run'}", f"--dataset={small.dataset}", "--latent-dim=2"]
     flags += ["--hidden=16", "--batch-size=20", "--eval-every=25", "--log-every=5"]
@@ -210,6 +211,7 @@ def test_own_model_functions_train_and_are_rebuilt(small, tmp_path, monkeypatch)
     replay(ReplayConfig(config.run, 5, model="my_networks:tiny"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -226,6 +228,7 @@ def test_flags_train_to_finite_numbers_and_continue(changes, small, tmp_path):
     assert ("sigma_squared" in results["test"]) == (config.likelihood == "gaussian")
 
 
+@pytest.mark.slow
 def test_numbers_include_a_fixed_sigma_and_a_discriminator(small, tmp_path):
     options = {"likelihood": "gaussian", "sigma": 0.3, "regularizer": "density_ratio"}
     options |= {"schedule": "cosine", "warmup_steps": 5, "beta": 0.5, "beta_warmup_steps": 10}

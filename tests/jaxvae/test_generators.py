@@ -152,6 +152,7 @@ def test_no_command_makes_a_key_by_itself():
     assert found == ["keys.py"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_and_continued_under_rbg_is_the_run_under_threefry(whole_run, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run")
     with jax.default_prng_impl("rbg"):

@@ -352,6 +352,7 @@ def test_log_likelihood_on_an_explicit_axis_is_that_of_one_device():
 # Commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode", [jax.debug_nans(True), jax.numpy_dtype_promotion("strict")], ids=["nans", "strict"]
 )
@@ -363,6 +364,7 @@ def test_a_mode_that_only_checks_leaves_a_run_as_it_is(mode, whole_run, small, t
     _same_parameters(config.run, whole_run.run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

@@ -74,6 +74,7 @@ def server(tiny_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 @needs_official
 def test_mnist_from_official_files_is_mnist(tmp_path: Path) -> None:
     dataset = load("mnist", manual_dir=str(SHARED_DATA), data_dir=str(tmp_path))

@@ -139,6 +139,7 @@ def continued(two_by_two, tmp_path_factory):
     return config
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_train_as_one_of_four(four_devices, two_by_two):
     config, printed = two_by_two
     assert len(_rows(config.run)) == 12

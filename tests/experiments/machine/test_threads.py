@@ -32,6 +32,7 @@ def _assert_same_weights(run, reference):
     assert json.loads((run / "results.json").read_text())["steps"] == 6
 
 
+@pytest.mark.slow
 def test_train_in_a_thread_equals_the_main_thread_bit_for_bit(short, reference, tmp_path):
     config, codes = dataclasses.replace(short, run=tmp_path / "run"), []
     thread = threading.Thread(target=lambda: codes.append(train(config)))

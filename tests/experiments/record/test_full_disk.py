@@ -59,6 +59,7 @@ def test_a_failed_save_keeps_the_previous_checkpoint_and_the_next_is_complete(tm
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_continues_and_ends_like_any_other(whole_run, small, tmp_path, capsys):
     """Space is back before the end: the run warns once, and no row or checkpoint is missing."""
     run = tmp_path / "run"

@@ -77,6 +77,7 @@ def rows(run):
 # Law
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_checkpoints_work_in_a_folder_of_any_name(name, tmp_path):
     """They work there and after a move to a plain name; nothing is written beside the folder."""
@@ -136,6 +137,7 @@ def test_checkpoints_of_the_first_release_work_below_any_name(first_release):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_run_is_killed_resumed_evaluated_and_moved_below_any_name(data, small, tmp_path):
     """Killed in a byte locale, it still equals an uninterrupted run in a plain folder."""
     (tmp_path / EVERYTHING).mkdir()

@@ -30,6 +30,7 @@ from experiments.torture.refusal import Ending, contents, why_lost
 from experiments.train import train
 
 
+@pytest.mark.slow
 def test_commands_reject_90_cases_of_bad_input(tmp_path):
     outcome = bad_input(tmp_path, 90)
     assert outcome.survived == outcome.tries == 90, outcome.note

@@ -63,6 +63,7 @@ def _equal(one, other):
     return all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "num_devices"),
     [
