@@ -178,7 +178,7 @@ def test_nothing_is_downloaded_to_a_folder_that_config_json_names(config, place)
         ({"sigma": "x" * 10_000}, "sigma must be a positive number, learned, "),
         ({"posterior": []}, "posterior must be text"),
         ({"posterior": "os.system"}, "posterior must be one of"),
-        ({"data_mean": [1]}, "data_mean must be text"),
+        ({"data_mean": [1]}, "a recipe does not hold data_mean"),
         ({"more": 1}, "arguments do not fit mlp_vae: .*'more'"),
         ({"self": 1}, "arguments do not fit mlp_vae"),
     ],
