@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from jaxvae.distributions import Gaussian, NoClosedForm
 
+KNOWN = ("numpyro", "distrax", "tensorflow_probability")
+"""Packages whose distributions `Adapted.native` recognises by the names of their classes."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -74,9 +77,13 @@ class Adapted:
 
         Independent normals over a vector become a `Gaussian`, for which `jaxvae.kl` has formulas.
         """
+        if root(self.inner) not in KNOWN:  # equal names elsewhere may mean other parameters
+            return self
         base = _base_of(self.inner)
-        if base is not None and type(base).__name__ == "Normal" and jnp.ndim(base.loc) <= 1:
-            return _gaussian(base.loc, base.scale)
+        if base is not None and type(base).__name__ == "Normal":
+            gaussian = _gaussian(base.loc, base.scale)
+            dimensions = getattr(self.inner, "reinterpreted_batch_ndims", None)
+            return gaussian if dimensions == gaussian.loc.ndim == 1 else self
         if type(self.inner).__name__ == "MultivariateNormalDiag":
             return _gaussian(self.inner.mean(), self.inner.stddev())
         return self

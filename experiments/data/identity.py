@@ -154,7 +154,7 @@ def require_data_of_run(
         allow_other: Accept other rows of the same shape and type.
 
     Returns:
-        The accepted differences, in words; empty if there are none.
+        The accepted differences, in words; empty if nothing differs.
 
     Raises:
         ValueError: The data differ; the text names every split that does.

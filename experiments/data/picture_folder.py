@@ -177,7 +177,7 @@ def _find_parts(folder: Path) -> dict[str, Found]:
             place = folder if part == "all" else folder / part
             raise ValueError(
                 f"{place} must have images (.png, .jpg or another suffix that Pillow decodes) that "
-                "no other split has; there are none. Add some, or correct the path."
+                "no other split has; it has no such image. Add some, or correct the path."
             )
     return parts
 

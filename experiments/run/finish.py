@@ -104,7 +104,8 @@ def _measure(loop: Loop) -> dict[str, Any]:
         examples = getattr(loop.built.dataset, split)
         if not len(examples):
             continue
-        with counted(f"{split} examples", len(examples), quiet=config.quiet) as progress:
+        quiet = config.quiet or not is_first()
+        with counted(f"{split} examples", len(examples), quiet=quiet) as progress:
             scores = scorer(examples, progress=progress)
         give_back_memory()
         results[split] = summarize(

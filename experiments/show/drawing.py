@@ -165,7 +165,7 @@ def _limits(examples: np.ndarray) -> tuple[tuple[Any, Any], str]:
 
 
 def prepared_head(dataset: Dataset, preprocessing: Preprocessing, most: int = 1000) -> np.ndarray:
-    """Prepare the first test examples (training examples if there are none): [M, *data_shape]."""
+    """Prepare the first examples of the test split, or else of training: [M, *data_shape]."""
     head = (dataset.test if len(dataset.test) else dataset.train)[:most]
     keys = jax.random.split(root_key(0), len(head))
     return np.asarray(jax.jit(jax.vmap(preprocessing.prepare))(keys, head))

@@ -233,6 +233,8 @@ def test_bounds_take_it_for_encoder_decoder_and_prior(make):
 class Normal:
     """A normal of distrax and TFP: parameters by name, one density per entry."""
 
+    __module__ = "distrax.stand_in"
+
     loc: jax.Array
     scale: jax.Array
 
@@ -248,6 +250,8 @@ class Normal:
 class Independent:
     """Their Independent, which holds the base as `distribution`; and a KL as a method."""
 
+    __module__ = "distrax.stand_in"
+    reinterpreted_batch_ndims: ClassVar = 1
     distribution: Normal
 
     def sample(self, *, seed):
@@ -285,6 +289,19 @@ def test_kl_of_independent_normals_is_that_of_our_gaussians(make):
     np.testing.assert_allclose(
         bounds[1].objective - bounds[1].elbo, bounds[0].objective - bounds[0].elbo, rtol=1e-5
     )
+
+
+def test_classes_of_equal_names_elsewhere_or_over_other_events_have_no_formula(monkeypatch):
+    """A `scale` may be a precision there, and a batch of normals is no vector."""
+    q = adapt(Independent(Normal(jnp.zeros(3), jnp.ones(3))))
+    assert isinstance(q.native(), Gaussian)
+    monkeypatch.setattr(Independent, "reinterpreted_batch_ndims", 0)
+    assert q.native() is q
+    monkeypatch.setattr(Independent, "reinterpreted_batch_ndims", 1)
+    monkeypatch.setattr(Independent, "__module__", "somebody")
+    assert q.native() is q
+    matrix = adapt(dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(2))
+    assert matrix.native() is matrix
 
 
 def test_kl_of_a_pair_that_its_library_knows_is_the_library_s():
