@@ -67,7 +67,8 @@ class Recorder:
         if split == "validation":
             elbo = values["elbo"]
             is_best = elbo > self.best_elbo
-            self.best_elbo = max(elbo, self.best_elbo)
+            if is_best:  # never where the ELBO is NaN
+                self.best_elbo = elbo
             error = values["standard_error"]
             self.display.evaluation(step, elbo=elbo, standard_error=error, is_best=is_best)
 

@@ -100,7 +100,7 @@ class Loop:
                 to_be_read = evaluates or chunk.signal or self.step == end
                 self._read(in_flight=0 if to_be_read else self._dispatcher.most_in_flight)
                 if self._skipped_in_row >= config.max_skipped:
-                    return self._give_up()
+                    return self._give_up(self._skipped_in_row)
                 if evaluates:
                     if not self._save(self._evaluate()):
                         return self._give_up()
@@ -192,12 +192,12 @@ class Loop:
         )
         return 128 + signal
 
-    def _give_up(self) -> int:
+    def _give_up(self, skipped_in_row: int = 0) -> int:
         """Report why the run cannot continue; return the exit code."""
         with contextlib.suppress(OSError, ValueError):
             self.folder.checkpoints.wait()
         read = self.step - sum(unread.num_steps for unread in self._unread)
-        steps = Steps(read, self._skipped, self._skipped_in_row)
+        steps = Steps(read, self._skipped, skipped_in_row)
         data_scale = spread(self.built.preprocessing, self.built.dataset.train)
         saved = self.folder.checkpoints.latest_step() or 0
         self.recorder.say(not_finite(self.built.config, steps, saved, data_scale))

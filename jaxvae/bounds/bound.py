@@ -106,7 +106,8 @@ def observe(
 
     Raises:
         TypeError: encode or decode is not a function, or encode(x) or prior not a distribution.
-        ValueError: the mask's shape differs from x's, or sample_chunk_size < 1.
+        ValueError: the mask has neither x's shape nor a leading part of it, or
+            sample_chunk_size < 1.
     """
     check_function("encode", encode)
     check_function("decode", decode)

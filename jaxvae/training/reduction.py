@@ -60,7 +60,7 @@ def make_reduction(
         # A shard prepares its own rows: its program must not depend on how many a device has.
         mean = partial(over_shards, virtual_shards, axis_name)
         return Reduction(as_they_are, prepare, mean)
-    # Prepared within each microbatch, a step of a small convolutional net took 6 % longer.
+    # Once, before the batch is split: a small convolutional net took 6 % longer otherwise.
     if microbatch_size is not None:
         mean = partial(over_microbatches, microbatch_size, axis_name)
     else:

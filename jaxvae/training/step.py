@@ -137,12 +137,16 @@ def make_train_step(
             new = _updated(vae, optimizer, state, gradients, batch_error)
             new = _averaged(vae, new, average_decay)._replace(regularizer=carried)
             # In x64 the error, and sigma with it, may be wider than the parameters.
-            return jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+            return jax.tree.map(_of_type, new, state)
 
         is_finite = jnp.isfinite(metrics["objective"] + metrics["gradient_norm"])
         return guard(is_finite & all_finite(carried), update, state, metrics)
 
     return train_step
+
+
+def _of_type(new: jax.Array, old: jax.Array) -> jax.Array:
+    return new if new.dtype == old.dtype else new.astype(old.dtype)  # a typed key has no astype
 
 
 def _check_batch(state: TrainState, examples: jax.Array) -> None:
@@ -206,7 +210,7 @@ def _mean_if_known(q: Any) -> jax.Array | None:
         return None
     try:
         return q.mean()
-    except NoClosedForm:
+    except (NoClosedForm, NotImplementedError):  # the latter of other libraries
         return None
 
 

@@ -17,6 +17,7 @@ from experiments.record import display, files
 from experiments.record.display import Display, table
 from experiments.record.files import write_json
 from experiments.record.metrics import MetricsFile, TensorBoard, read_metrics
+from experiments.record.recorder import Recorder
 
 NUMBERS = {"reconstruction": -80.0, "kl": 20.0, "images_per_second": 12345.0}
 
@@ -334,3 +335,11 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"
+
+
+def test_a_validation_that_is_nan_does_not_hide_later_best_ones(tmp_path):
+    recorder = Recorder(tmp_path, -1)
+    for step, elbo in ((1, -9.0), (2, math.nan), (3, -8.0)):
+        recorder.write(step, "validation", {"elbo": elbo, "standard_error": 0.1}, {})
+    assert recorder.best_elbo == -8.0
+    recorder.close()
