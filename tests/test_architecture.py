@@ -25,8 +25,10 @@ MAY_IMPORT = {
     "networks": {"cpu"},
     "models": {"distributions", "flows", "leaves", "networks"},
     "training": {"bounds", "cpu", "distributions", "leaves", "models", "regularizers"},
-    "checkpoints": {"models"},
+    "checkpoints": {"models", "preprocessing", "trained"},
     "evaluation": {"bounds", "distributions", "models", "training"},
+    "preprocessing": {"cpu"},
+    "trained": {"bounds", "distributions", "evaluation", "models", "preprocessing", "training"},
     "testing": {"distributions", "divergences"},
 }
 """File or folder of jaxvae -> the others that it may import."""

@@ -9,11 +9,11 @@ import numpy as np
 
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Timed, Work
-from experiments.data.batches import Batches
 from experiments.machine.keys import root_key
 from experiments.run.build import Built
 from jaxvae import TrainState
 from jaxvae.checkpoints.hosts import from_first
+from jaxvae.training.batches import Batches
 from jaxvae.training.devices import (
     local_positions,
     make_chunk_step,

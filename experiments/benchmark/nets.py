@@ -48,7 +48,7 @@ class Net(NamedTuple):
 
     def config(self, **more: Any) -> TrainConfig:
         """Configuration of `experiments.train` with this net's flags, and `more` over them."""
-        return dataclasses.replace(TrainConfig(), **self.flags() | more)
+        return dataclasses.replace(TrainConfig(likelihood="bernoulli"), **self.flags() | more)
 
 
 class Product(NamedTuple):

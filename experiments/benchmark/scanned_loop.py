@@ -20,9 +20,9 @@ from experiments.benchmark.layers import decoder_logits, encoder_outputs
 from experiments.benchmark.nets import Net
 from experiments.benchmark.setting import Setting, make_setting
 from experiments.benchmark.timed import Snapshots, Timed, Work
-from experiments.data.batches import Batches
 from experiments.machine.keys import root_key
 from jaxvae.distributions import soft_clamp
+from jaxvae.training.batches import Batches
 
 CHUNK_STEPS = 20
 """Steps per scan."""

@@ -8,16 +8,17 @@ from experiments.benchmark import native_convolutions as exchanged
 from experiments.benchmark.images import check_images
 from experiments.benchmark.nets import NETS, Net
 from experiments.data import Dataset
-from experiments.data.preprocessing import Preprocessing
-from experiments.data.run_data import RunData, load_data
+from experiments.data.run_data import RunData, choose_preprocessing, load_data
 from experiments.flags.config import TrainConfig
 from experiments.flags.processes import Processes
 from experiments.machine import accelerators
 from experiments.machine.keys import root_key
 from experiments.machine.versions import versions
 from experiments.run.build import Built, build_from
+from experiments.run.choices import choose
 from experiments.run.model import initial_vae, recipe
 from jaxvae.models.vae import VAE
+from jaxvae.preprocessing import Preprocessing
 from jaxvae.training.devices import AXIS
 
 
@@ -84,16 +85,17 @@ def make_setting(
     if native_convolutions:
         exchanged.use()
     config = NETS[net].config(dataset=dataset, manual_dir=manual_dir, **flags)
-    data = _data(config)
+    config, data = _data(config)
     made = recipe(config, data.dataset.train.shape[1:])
     vae = initial_vae(made, config, data.preprocessing, data.dataset.train)
     return Setting(NETS[net], config, devices, data, vae)
 
 
-def _data(config: TrainConfig) -> RunData:
-    data = load_data(config)
-    check_images(data.dataset.train)
-    return data
+def _data(config: TrainConfig) -> tuple[TrainConfig, RunData]:
+    dataset, identity = load_data(config)
+    check_images(dataset.train)
+    config, _ = choose(config, dataset)
+    return config, RunData(*choose_preprocessing(config, dataset), identity)
 
 
 def start_devices(

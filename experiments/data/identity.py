@@ -15,6 +15,7 @@ import numpy as np
 from experiments.data import Dataset
 from experiments.data.splits import SPLITS
 from experiments.record.progress import counted
+from jaxvae.preprocessing.support import Trained
 
 ABOUT = "data_digest"
 """Key of the identity in the description that a checkpoint stores."""
@@ -23,8 +24,6 @@ PIECE_BYTES = 2**24
 MOST_THREADS = 8
 SHOWN_BYTES = 2**30
 """Size of data from which hashing can take seconds, so that progress is shown."""
-FAR = 10
-"""Values further outside the training range than this multiple of its width are unusual."""
 SMALL = 100
 """Rows are unusual if their largest magnitude is smaller than in training by this factor."""
 
@@ -179,13 +178,12 @@ def _kind(rows: RowsIdentity) -> tuple[list[int], str]:
 def unusual_range(name: str, rows: RowsIdentity, trained: RowsIdentity) -> str | None:
     """Warn of rows whose values may have another scale than the training data; None if usual.
 
-    Their range is far outside that of the training data (`FAR`), or much smaller (`SMALL`).
+    Their range is far outside that of the training data (`Trained.far`), or much smaller (`SMALL`).
     """
     if rows.range is None or trained.range is None:
         return None
     (low, high), (least, most) = rows.range, trained.range
-    width = most - least or max(abs(most), 1.0)
-    outside = low < least - FAR * width or high > most + FAR * width
+    outside = Trained(trained.dtype, least, most).far(low, high)
     magnitude, usual = (max(map(abs, limits)) for limits in (rows.range, trained.range))
     if not outside and not 0 < magnitude < usual / SMALL:
         return None

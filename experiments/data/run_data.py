@@ -7,10 +7,10 @@ import jax
 from experiments import data as datasets
 from experiments.data import Dataset
 from experiments.data.identity import DataIdentity, identify_splits
-from experiments.data.preprocessing import Preprocessing, preprocess
 from experiments.flags.config import TrainConfig
 from experiments.machine.processes import agree
 from jaxvae.checkpoints.hosts import is_first
+from jaxvae.preprocessing import Preprocessing, Splits, preprocess
 
 
 class RunData(NamedTuple):
@@ -21,11 +21,10 @@ class RunData(NamedTuple):
     identity: DataIdentity
 
 
-def load_data(config: TrainConfig) -> RunData:
-    """Load the data of a run."""
+def load_data(config: TrainConfig) -> tuple[Dataset, DataIdentity]:
+    """Load the data of a run as they are, with their identity."""
     data = own_data(config)
-    identity = identify_splits(data, quiet=config.quiet or not is_first())
-    return RunData(*choose_preprocessing(config, data), identity)
+    return data, identify_splits(data, quiet=config.quiet or not is_first())
 
 
 def agree_on_data(identity: DataIdentity) -> None:
@@ -54,10 +53,11 @@ def own_data(config: TrainConfig) -> Dataset:
 
 def choose_preprocessing(config: TrainConfig, data: Dataset) -> tuple[Dataset, Preprocessing]:
     """Prepare data for the likelihood of a run, according to its flags."""
-    return preprocess(
-        data,
+    splits, preprocessing = preprocess(
+        Splits(data.name, data.train, data.validation, data.test),
         likelihood=config.likelihood,
         binarize=config.binarize,
         grey_probabilities=config.grey_probabilities,
         standardize=config.standardize,
     )
+    return data._replace(**splits._asdict()), preprocessing

@@ -18,11 +18,13 @@ from experiments.data.identity import (
     to_json,
     unusual_range,
 )
-from experiments.data.preprocessing import RULES, Preprocessing
 from experiments.data.run_data import choose_preprocessing, own_data
 from experiments.data.splits import SPLITS, Source, assemble, select_rows
 from experiments.flags.config import TrainConfig
 from jaxvae.checkpoints.hosts import is_first
+from jaxvae.preprocessing import RULES, Preprocessing
+from jaxvae.preprocessing.description import Description
+from jaxvae.preprocessing.support import require_support
 
 LABEL_CHARACTERS, LABEL_DIGITS = 40, 8
 
@@ -96,6 +98,7 @@ def load_run_rows(
     trained: DataIdentity | None,
     dataset: str | None,
     split: str | None,
+    description: Description | None = None,
 ) -> Loaded:
     """Load the rows to use a run on.
 
@@ -105,6 +108,7 @@ def load_run_rows(
         trained: Identity of the run's data, if it is known.
         dataset: Data set to use instead of the run's own, all rows in their order.
         split: Split of the run's data to take (None: test), or part of `dataset` (None: all).
+        description: Preprocessing of the run, if it is known.
 
     Raises:
         ValueError: The rows have another shape or scale than the run's, or do not exist.
@@ -127,7 +131,12 @@ def load_run_rows(
     identity = identify(rows.examples, quiet=not is_first())
     split, is_of_run = _relation(config, source, split, identity, trained)
     warnings = [] if trained is None else _check_scale(name, config, identity, trained)
-    data, preprocessing = choose_preprocessing(config, data)
+    if source is not None and description is not None:
+        # Few rows may look like data of another kind: all black, or counts of 0 and 1.
+        require_support(rows.examples, description.support, name)
+        preprocessing = description.preprocessing(rows.examples.shape[1:])
+    else:
+        data, preprocessing = choose_preprocessing(config, data)
     examples: np.ndarray = data.train if source else getattr(data, split)
     rows = rows._replace(examples=examples)
     found = RunRows(name, rows, split, identity, trained, is_of_run, warnings)

@@ -21,8 +21,25 @@ GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Flag -> the other flag, and its values with which the first flag has an effect."""
 
-NO_EFFECT = {"standardize": "none"}
+NO_EFFECT = {"standardize": "none", "sigma": "learned"}
 """Flag -> a value that is always valid: a run's config.json may hold it in place of auto."""
+IMPLY_GAUSSIAN = ("sigma", "standardize", "sigma_rate")
+IMPLY_BERNOULLI = ("binarize", "grey_probabilities")
+"""Flags that choose --likelihood=auto, if one differs from its default."""
+
+
+def implied_likelihood(config: Any) -> Any:
+    """Likelihood that other flags imply, or None.
+
+    Args:
+        config: an `experiments.flags.config.TrainConfig`.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for names, likelihood in ((IMPLY_GAUSSIAN, "gaussian"), (IMPLY_BERNOULLI, "bernoulli")):
+        for name in names:
+            if getattr(config, name) not in (defaults[name], "none"):
+                return likelihood
+    return None
 
 
 def check_combinations(config: Any) -> None:
@@ -37,11 +54,15 @@ def check_combinations(config: Any) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, (other, values) in GOES_WITH.items():
         given, setting = getattr(config, name), getattr(config, other)
+        if setting == "auto":
+            continue  # checked again when it is chosen
         if given not in (defaults[name], NO_EFFECT.get(name)) and setting not in values:
             raise ValueError(
                 f"--{name.replace('_', '-')} goes with --{other.replace('_', '-')}="
                 f"{' or '.join(values)}, not {setting}. Change or leave out one of them."
             )
+    if config.likelihood == "auto":
+        return
     if config.sigma_rate is not None and not config.learns_sigma:
         raise ValueError(
             "--sigma-rate has no effect except with --sigma=learned or per_channel, a likelihood "

@@ -17,7 +17,7 @@ PosteriorName = Literal[
     "von_mises_fisher", "relaxed_categorical", "categorical",
 ]  # fmt: skip
 LikelihoodName = Literal[
-    "bernoulli", "continuous_bernoulli", "gaussian", "laplace",
+    "auto", "bernoulli", "continuous_bernoulli", "gaussian", "laplace",
     "discretized_logistic", "logistic_mixture", "categorical",
     "poisson", "negative_binomial", "zero_inflated_negative_binomial",
 ]  # fmt: skip
@@ -89,16 +89,20 @@ class TrainConfig:
     num_categories: int = 10
     """Number of categories of each latent of a categorical or
     relaxed_categorical posterior."""
-    likelihood: LikelihoodName = "bernoulli"
+    likelihood: LikelihoodName = "auto"
     """p(x|z), which must suit the data. Binary pixels: bernoulli. Real
     values: gaussian, laplace. Values in [0, 1]: continuous_bernoulli.
     8-bit integers: discretized_logistic, logistic_mixture, categorical.
-    Counts: poisson, negative_binomial, zero_inflated_negative_binomial."""
-    sigma: float | Literal["learned", "per_channel", "per_pixel", "optimal"] = "learned"
+    Counts: poisson, negative_binomial, zero_inflated_negative_binomial.
+    auto: bernoulli for binary data and for grey drawings such as MNIST,
+    logistic_mixture for other 8-bit images, negative_binomial for
+    counts, gaussian for the rest; a line says which, and why."""
+    sigma: float | Literal["auto", "learned", "per_channel", "per_pixel", "optimal"] = "auto"
     """Scale of the gaussian or laplace likelihood: a number; learned (a
-    single scale), per_channel (a learned scale per channel), per_pixel
-    (output by the decoder); or optimal (gaussian only: the batch's best
-    value)."""
+    single scale), per_channel (a learned scale per column of vectors or
+    channel of images), per_pixel (output by the decoder); or optimal
+    (gaussian only: the batch's best value). auto: per_channel for
+    vectors, learned for images."""
     standardize: Literal["auto", "columns", "none"] = "auto"
     """columns: the networks and a learned sigma see each column of vectors,
     or channel of images, with mean 0 and standard deviation 1 over the

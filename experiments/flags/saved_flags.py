@@ -68,6 +68,10 @@ def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> Train
 
 def _as_then(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
     """Replace today's defaults by the behaviour of releases that did not have these flags yet."""
+    if "likelihood" not in values:
+        config = dataclasses.replace(config, likelihood="bernoulli")
+    if "sigma" not in values:
+        config = dataclasses.replace(config, sigma="learned")
     if "standardize" not in values:
         config = dataclasses.replace(config, standardize="none")
     if "sigma_rate" not in values and config.learns_sigma:

@@ -9,13 +9,12 @@ from jax.sharding import Mesh
 
 from experiments.data import Dataset
 from experiments.data.identity import DataIdentity
-from experiments.data.preprocessing import Preprocessing
-from experiments.data.run_data import RunData, agree_on_data, load_data
-from experiments.data.units import ColumnUnits
+from experiments.data.run_data import RunData, agree_on_data, choose_preprocessing, load_data
 from experiments.flags.config import TrainConfig
 from experiments.flags.continuing import continued, refuse_other_run
 from experiments.flags.memory import require_room_for
 from experiments.machine.keys import root_key
+from experiments.run.choices import as_done, choices_of, choose
 from experiments.run.folder import read_own_config
 from experiments.run.model import initial_vae, recipe
 from experiments.run.optimization import (
@@ -26,10 +25,12 @@ from experiments.run.optimization import (
     parts_of_batch,
     rows_at_once,
 )
-from experiments.run.standardization import as_done, units_of_run, with_choices
+from experiments.run.standardization import units_of_run
 from jaxvae.checkpoints.hosts import raise_on_all_processes
 from jaxvae.checkpoints.manifest import check_savable
 from jaxvae.models.vae import VAE
+from jaxvae.preprocessing import Preprocessing
+from jaxvae.preprocessing.columns import ColumnUnits
 from jaxvae.training.devices import AXIS, check_divisible, make_mesh
 from jaxvae.training.state import TrainState, init_state, to_items
 from jaxvae.training.step import make_train_step
@@ -62,6 +63,7 @@ class Built:
         train_step: the training step.
         init_state: key -> the state before the first step.
         state_shapes: `jax.ShapeDtypeStruct`s of the state.
+        notes: lines about the flags that the data chose, for the screen.
     """
 
     config: TrainConfig
@@ -78,6 +80,7 @@ class Built:
     train_step: Callable[..., Any]
     init_state: Callable[[jax.Array], TrainState]
     state_shapes: TrainState
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def build(config: TrainConfig, devices: list[jax.Device]) -> Built:
@@ -91,18 +94,21 @@ def build(config: TrainConfig, devices: list[jax.Device]) -> Built:
         ValueError: the folder holds a run with other flags, or the data do not suit the flags.
     """
     saved = read_own_config(config)
+    notes: list[str] = []
     with raise_on_all_processes():
-        config = with_choices(config, saved)
         if saved is not None:
-            config = continued(config, saved)
+            config = continued(choices_of(saved, config), saved)
             refuse_other_run(config, saved)
         check_divisible(config.batch_size, len(devices))
-        data = load_data(config)
+        dataset, identity = load_data(config)
+        if saved is None:
+            config, notes = choose(config, dataset)
+        data = RunData(*choose_preprocessing(config, dataset), identity)
     # Both of these talk to the other processes themselves, and raise on all of them.
     agree_on_data(data.identity)
     units = units_of_run(config.folder, data.preprocessing, data.dataset)
     with raise_on_all_processes():
-        return build_from(data, config, devices, units)
+        return dataclasses.replace(build_from(data, config, devices, units), notes=notes)
 
 
 def build_from(

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.data.batches import Batches
 from experiments.machine.compilation_cache import give_back_memory
 from experiments.machine.processes import broadcast_decision
 from experiments.run.build import Built
+from jaxvae.training.batches import Batches
 from jaxvae.training.devices import (
     compile_in_background,
     local_positions,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from experiments import data as datasets
 from experiments.data.identity import DataIdentity, from_json
-from experiments.data.preprocessing import Preprocessing
 from experiments.data.run_data import agree_on_data
 from experiments.data.run_rows import RunRows, load_run_rows
 from experiments.flags import saved_flags
@@ -16,6 +15,8 @@ from experiments.record.recorder import Recorder
 from experiments.run.own_files import require_own_files
 from jaxvae.checkpoints.hosts import from_first, raise_on_all_processes
 from jaxvae.models.vae import VAE, Params
+from jaxvae.preprocessing import Preprocessing
+from jaxvae.preprocessing.description import read_description
 
 if TYPE_CHECKING:
     from jaxvae.checkpoints import (
@@ -147,7 +148,10 @@ def open_run(
         check_same_model(config, about, run)
         check_prepared(config, dataset)
         trained = from_json(about)
-        loaded = load_run_rows(config, about.get("data_shape"), trained, dataset, split)
+        description = read_description(about)
+        loaded = load_run_rows(
+            config, about.get("data_shape"), trained, dataset, split, description
+        )
     data = loaded.rows
     agree_on_data({data.split: data.identity})
     return OpenRun(config, vae, params, step or 0, loaded.preprocessing, loaded.dataset, data)

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data.preprocessing import Preprocessing
-from experiments.data.units import ColumnUnits
 from experiments.flags.config import TrainConfig, require
 from experiments.flags.memory import require_room
 from experiments.machine.keys import root_key
 from experiments.run.own_model import own_vae
 from jaxvae.models.registry import MODELS, build
 from jaxvae.models.vae import VAE
+from jaxvae.preprocessing import Preprocessing
+from jaxvae.preprocessing.columns import ColumnUnits
 
 PSEUDO_INPUTS = 2**30
 """Number folded into the run's key for the noise of pseudo-inputs; no other key uses it."""

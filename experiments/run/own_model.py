@@ -7,12 +7,12 @@ import jax
 import numpy as np
 
 import jaxvae
-from experiments.data.preprocessing import Preprocessing
 from experiments.machine.keys import root_key
 from jaxvae.evaluation import make_score
 from jaxvae.leaves import is_trained
 from jaxvae.models.registry import build
 from jaxvae.models.vae import VAE
+from jaxvae.preprocessing import Preprocessing
 
 
 def own_vae(

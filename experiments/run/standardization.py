@@ -1,47 +1,13 @@
 """Units in which a run's model sees the data: chosen when the run starts, then never changed."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
-from typing import Literal
 
 from experiments.data import Dataset
-from experiments.data.preprocessing import Preprocessing
-from experiments.data.units import ColumnUnits, units_of
-from experiments.flags.combinations import LOCATION_SCALE
-from experiments.flags.config import TrainConfig
-from experiments.run.model import takes_units
-from experiments.run.optimization import SIGMA_RATE
 from jaxvae.checkpoints.hosts import from_first
 from jaxvae.models.units import Units
-
-
-def with_choices(config: TrainConfig, saved: TrainConfig | None) -> TrainConfig:
-    """Fill in --standardize and --sigma-rate if they are left open.
-
-    Args:
-        config: the flags as given.
-        saved: flags that the run was started with; None: a new run. For a new run, "auto" may
-            stay, as it depends on the data, which are not read yet.
-
-    Raises:
-        ValueError: there is no such model.
-    """
-    standardize, sigma_rate = config.standardize, config.sigma_rate
-    if saved is not None:
-        standardize = saved.standardize if standardize == "auto" else standardize
-        sigma_rate = saved.sigma_rate if sigma_rate is None else sigma_rate
-    elif config.likelihood in LOCATION_SCALE:
-        standardize = "none" if standardize == "auto" and not takes_units(config) else standardize
-        default = SIGMA_RATE if config.learns_sigma else None
-        sigma_rate = default if sigma_rate is None else sigma_rate
-    return dataclasses.replace(config, standardize=standardize, sigma_rate=sigma_rate)
-
-
-def as_done(config: TrainConfig, preprocessing: Preprocessing) -> TrainConfig:
-    """Replace --standardize=auto by what is done to the data."""
-    done: Literal["columns", "none"] = "columns" if preprocessing.standardizes else "none"
-    return dataclasses.replace(config, standardize=done)
+from jaxvae.preprocessing import Preprocessing
+from jaxvae.preprocessing.columns import ColumnUnits, units_of
 
 
 def units_of_run(

@@ -16,6 +16,8 @@ from experiments.run.folder import CHECKPOINTS, CONFIG, recorded_data
 from experiments.run.lock import RunLock
 from experiments.run.standardization import in_words
 from jaxvae.checkpoints.hosts import is_first, raise_on_all_processes
+from jaxvae.preprocessing import description
+from jaxvae.preprocessing.support import Trained
 from jaxvae.training.devices import replicate
 from jaxvae.training.state import TrainState, from_items, to_items
 
@@ -114,8 +116,16 @@ class TrainingFolder:
             "data_shape": list(built.dataset.train.shape[1:]),
             identity.ABOUT: identity.to_json(built.data_identity),
             "vae": built.recipe,
+            description.ABOUT: description.describe(
+                built.preprocessing, self._as_loaded(), resizes=False
+            ),
             "config": to_json(built.config),
         }
+
+    def _as_loaded(self) -> Trained:
+        """Type and range of the training split as it was loaded."""
+        train = self._built.data_identity["train"]
+        return Trained(train.dtype, *(train.range or (0.0, 0.0)))
 
     def _check_data(self) -> list[str]:
         """Return a warning if the newest checkpoint was trained on other data, as flags allow."""
@@ -137,6 +147,7 @@ class TrainingFolder:
         size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         return [
             built.dataset.about,
+            *built.notes,
             f"{config.model}, {size:,} parameters, {config.objective}, "
             f"{in_words(built.preprocessing, built.units)}; "
             f"{describe(list(built.mesh.devices.flat))}; {config.folder}",

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import Dataset
-from experiments.data.preprocessing import Preprocessing
 from experiments.machine.keys import root_key
 from experiments.show import pictures
 from jaxvae.distributions import VonMisesFisher, mean_of
 from jaxvae.evaluation import MEAN_SAMPLES
 from jaxvae.models.vae import VAE, Params
+from jaxvae.preprocessing import Preprocessing
 
 MOST_COLUMNS = 16
 """Columns of vectors up to which each has a scale of its own in pictures."""

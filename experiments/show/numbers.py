@@ -8,7 +8,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from experiments.data.preprocessing import Preprocessing
 from experiments.record import display
 from jaxvae.evaluation import (
     Estimate,
@@ -20,6 +19,7 @@ from jaxvae.evaluation import (
     map_dataset,
 )
 from jaxvae.models.vae import VAE, Params
+from jaxvae.preprocessing import Preprocessing
 from jaxvae.training.devices import make_map, replicate
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import experiments.run.dispatch
-from experiments.data.batches import Batches
 from experiments.flags.command import Refused
 from experiments.record.metrics import read_metrics
 from experiments.replay import ReplayConfig, replay
 from experiments.run.loop import training
 from experiments.train import train
 from jaxvae.testing import first_not_finite
+from jaxvae.training.batches import Batches
 
 
 def _files(folder):

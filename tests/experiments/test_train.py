@@ -291,7 +291,7 @@ def test_a_folder_with_another_configuration_is_rejected(changes, message, whole
         ({"learning_rate": -1.0}, r"--learning-rate must be positive, got -1"),
         ({"objective": "iwae", "beta": 2.0}, r"--beta goes with --objective=elbo"),
         ({"weight_decay": 0.1}, r"--weight-decay goes with --optimizer=adamw"),
-        ({"sigma": 0.1}, r"--sigma goes with --likelihood=gaussian"),
+        ({"sigma": 0.1, "likelihood": "bernoulli"}, r"--sigma goes with --likelihood=gaussian"),
         ({"likelihood": "gaussian", "sigma": -0.1}, r"sigma must be a positive number"),
         ({"model": "conv", "activation": "tanh"}, r"--activation=tanh goes with --model=mlp"),
         ({"model": "transformer"}, r"--model must be mlp, conv or package.module:function"),

@@ -266,7 +266,7 @@ def rows_for(config, dataset=None, split=None):
 def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("data.npz", images=bars())
-    return TrainConfig(dataset="npz:data.npz")
+    return TrainConfig(dataset="npz:data.npz", likelihood="bernoulli")
 
 
 def test_names_of_results_differ_if_flags_or_data_differ(config):
@@ -348,7 +348,7 @@ def warnings_of(rows, trained, **flags):
     """Warnings about the rows of a file, for a run with the given training data."""
     np.savez("rows.npz", x=rows)
     own = Dataset("own", trained, trained[:0], trained[:1], "", {})
-    config = TrainConfig(**({"dataset": "npz:own.npz"} | flags))
+    config = TrainConfig(**({"dataset": "npz:own.npz", "likelihood": "bernoulli"} | flags))
     known = identity_module.identify_splits(own)
     shape = list(rows.shape[1:])
     return run_rows.load_run_rows(config, shape, known, "npz:rows.npz", None).rows.warnings

@@ -12,18 +12,18 @@ import pytest
 import scipy.stats
 
 import jaxvae
-from experiments.data import units as units_module
-from experiments.data.run_data import load_data
-from experiments.data.units import RESOLVED, units_of
+from experiments.data.run_data import choose_preprocessing, load_data
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import Refused
 from experiments.flags.config import TrainConfig
 from experiments.flags.saved_flags import from_json
+from experiments.run.choices import as_done, choices_of, choose
 from experiments.run.model import initial_vae, recipe
-from experiments.run.standardization import as_done, with_choices
 from experiments.train import train
 from jaxvae import Bernoulli, Gaussian, conv_vae, in_units, mlp_vae
 from jaxvae.checkpoints import Checkpoints, load
+from jaxvae.preprocessing import columns as units_module
+from jaxvae.preprocessing.columns import RESOLVED, units_of
 from jaxvae.training.state import init_state
 from jaxvae.training.step import make_train_step
 
@@ -354,12 +354,13 @@ def test_a_continued_run_keeps_its_units_whatever_the_data(run_of, tmp_path):
 def test_standardization_is_recorded_and_reported(tmp_path, x, flags, standardize, name):
     np.save(tmp_path / "x.npy", x)
     given = TrainConfig(dataset=f"npy:{tmp_path}/x.npy", **{"likelihood": "gaussian"} | flags)
-    config = with_choices(given, None)
-    preprocessing = load_data(config).preprocessing
+    dataset, _ = load_data(given)
+    config, _ = choose(given, dataset)
+    _, preprocessing = choose_preprocessing(config, dataset)
     config = as_done(config, preprocessing)
     assert (config.standardize, preprocessing.name) == (standardize, name)
     config.check()  # as config.json has it
-    assert with_choices(given, config).standardize == standardize  # auto is what the run has
+    assert choices_of(config, given).standardize == standardize  # auto is what the run has
 
 
 def plain(data_shape, latent_dim, likelihood):
@@ -380,8 +381,8 @@ def test_a_run_of_an_earlier_release_is_not_standardized():
 
 
 def test_recipe_without_units_is_that_of_earlier_releases(small):
-    config = dataclasses.replace(small, likelihood="gaussian")
-    dataset, preprocessing, _ = load_data(config)
+    config = dataclasses.replace(small, likelihood="gaussian", sigma="learned")
+    dataset, preprocessing = choose_preprocessing(config, load_data(config)[0])
     made = recipe(config, dataset.train.shape[1:])
     assert not {"data_loc", "data_unit"} & made["arguments"].keys()
     vae = initial_vae(made, config, preprocessing, dataset.train)
@@ -399,7 +400,7 @@ def test_recipe_without_units_is_that_of_earlier_releases(small):
         ({"standardize": "columns", "likelihood": "bernoulli"}, "--standardize goes with --likel"),
         (
             {"standardize": "columns"},
-            r"--standardize=columns is for real numbers; .*dequantization",
+            r"standardize=columns is for real numbers; .*dequantization",
         ),
     ],
 )

@@ -18,7 +18,6 @@ import pytest
 
 from experiments.data import Dataset, run_data
 from experiments.data import identity as identity_module
-from experiments.data.batches import Batches
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import Refused, refusing
 from experiments.flags.processes import LOG_LEVEL, Processes
@@ -26,6 +25,7 @@ from experiments.machine import processes
 from experiments.record.metrics import read_metrics
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints
+from jaxvae.training.batches import Batches
 from tests.files import ROOT
 
 GLOO = re.compile(r"Gloo|peer ranks|is connected to|^\W*\d*$")

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data.preprocessing import Preprocessing
 from experiments.flags.config import ObjectiveName, TrainConfig
 from experiments.run.model import initial_vae, recipe
 from experiments.run.optimization import (
@@ -20,18 +19,20 @@ from experiments.run.optimization import (
 )
 from jaxvae import mlp_vae
 from jaxvae.bounds import Bound
+from jaxvae.preprocessing import Conversion, Preprocessing
 from tests.oracles import LARGE, functions, log_mean_exp, oracle, to_jax
 
 STORED = np.random.default_rng(0).integers(0, 256, (30, 4), np.uint8)
 NOISELESS = Preprocessing(
-    prepare=lambda key, x: x / jnp.float32(255),
+    Conversion("scaled", 255),
     name="scaled",
     offset_bits=0.0,
     unit="the grey level",
     mean=np.full(4, 0.5, np.float32),
 )
-NOISY = NOISELESS._replace(prepare=lambda key, x: (x + jax.random.uniform(key, x.shape)) / 256)
-VAMP = TrainConfig(hidden=(3,), latent_dim=2, prior="vamp", num_components=30)
+NOISY = NOISELESS._replace(conversion=Conversion("dequantized", 256))
+FILLED = {"likelihood": "bernoulli", "sigma": "learned"}
+VAMP = TrainConfig(**FILLED, hidden=(3,), latent_dim=2, prior="vamp", num_components=30)
 
 
 def values(schedule, steps):
@@ -191,7 +192,7 @@ def test_weight_decay_changes_only_kernels():
     ],
 )
 def test_microbatches_fit_the_cache_of_a_cpu(flags, platform, num_devices, expected):
-    config = TrainConfig(**flags)
+    config = TrainConfig(**FILLED | flags)
     config.check()
     sigma = {"likelihood": config.likelihood, "sigma": config.sigma}
     vae = mlp_vae(data_shape=(4,), hidden=(), **sigma)
@@ -200,7 +201,7 @@ def test_microbatches_fit_the_cache_of_a_cpu(flags, platform, num_devices, expec
 
 
 def test_more_samples_than_rows_are_computed_in_chunks():
-    config = TrainConfig(objective="iwae", num_samples=5000)
+    config = TrainConfig(**FILLED, objective="iwae", num_samples=5000)
     assert make_objective(config, 1000).keywords["sample_chunk_size"] == 1000
     assert make_objective(config).keywords["sample_chunk_size"] is None
     few = dataclasses.replace(config, num_samples=1000)

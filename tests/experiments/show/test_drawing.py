@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from experiments.data import Dataset
-from experiments.data.preprocessing import preprocess
 from experiments.show.drawing import Drawing, draw, prepared_head, write_pictures
 from jaxvae import Gaussian
 from jaxvae.distributions import (
@@ -17,6 +16,7 @@ from jaxvae.distributions import (
     VonMisesFisher,
 )
 from jaxvae.models.vae import VAE
+from jaxvae.preprocessing import Splits, preprocess
 
 KEY = jax.random.key(0)
 
@@ -177,7 +177,8 @@ def test_a_mean_without_a_closed_form_is_estimated_from_draws():
 def test_the_examples_shown_are_the_first_of_the_test_split():
     values = np.arange(12, dtype=np.float32).reshape(6, 2)
     dataset = Dataset("made up", values, values[:0], values[4:], "", {})
-    _, preprocessing = preprocess(dataset, likelihood="gaussian")
+    splits = Splits(dataset.name, dataset.train, dataset.validation, dataset.test)
+    _, preprocessing = preprocess(splits, likelihood="gaussian")
     np.testing.assert_array_equal(prepared_head(dataset, preprocessing), values[4:])
     np.testing.assert_array_equal(prepared_head(dataset, preprocessing, most=1), values[4:5])
     dataset = dataset._replace(test=values[:0])

@@ -1,4 +1,4 @@
-"""Preprocessing of stored examples before a model sees them, and its description in words.
+"""Rules by which a likelihood's kind of data is made from stored examples.
 
 A likelihood needs data of its kind: binary pixels for a Bernoulli, real numbers for a Gaussian.
 `preprocess` chooses the conversion from the stored type and rejects meaningless combinations. A
@@ -9,48 +9,65 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.data import Dataset
-from experiments.data.splits import SPLITS
-from jaxvae.cpu import threefry
+from jaxvae.preprocessing.conversion import Conversion
+from jaxvae.preprocessing.support import EXAMPLES_AT_ONCE, REALS, Support, are_whole
 
+SPLITS = ("train", "validation", "test")
 STATIC_SEED = 0
-EXAMPLES_AT_ONCE = 4096
 MOST_COUNTS = 2**24
 """Largest count: above it float32 cannot represent every integer."""
 
 
+class Splits(NamedTuple):
+    """Three parts of a data set as stored, [N, *data_shape] each; N of the last two may be 0."""
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
 class Preprocessing(NamedTuple):
-    """Conversion of one stored example to x.
+    """Conversion of stored examples to x, and its description.
 
     Attributes:
-        prepare: (key, stored example [*data_shape]) -> x float32 [*data_shape]; pure.
-        name: Description of the conversion, in words.
-        offset_bits: Bits to add to -bound / (D log 2) for bits per dimension of `unit`.
-        unit: Data that bits per dimension refer to, in words.
+        conversion: conversion of one stored example.
+        name: description of the conversion, in words.
+        offset_bits: bits to add to -bound / (D log 2) for bits per dimension of `unit`.
+        unit: data that bits per dimension refer to, in words.
         mean: [*data_shape] float32, mean of x over the training split.
-        standardizes: Whether the model sees x in units of the training split (`units_of`);
-            `prepare` does not apply them.
+        standardizes: True if the model sees x in units of the training split
+            (`jaxvae.preprocessing.units_of`); `conversion` does not apply them.
+        support: values that it is defined for.
+        drawn_once: conversion of rows as loaded, where the splits were binarized once and
+            `conversion` only scales them; else None.
     """
 
-    prepare: Callable[[jax.Array, jax.Array], jax.Array]
+    conversion: Conversion
     name: str
     offset_bits: float
     unit: str
     mean: np.ndarray
     standardizes: bool = False
+    support: Support = REALS
+    drawn_once: Conversion | None = None
+
+    @property
+    def prepare(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """(key, stored example [*data_shape]) -> x float32 [*data_shape]; pure."""
+        return self.conversion.prepare
 
 
 def preprocess(
-    dataset: Dataset,
+    dataset: Splits,
     *,
     likelihood: str,
     binarize: str = "auto",
     grey_probabilities: bool = False,
     standardize: str = "none",
-) -> tuple[Dataset, Preprocessing]:
+) -> tuple[Splits, Preprocessing]:
     """Return the data set and the preprocessing of its examples for a likelihood.
 
     Args:
@@ -77,15 +94,17 @@ def preprocess(
     if grey_probabilities and binarize in ("dynamic", "static"):
         raise ValueError(
             "grey_probabilities needs binarize none, as binary pixels have no grey levels left; "
-            f"got binarize {binarize}. Leave out --grey-probabilities or --binarize={binarize}."
+            f"got binarize {binarize}. Leave out grey_probabilities or binarize={binarize}."
         )
+    if RULES[likelihood] in (_for_bernoulli, _for_8_bit_pixels):
+        dataset = as_pixels(dataset)
     dataset, preprocessing = RULES[likelihood](dataset, binarize, grey_probabilities)
     real = RULES[likelihood] is _for_real_values and dataset.train.dtype != np.uint8
     if standardize == "none" or (standardize == "auto" and not real):
         return dataset, preprocessing
     if not real:
         raise ValueError(
-            f"--standardize=columns is for real numbers; {dataset.name} under {likelihood} has "
+            f"standardize=columns is for real numbers; {dataset.name} under {likelihood} has "
             f"{preprocessing.name}. Leave it out."
         )
     name = "columns standardized inside the model"
@@ -94,90 +113,95 @@ def preprocess(
 
 
 def _for_bernoulli(
-    dataset: Dataset, binarize: str, grey_probabilities: bool
-) -> tuple[Dataset, Preprocessing]:
+    dataset: Splits, binarize: str, grey_probabilities: bool
+) -> tuple[Splits, Preprocessing]:
     top = _top_of_range(dataset)
-    _require_range("bernoulli", dataset, top, "--likelihood=gaussian, or rescale them")
+    _require_range("bernoulli", dataset, top, "likelihood=gaussian, or rescale them")
     grey_split = _split_with_grey(dataset, top)
     if grey_split is None:
         name = "none" if top == 1 else "none (0 and 255 stand for 0 and 1)"
-        return dataset, _scaled(dataset, top, name, "binary pixels")
+        return dataset, _scaled(dataset, top, name, "binary pixels", Support(0, top, True))
     if binarize == "auto" and top == 255 and not grey_probabilities:
         binarize = "dynamic"
     if binarize == "dynamic":
         return dataset, _dynamic_binarization(dataset, top)
     if binarize == "static":
         drawn = _drawn_once(dataset, top)
-        return drawn, _scaled(drawn, 1, "static binarization", "binary pixels")
+        scaled = _scaled(drawn, 1, "static binarization", "binary pixels", _grey(top))
+        return drawn, scaled._replace(drawn_once=Conversion("binarized", top))
     if not grey_probabilities:
         raise ValueError(
             f"bernoulli needs binary pixels; the {grey_split} split of {dataset.name} has grey "
-            "levels. Use --binarize=dynamic, or --grey-probabilities to take them as they are."
+            "levels. Use binarize=dynamic, or grey_probabilities to take them as they are."
         )
     name = "grey levels as Bernoulli probabilities"
-    return dataset, _scaled(dataset, top, name, "grey levels, which are no binary pixels")
+    unit = "grey levels, which are no binary pixels"
+    return dataset, _scaled(dataset, top, name, unit, _grey(top))
 
 
 def _for_real_values(
-    dataset: Dataset, binarize: str, grey_probabilities: bool
-) -> tuple[Dataset, Preprocessing]:
-    _refuse_binary_flags(binarize, grey_probabilities)
+    dataset: Splits, binarize: str, grey_probabilities: bool
+) -> tuple[Splits, Preprocessing]:
+    _reject_binary_options(binarize, grey_probabilities)
     if dataset.train.dtype == np.uint8:
         return dataset, _uniform_dequantization(dataset)
     if np.issubdtype(dataset.train.dtype, np.integer):
         name = "integers as real numbers"
-        return dataset, _scaled(dataset, 1, name, "integers taken as real numbers")
+        return dataset, _scaled(dataset, 1, name, "integers taken as real numbers", REALS)
     _require_finite(dataset)
-    return dataset, _scaled(dataset, 1, "none", "real numbers as stored")
+    return dataset, _scaled(dataset, 1, "none", "real numbers as stored", REALS)
 
 
 def _for_unit_interval(
-    dataset: Dataset, binarize: str, grey_probabilities: bool
-) -> tuple[Dataset, Preprocessing]:
-    _refuse_binary_flags(binarize, grey_probabilities)
+    dataset: Splits, binarize: str, grey_probabilities: bool
+) -> tuple[Splits, Preprocessing]:
+    _reject_binary_options(binarize, grey_probabilities)
     if dataset.train.dtype == np.uint8:
         return dataset, _uniform_dequantization(dataset)
-    _require_range("continuous_bernoulli", dataset, 1, "--likelihood=gaussian")
-    return dataset, _scaled(dataset, 1, "none", "values in [0, 1] as stored")
+    _require_range("continuous_bernoulli", dataset, 1, "likelihood=gaussian")
+    unit = "values in [0, 1] as stored"
+    return dataset, _scaled(dataset, 1, "none", unit, Support(0, 1, False))
 
 
 def _for_8_bit_pixels(
-    dataset: Dataset, binarize: str, grey_probabilities: bool
-) -> tuple[Dataset, Preprocessing]:
-    _refuse_binary_flags(binarize, grey_probabilities)
+    dataset: Splits, binarize: str, grey_probabilities: bool
+) -> tuple[Splits, Preprocessing]:
+    _reject_binary_options(binarize, grey_probabilities)
     if dataset.train.dtype != np.uint8:
         raise ValueError(
             f"this likelihood needs 8-bit integers (uint8); {dataset.name} is stored as "
-            f"{dataset.train.dtype}. Use --likelihood=gaussian, or store it as uint8."
+            f"{dataset.train.dtype}. Use likelihood=gaussian, or store it as uint8."
         )
-    return dataset, _scaled(dataset, 1, "none (integers 0 to 255)", "8-bit pixels")
+    name, support = "none (integers 0 to 255)", Support(0, 255, True)
+    return dataset, _scaled(dataset, 1, name, "8-bit pixels", support)
 
 
 def _for_counts(
-    dataset: Dataset, binarize: str, grey_probabilities: bool
-) -> tuple[Dataset, Preprocessing]:
-    _refuse_binary_flags(binarize, grey_probabilities)
+    dataset: Splits, binarize: str, grey_probabilities: bool
+) -> tuple[Splits, Preprocessing]:
+    _reject_binary_options(binarize, grey_probabilities)
     for split, values in _filled(dataset).items():
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= MOST_COUNTS):
             raise ValueError(
                 f"counts must lie in [0, {MOST_COUNTS:,}]; the {split} split of {dataset.name} has "
-                f"values from {low:.6g} to {high:.6g}. Use --likelihood=gaussian."
+                f"values from {low:.6g} to {high:.6g}. Use likelihood=gaussian."
             )
-        if any((chunk != np.round(chunk)).any() for chunk in _chunked(values)):
+        if not are_whole(values):
             raise ValueError(
                 f"counts must be whole numbers; the {split} split of {dataset.name} has fractions. "
-                "Use --likelihood=gaussian."
+                "Use likelihood=gaussian."
             )
-    return dataset, _scaled(dataset, 1, "none (counts)", "counts")
+    support = Support(0, MOST_COUNTS, True)
+    return dataset, _scaled(dataset, 1, "none (counts)", "counts", support)
 
 
-def _refuse_binary_flags(binarize: str, grey_probabilities: bool) -> None:
+def _reject_binary_options(binarize: str, grey_probabilities: bool) -> None:
     if binarize in ("dynamic", "static") or grey_probabilities:
-        flag = "--grey-probabilities" if grey_probabilities else f"--binarize={binarize}"
+        flag = "grey_probabilities" if grey_probabilities else f"binarize={binarize}"
         raise ValueError(
             f"{flag} is for binary pixels, and the likelihood is for other data. Leave it out, or "
-            "use --likelihood=bernoulli."
+            "use likelihood=bernoulli."
         )
 
 
@@ -196,38 +220,45 @@ RULES = {
 """Likelihood -> rule that prepares stored examples for it."""
 
 
-def _scaled(dataset: Dataset, top: int, name: str, unit: str) -> Preprocessing:
-    def prepare(key: jax.Array, example: jax.Array) -> jax.Array:
-        del key
-        return example.astype(jnp.float32) / top
+def as_pixels(dataset: Splits) -> Splits:
+    """Store whole numbers from 0 to 255 as uint8, if the highest is above 127; else as they are."""
+    if dataset.train.dtype == np.uint8 or not _are_pixels(dataset):
+        return dataset
+    return dataset._replace(**{split: getattr(dataset, split).astype(np.uint8) for split in SPLITS})
 
-    return Preprocessing(prepare, name, 0.0, unit, _mean(dataset.train) / np.float32(top))
+
+def _are_pixels(dataset: Splits) -> bool:
+    splits = list(_filled(dataset).values())
+    low = min(values.min() for values in splits)
+    high = max(values.max() for values in splits)
+    return bool(low >= 0 and 128 <= high <= 255) and all(map(are_whole, splits))
 
 
-def _dynamic_binarization(dataset: Dataset, top: int) -> Preprocessing:
-    def prepare(key: jax.Array, example: jax.Array) -> jax.Array:
-        p = example.ravel().astype(jnp.float32) / top  # flat: draws several entries at once
-        return threefry.bernoulli(key, p).astype(jnp.float32).reshape(example.shape)
+def _grey(top: int) -> Support:
+    """Support of grey levels: whole numbers up to 255, or real numbers up to 1."""
+    return Support(0, top, top > 1)
 
+
+def _scaled(dataset: Splits, top: int, name: str, unit: str, support: Support) -> Preprocessing:
     mean = _mean(dataset.train) / np.float32(top)
-    return Preprocessing(prepare, "dynamic binarization", 0.0, "binary pixels", mean)
+    return Preprocessing(Conversion("scaled", top), name, 0.0, unit, mean, support=support)
 
 
-def _uniform_dequantization(dataset: Dataset) -> Preprocessing:
-    """Dequantize: x = (v + u) / 256 with u ~ U[0, 1), whose density bounds the mass of v below.
+def _dynamic_binarization(dataset: Splits, top: int) -> Preprocessing:
+    mean = _mean(dataset.train) / np.float32(top)
+    conversion = Conversion("binarized", top)
+    name = "dynamic binarization"
+    return Preprocessing(conversion, name, 0.0, "binary pixels", mean, support=_grey(top))
 
-    Ref: Theis, van den Oord and Bethge, A note on the evaluation of generative models, 2016, ICLR.
-    """
 
-    def prepare(key: jax.Array, example: jax.Array) -> jax.Array:
-        noise = jax.random.uniform(key, example.shape, jnp.float32)
-        return (example.astype(jnp.float32) + noise) / 256
-
+def _uniform_dequantization(dataset: Splits) -> Preprocessing:
     mean = (_mean(dataset.train) + np.float32(0.5)) / np.float32(256)
-    return Preprocessing(prepare, "uniform dequantization to [0, 1]", 8.0, "8-bit pixels", mean)
+    name = "uniform dequantization to [0, 1]"
+    conversion, support = Conversion("dequantized", 256), Support(0, 255, True)
+    return Preprocessing(conversion, name, 8.0, "8-bit pixels", mean, support=support)
 
 
-def _drawn_once(dataset: Dataset, top: int) -> Dataset:
+def _drawn_once(dataset: Splits, top: int) -> Splits:
     """Draw every pixel once from Bernoulli(value / top), in the order of the examples.
 
     Training and validation split share one random stream and the test split has its own, so that
@@ -250,7 +281,7 @@ def _draw(rng: np.random.Generator, values: np.ndarray, top: int) -> np.ndarray:
     return drawn
 
 
-def _top_of_range(dataset: Dataset) -> int:
+def _top_of_range(dataset: Splits) -> int:
     """Stored value that stands for probability 1: 255 for 8-bit data, unless all are 0 or 1."""
     if dataset.train.dtype != np.uint8:
         return 1
@@ -265,7 +296,7 @@ def _top_of_range(dataset: Dataset) -> int:
     return 255 if grey else 1
 
 
-def _require_range(likelihood: str, dataset: Dataset, top: int, remedy: str) -> None:
+def _require_range(likelihood: str, dataset: Splits, top: int, remedy: str) -> None:
     for split, values in _filled(dataset).items():
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= top):
@@ -275,7 +306,7 @@ def _require_range(likelihood: str, dataset: Dataset, top: int, remedy: str) -> 
             )
 
 
-def _require_finite(dataset: Dataset) -> None:
+def _require_finite(dataset: Splits) -> None:
     for split, values in _filled(dataset).items():
         low, high = values.min(), values.max()
         if not (np.isfinite(low) and np.isfinite(high)):
@@ -285,7 +316,7 @@ def _require_finite(dataset: Dataset) -> None:
             )
 
 
-def _split_with_grey(dataset: Dataset, top: int) -> str | None:
+def _split_with_grey(dataset: Splits, top: int) -> str | None:
     """Name of the first split with a value other than 0 and top, or None."""
     for split, values in _filled(dataset).items():
         if any(((chunk != 0) & (chunk != top)).any() for chunk in _chunked(values)):
@@ -293,7 +324,7 @@ def _split_with_grey(dataset: Dataset, top: int) -> str | None:
     return None
 
 
-def _filled(dataset: Dataset) -> dict[str, np.ndarray]:
+def _filled(dataset: Splits) -> dict[str, np.ndarray]:
     splits = {split: getattr(dataset, split) for split in SPLITS}
     return {split: values for split, values in splits.items() if len(values)}
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data import Dataset
-from experiments.data.preprocessing import RULES, Preprocessing, preprocess
 from jaxvae.models.likelihoods import LIKELIHOODS
+from jaxvae.preprocessing.rules import RULES, Preprocessing, Splits, preprocess
 
 KEY = jax.random.key(7)
 REALS = ("gaussian", "laplace")
@@ -20,14 +19,12 @@ COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 
 def dataset_of(
     train: np.ndarray, test: np.ndarray | None = None, validation: np.ndarray | None = None
-) -> Dataset:
-    return Dataset(
+) -> Splits:
+    return Splits(
         "made up",
         train,
         train[:0] if validation is None else validation,
         train if test is None else test,
-        "",
-        {},
     )
 
 
@@ -94,9 +91,9 @@ AS_REALS = ("integers as real numbers", 0, "integers taken as real numbers")
 BYTES = ("none (integers 0 to 255)", 0, "8-bit pixels")
 WHOLE = ("none (counts)", 0, "counts")
 OUTSIDE_UNIT = r"continuous_bernoulli needs values in \[0, 1\]; the train split of made up"
-NO_BYTES = "this likelihood needs 8-bit integers .uint8.; made up is stored as {}. Use --likelihood"
+NO_BYTES = "this likelihood needs 8-bit integers .uint8.; made up is stored as {}. Use likelihood"
 NO_COUNTS = r"counts must lie in \[0, 16,777,216\]; the train split of made up has values from -90"
-FRACTIONS = "counts must be whole numbers; the train split of made up has fractions. Use --like"
+FRACTIONS = "counts must be whole numbers; the train split of made up has fractions. Use like"
 OUTCOMES = {
     **{
         name: {
@@ -115,7 +112,7 @@ OUTCOMES = {
         "bytes": DEQUANTIZED,
         "bits": DEQUANTIZED,
         "levels": ("none", 0, "values in [0, 1] as stored"),
-        "reals": OUTSIDE_UNIT + " has values from -90.5 to .*Use --likelihood=gaussian",
+        "reals": OUTSIDE_UNIT + " has values from -90.5 to .*Use likelihood=gaussian",
         **dict.fromkeys(("halves", "whole", "counts", "signed"), OUTSIDE_UNIT),
     },
     **{
@@ -217,7 +214,7 @@ def test_dynamic_binarization_depends_only_on_its_key() -> None:
 
 def test_dynamic_binarization_accepts_floats_in_unit_interval() -> None:
     train = grey().astype(np.float32) / 255
-    with pytest.raises(ValueError, match=r"has grey levels. Use --binarize=dynamic"):
+    with pytest.raises(ValueError, match=r"has grey levels. Use binarize=dynamic"):
         preprocess(dataset_of(train), likelihood="bernoulli")
     _, floats = preprocess(dataset_of(train), likelihood="bernoulli", binarize="dynamic")
     _, bytes_ = preprocess(dataset_of(grey()), likelihood="bernoulli", binarize="dynamic")
@@ -293,6 +290,16 @@ def test_grey_probabilities_are_the_grey_levels() -> None:
     np.testing.assert_allclose(prepared(preprocessing, KEY, grey()), grey() / 255, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+@pytest.mark.parametrize("likelihood", ["bernoulli", *PIXELS])
+def test_whole_numbers_up_to_255_are_8_bit_pixels(likelihood: str, dtype: type) -> None:
+    kept, preprocessing = preprocess(dataset_of(grey().astype(dtype)), likelihood=likelihood)
+    _, expected = preprocess(dataset_of(grey()), likelihood=likelihood)
+    np.testing.assert_array_equal(kept.train, grey())
+    assert kept.train.dtype == np.uint8
+    assert preprocessing[:4] == expected[:4]
+
+
 # Transforms.
 
 
@@ -329,23 +336,23 @@ def test_prepare_eager_jit_and_vmap_agree(likelihood: str, dtype: type) -> None:
         ),
         (
             {"likelihood": "bernoulli", "binarize": "none"},
-            "train split of made up has grey levels. Use --binarize=dynamic, or --grey-prob",
+            "train split of made up has grey levels. Use binarize=dynamic, or grey_prob",
         ),
         (
             {"likelihood": "bernoulli", "binarize": "static", "grey_probabilities": True},
-            "got binarize static. Leave out --grey-probabilities or --binarize=static",
+            "got binarize static. Leave out grey_probabilities or binarize=static",
         ),
         (
             {"likelihood": "bernoulli", "binarize": "dynamic", "grey_probabilities": True},
-            "got binarize dynamic. Leave out --grey-probabilities or --binarize=dynamic",
+            "got binarize dynamic. Leave out grey_probabilities or binarize=dynamic",
         ),
         (
             {"likelihood": "gaussian", "binarize": "dynamic"},
-            "--binarize=dynamic is for binary pixels, and the likelihood is for other data. Leave",
+            "binarize=dynamic is for binary pixels, and the likelihood is for other data. Leave",
         ),
         (
             {"likelihood": "gaussian", "grey_probabilities": True},
-            "--grey-probabilities is for binary pixels, and the likelihood is for other data",
+            "grey_probabilities is for binary pixels, and the likelihood is for other data",
         ),
     ],
 )
@@ -361,7 +368,7 @@ INSIDE = np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_values_outside_the_support_are_rejected_in_every_split(split: str) -> None:
     dataset = dataset_of(INSIDE)._replace(**{split: OUTSIDE})
-    message = rf"needs values in \[0, 1\]; the {split} split .* from -3.2 to 7.1. Use --likelihood="
+    message = rf"needs values in \[0, 1\]; the {split} split .* from -3.2 to 7.1. Use likelihood="
     with pytest.raises(ValueError, match=message):
         preprocess(dataset, likelihood="bernoulli")
     dataset = dataset_of(INSIDE)._replace(**{split: abs(INSIDE - 0.25)})
@@ -403,9 +410,9 @@ def test_counts_above_the_integers_of_float32_are_rejected() -> None:
 @pytest.mark.parametrize("likelihood", [name for name in RULES if name != "bernoulli"])
 def test_flags_for_binary_pixels_are_rejected_by_other_likelihoods(likelihood: str) -> None:
     for flags, flag in [
-        ({"binarize": "dynamic"}, "--binarize=dynamic"),
-        ({"binarize": "static"}, "--binarize=static"),
-        ({"grey_probabilities": True}, "--grey-probabilities"),
+        ({"binarize": "dynamic"}, "binarize=dynamic"),
+        ({"binarize": "static"}, "binarize=static"),
+        ({"grey_probabilities": True}, "grey_probabilities"),
     ]:
         message = f"{flag} is for binary pixels, and the likelihood is for other data. Leave it out"
         with pytest.raises(ValueError, match=message):
@@ -414,7 +421,7 @@ def test_flags_for_binary_pixels_are_rejected_by_other_likelihoods(likelihood: s
 
 def test_counts_are_rejected_as_probabilities() -> None:
     counts = np.array([[0, 37], [1, 2]], np.int32)
-    with pytest.raises(ValueError, match=r"values in \[0, 1\].* from 0 to 37. Use --likelihood=ga"):
+    with pytest.raises(ValueError, match=r"values in \[0, 1\].* from 0 to 37. Use likelihood=ga"):
         preprocess(dataset_of(counts), likelihood="bernoulli", binarize="dynamic")
 
 

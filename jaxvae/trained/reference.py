@@ -1,0 +1,65 @@
+"""Log-likelihoods of training rows, against which the scores of new rows are ranked."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MOST_ROWS = 2000
+"""Training rows, spread evenly over the data, that are scored for reference."""
+MOST_SAMPLES = 1_000_000
+
+
+class Reference(NamedTuple):
+    """Estimates of log p(x) of training rows.
+
+    Attributes:
+        log_likelihood: [N] float32, ascending, in nats.
+        num_samples: K of each estimate.
+        step: step of the checkpoint that was used.
+    """
+
+    log_likelihood: np.ndarray
+    num_samples: int
+    step: int
+
+    def quantile(self, values: np.ndarray) -> np.ndarray:
+        """Share of the training rows whose estimate is at most each value: in [0, 1].
+
+        >>> Reference(np.array([1.0, 2.0, 3.0, 4.0]), 10, 0).quantile(np.array([2.5])).tolist()
+        [0.5]
+        """
+        ranks = np.searchsorted(self.log_likelihood, values, side="right")
+        return ranks / len(self.log_likelihood)
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the reference as JSON values."""
+        return {**self._asdict(), "log_likelihood": np.round(self.log_likelihood, 4).tolist()}
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Reference":
+        """Read a reference from JSON values, which anybody may have written.
+
+        Raises:
+            ValueError: they do not have the form that `to_json` writes.
+        """
+        try:
+            scores = values["log_likelihood"]
+            found = cls(np.array(scores, np.float32), values["num_samples"], values["step"])
+            right = found.log_likelihood.ndim == 1 and 1 <= len(scores) <= MOST_ROWS
+            right = right and not np.isnan(found.log_likelihood).any()
+            right = right and all(type(number) is int for number in found[1:])
+            right = right and 1 <= found.num_samples <= MOST_SAMPLES
+        except (TypeError, KeyError, ValueError, OverflowError):
+            right = False
+        if not right:
+            raise ValueError(
+                "the reference must have log_likelihood, num_samples and step, as training writes "
+                f"them, got {str(values)[:60]}."
+            )
+        return found._replace(log_likelihood=np.sort(found.log_likelihood))
+
+
+def spread_evenly(rows: np.ndarray) -> np.ndarray:
+    """Return at most `MOST_ROWS` rows, spread evenly over all, as sorted files need."""
+    count = min(len(rows), MOST_ROWS)
+    return rows[np.linspace(0, len(rows) - 1, count).astype(int)]
