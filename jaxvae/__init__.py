@@ -38,6 +38,7 @@ from jaxvae.distributions import (
 )
 from jaxvae.divergences import kl
 from jaxvae.evaluation import log_likelihood
+from jaxvae.fitting import fit
 from jaxvae.flows import (
     autoregressive_flow,
     autoregressive_init,
@@ -54,6 +55,7 @@ from jaxvae.regularizers import (
     mmd,
     total_correlation,
 )
+from jaxvae.trained import TrainedVAE
 from jaxvae.training.devices import make_chunk_step, make_mesh
 from jaxvae.training.state import TrainState, init_state
 from jaxvae.training.step import make_train_step
@@ -116,6 +118,9 @@ __all__ = [  # in the order in which data pass through them
     "make_mesh",
     "make_chunk_step",
     "log_likelihood",
+    # from an array to a usable model
+    "fit",
+    "TrainedVAE",
 ]
 
 

@@ -29,6 +29,10 @@ MAY_IMPORT = {
     "evaluation": {"bounds", "distributions", "models", "training"},
     "preprocessing": {"cpu"},
     "trained": {"bounds", "distributions", "evaluation", "models", "preprocessing", "training"},
+    "fitting": {
+        *("bounds", "checkpoints", "evaluation", "models", "preprocessing"),
+        *("trained", "training"),
+    },
     "testing": {"distributions", "divergences"},
 }
 """File or folder of jaxvae -> the others that it may import."""
@@ -49,6 +53,7 @@ OUTSIDE = {
     "regularizers": {"optax"},
     "training": {"optax"},
     "checkpoints": {"orbax", "tempfile"},
+    "fitting": {"optax", "sys", "time"},
 }
 """File or folder -> packages it may import besides jax, numpy and harmless standard modules."""
 SIDE_EFFECTS = {"argparse", "logging", "os", "random", "subprocess", "sys", "tempfile", "time"}

@@ -130,7 +130,7 @@ def open_run(
         ValueError: the run is damaged, or the data have another shape than the model's.
     """
     from experiments.run.consent import check_prepared, check_same_model, consented
-    from jaxvae.checkpoints import Checkpoints, load  # orbax: a new run needs it later
+    from jaxvae.checkpoints.checkpoints import load_described  # orbax: a new run needs it later
 
     config = read_config(run)
     with raise_on_all_processes():
@@ -139,11 +139,8 @@ def open_run(
                 f"no run at {run}: give the folder that `python -m experiments.train` wrote."
             )
         models = consented(model, config.model, run)
-    vae, params = load(run, which, models)
-    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
-    about = checkpoints.about(step or 0)
-    checkpoints.close()
+    loaded_run = load_described(run, which, models)
+    about = loaded_run.about
     with raise_on_all_processes():
         check_same_model(config, about, run)
         check_prepared(config, dataset)
@@ -154,4 +151,12 @@ def open_run(
         )
     data = loaded.rows
     agree_on_data({data.split: data.identity})
-    return OpenRun(config, vae, params, step or 0, loaded.preprocessing, loaded.dataset, data)
+    return OpenRun(
+        config,
+        loaded_run.vae,
+        loaded_run.params,
+        loaded_run.step,
+        loaded.preprocessing,
+        loaded.dataset,
+        data,
+    )

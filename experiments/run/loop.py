@@ -14,10 +14,10 @@ from experiments.machine.stopping import StopRequest
 from experiments.run.advice import Steps, not_finite
 from experiments.run.build import Built, build
 from experiments.run.dispatch import Chunk, Dispatcher, Unread
-from experiments.run.model import spread
 from experiments.run.saving import Saving
 from experiments.run.training_folder import TrainingFolder
 from experiments.run.validation import make_validation
+from jaxvae.preprocessing.statistics import spread
 
 FAILED = 1
 """Exit code of a run whose numbers are not finite."""

@@ -7,21 +7,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.flags.config import TrainConfig, require
 from experiments.flags.memory import require_room
-from experiments.machine.keys import root_key
 from experiments.run.own_model import own_vae
 from jaxvae.models.registry import MODELS, build
 from jaxvae.models.vae import VAE
 from jaxvae.preprocessing import Preprocessing
 from jaxvae.preprocessing.columns import ColumnUnits
+from jaxvae.preprocessing.statistics import data_scale, pseudo_inputs
 
-PSEUDO_INPUTS = 2**30
-"""Number folded into the run's key for the noise of pseudo-inputs; no other key uses it."""
 SHIPPED = {"mlp": "mlp_vae", "conv": "conv_vae"}
 """Value of --model -> name in `jaxvae.models.registry.MODELS`."""
 
@@ -101,9 +98,11 @@ def initial_vae(
     if config.data_mean_init:
         start["data_mean"] = jnp.asarray(preprocessing.mean)
     unit = recipe["arguments"].get("data_unit", 1.0)
-    start["data_scale"] = _data_scale(preprocessing, train, np.asarray(unit, np.float32))
+    start["data_scale"] = data_scale(preprocessing, train, np.asarray(unit, np.float32))
     if config.prior == "vamp":
-        start["pseudo_inputs"] = _pseudo_inputs(config, preprocessing, train)
+        start["pseudo_inputs"] = pseudo_inputs(
+            preprocessing, train, config.num_components, config.seed
+        )
     function = recipe["function"]
     start = _accepted(function, start)
     if function in SHIPPED.values():
@@ -139,33 +138,3 @@ def _accepted(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments
     return {name: value for name, value in arguments.items() if name in parameters}
-
-
-def _pseudo_inputs(
-    config: TrainConfig, preprocessing: Preprocessing, train: np.ndarray
-) -> jax.Array:
-    """Draw training examples [num_components, *data_shape] with the run's seed."""
-    count = config.num_components
-    rows = np.random.default_rng(config.seed).choice(len(train), count, replace=count > len(train))
-    key = jax.random.fold_in(root_key(config.seed), PSEUDO_INPUTS)
-    return jax.vmap(preprocessing.prepare)(jax.random.split(key, count), jnp.asarray(train[rows]))
-
-
-def spread(preprocessing: Preprocessing, train: np.ndarray) -> float:
-    """Root mean square of the first 1,000 training examples about their mean, in their own unit."""
-    with jax.transfer_guard("allow"):  # the training loop disallows transfers
-        errors = np.asarray(_errors(preprocessing, train), np.float64)
-    return float(np.sqrt(np.square(errors).mean()))
-
-
-def _data_scale(preprocessing: Preprocessing, train: np.ndarray, unit: np.ndarray) -> float:
-    """Root mean square as in `spread`, but with columns divided by their unit; at least 0.001."""
-    errors = _errors(preprocessing, train)
-    squares = jnp.square(errors / jnp.broadcast_to(unit, errors.shape))
-    return max(float(jnp.sqrt(squares.mean())), 1e-3)
-
-
-def _errors(preprocessing: Preprocessing, train: np.ndarray) -> jax.Array:
-    head = jnp.asarray(train[:1000])
-    xs = jax.vmap(preprocessing.prepare)(jax.random.split(root_key(0), len(head)), head)
-    return xs - preprocessing.mean[None]

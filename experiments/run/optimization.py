@@ -13,6 +13,7 @@ from experiments.flags.config import TrainConfig
 from jaxvae import regularizers
 from jaxvae.models.vae import VAE
 from jaxvae.regularizers import Regularizer
+from jaxvae.training.sigma import with_sigma_rate
 from jaxvae.training.step import Objective
 
 NO_KERNELS = {"output_bias", "pseudo_inputs", "loc", "log_scale", "log_dispersion"}
@@ -155,7 +156,7 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
         "sgd": lambda: optax.sgd(rate),
     }[config.optimizer]()
     if config.learns_sigma:
-        optimizer = _with_rate_of_sigma(optimizer, config.sigma_rate or SIGMA_RATE)
+        optimizer = with_sigma_rate(optimizer, config.sigma_rate or SIGMA_RATE)
     if config.gradient_clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip), optimizer)
     if config.accumulate_steps > 1:
@@ -170,28 +171,6 @@ def _shifted(schedule: optax.Schedule, start: int) -> optax.Schedule:
     The optimizer may still count fewer than `start` updates, since it does not count skipped steps.
     """
     return lambda count: schedule(jnp.maximum(count - start, 0))
-
-
-def _with_rate_of_sigma(
-    optimizer: optax.GradientTransformation, rate: float
-) -> optax.GradientTransformation:
-    """Multiply the updates of a likelihood's log sigma; the optimizer's state keeps its structure.
-
-    Adam-like optimizers move each parameter by about the learning rate per step: a log sigma that
-    is 4.6 from its optimum would take 4,600 steps of 0.001.
-    """
-    if rate == 1:
-        return optimizer
-
-    def scaled(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
-        names = [getattr(entry, "key", None) for entry in path]
-        return rate * update if names == ["likelihood", "log_scale"] else update
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimizer.update(updates, state, params)
-        return jax.tree_util.tree_map_with_path(scaled, updates), state
-
-    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:

@@ -119,7 +119,20 @@ class TrainingFolder:
             description.ABOUT: description.describe(
                 built.preprocessing, self._as_loaded(), resizes=False
             ),
+            "summary": self._summary(step),
             "config": to_json(built.config),
+        }
+
+    def _summary(self, step: int) -> dict[str, str]:
+        """Lines that describe the run to those who load it."""
+        built, config = self._built, self._built.config
+        return {
+            "data": f"{config.dataset}, {len(built.dataset.train):,} examples of shape "
+            f"{list(built.dataset.train.shape[1:])}, {built.preprocessing.name}",
+            "networks": f"{config.model}, {config.latent_dim} latents, posterior "
+            f"{config.posterior}, prior {config.prior}, likelihood {config.likelihood}",
+            "bound": f"{config.objective}, {config.num_samples} samples",
+            "steps": f"{step:,} of {config.batch_size} examples",
         }
 
     def _as_loaded(self) -> Trained:

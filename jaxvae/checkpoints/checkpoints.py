@@ -293,6 +293,23 @@ def load(
         ValueError: the checkpoint is damaged or newer than this release, or names a function that
             is in neither `MODELS` nor `models`.
     """
+    loaded = load_described(run, which, models)
+    return loaded.vae, loaded.params
+
+
+class Loaded(NamedTuple):
+    """A model, its parameters on the host, and the step and description of their checkpoint."""
+
+    vae: VAE
+    params: Params
+    step: int
+    about: dict[str, Any]
+
+
+def load_described(
+    run: str | Path, which: Literal["best", "latest"], models: Mapping[str, Callable[..., VAE]]
+) -> Loaded:
+    """Load a trained VAE as `load`, with the description in its checkpoint."""
     folder = Path(from_first(lambda: checkpoints_folder(Path(run))))
     checkpoints = Checkpoints(folder, read_only=True)
     try:
@@ -303,7 +320,7 @@ def load(
         about = checkpoints.about(step)
         vae, target = rebuild(about, folder / str(step), models)
         (params,) = checkpoints.restore(step, target).values()
-        return vae, params
+        return Loaded(vae, params, step, about)
     finally:
         checkpoints.close()
 

@@ -23,9 +23,9 @@ class Conversion(NamedTuple):
 
     Ref: Theis, van den Oord and Bethge, A note on the evaluation of generative models, 2016, ICLR.
 
-    >>> stored = jnp.array([0, 51, 255], jnp.uint8)
-    >>> print(Conversion("scaled", 255).prepare(jax.random.key(0), stored))
-    [0.  0.2 1. ]
+    >>> stored = jnp.array([0, 64, 128], jnp.uint8)
+    >>> Conversion("scaled", 128).prepare(jax.random.key(0), stored).tolist()
+    [0.0, 0.5, 1.0]
     """
 
     kind: Kind

@@ -68,6 +68,7 @@ class TrainedVAE:
         devices: devices to use; None: all.
         batch_size: rows computed at once, over all devices.
 
+    >>> import jaxvae
     >>> x = np.random.default_rng(0).normal(size=(200, 3))
     >>> trained = jaxvae.fit(x, hidden=(8,), latent_dim=1, num_steps=5, progress=False)
     >>> trained.encode(x[:4]).mean().shape, trained.reconstruct(x[:4]).shape

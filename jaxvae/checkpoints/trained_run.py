@@ -1,0 +1,98 @@
+"""A run's folder as a `TrainedVAE`: model, parameters, preprocessing and reference scores."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from jaxvae.checkpoints.checkpoints import Loaded, load_described
+from jaxvae.checkpoints.contained import read_json, require_contained
+from jaxvae.checkpoints.hosts import from_first
+from jaxvae.models.registry import MODELS
+from jaxvae.models.vae import VAE
+from jaxvae.preprocessing.description import read_description
+from jaxvae.trained import Reference, TrainedVAE
+
+REFERENCE = "reference.json"
+"""File in a run's folder with the scores of training rows."""
+MOST_LINES, LONGEST_LINE = 10, 200
+
+
+def load_trained(
+    run: str | Path,
+    which: Literal["best", "latest"] = "best",
+    models: Mapping[str, Callable[..., VAE]] = MODELS,
+    *,
+    devices: list[jax.Device] | None = None,
+) -> TrainedVAE:
+    """Load a trained VAE with its preprocessing, ready for rows as they are stored.
+
+        trained = jaxvae.checkpoints.load_trained("runs/mnist_small-mlp")
+        trained.score(images)
+
+    Args:
+        run, which, models: as for `load`; nothing in the folder is ever run.
+        devices: devices to use; None: all.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`; or the run is of a release that did not store its
+            preprocessing.
+    """
+    loaded = load_described(run, which, models)
+    description = read_description(loaded.about)
+    if description is None:
+        raise ValueError(
+            f"{run} is of a release of jaxvae that did not store its preprocessing. Continue it "
+            "for a few steps with --num-steps, or use jaxvae.checkpoints.load."
+        )
+    return TrainedVAE(
+        loaded.vae,
+        loaded.params,
+        tuple(loaded.about["data_shape"]),
+        description,
+        _summary(loaded),
+        read_reference(Path(run), loaded.step),
+        devices,
+    )
+
+
+def read_reference(run: Path, step: int) -> Reference | None:
+    """Read the scores of training rows; None if there are none of this step.
+
+    Raises:
+        ValueError: the file is not as training writes it.
+    """
+
+    def read() -> dict[str, Any] | None:
+        require_contained(run, [REFERENCE])
+        path = run / REFERENCE
+        if not path.is_file():
+            return None
+        try:
+            return read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}. Delete it.") from error
+
+    values = from_first(read)
+    if values is None:
+        return None
+    reference = Reference.from_json(values)
+    return reference if reference.step == step else None
+
+
+def write_reference(run: Path, reference: Reference) -> None:
+    """Write the scores of training rows into a run's folder, whole or not at all."""
+    unfinished = run / f"{REFERENCE}.unfinished"
+    unfinished.write_text(json.dumps(reference.to_json()), encoding="utf-8")
+    unfinished.replace(run / REFERENCE)
+
+
+def _summary(loaded: Loaded) -> dict[str, str]:
+    """Lines that describe a run; a checkpoint may come from anybody, so they are cut to size."""
+    lines = loaded.about.get("summary")
+    if not isinstance(lines, dict):
+        return {"step": str(loaded.step)}
+    shown = list(lines.items())[:MOST_LINES]
+    return {str(name)[:LONGEST_LINE]: str(text)[:LONGEST_LINE] for name, text in shown}
