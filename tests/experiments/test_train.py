@@ -97,6 +97,7 @@ def test_rows_after_the_last_checkpoint_are_written_once(whole_run, small, tmp_p
     assert _rows(config.run) == _rows(whole_run.run)
 
 
+@pytest.mark.slow
 def test_other_device_counts_continue_the_run(whole_run, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run")
     for num_steps, num_devices in ((20, 4), (40, 2), (60, 1)):
@@ -147,6 +148,7 @@ def test_simulated_devices_have_one_dispatch_at_a_time(small, tmp_path, monkeypa
     assert max(waiting) == 1
 
 
+@pytest.mark.slow
 def test_parameters_that_an_update_made_infinite_are_never_saved(small, tmp_path, capsys):
     """All later steps are skipped, and the last checkpoint is finite."""
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=25)
@@ -188,6 +190,7 @@ def test_a_signal_saves_and_the_same_command_continues(whole_run, small, tmp_pat
     assert steps == list(range(5, config.num_steps + 1, 5))
 
 
+@pytest.mark.slow
 def test_own_model_functions_train_and_are_rebuilt(small, tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(
         "import jaxvae\n"

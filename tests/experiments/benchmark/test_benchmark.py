@@ -272,6 +272,7 @@ def test_subcommand_rejects_invalid_flags(command, config, message):
         command(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", __main__.COMMANDS)
 def test_subcommand_rejects_missing_data_before_it_measures(config, tmp_path, capsys):
     flags = {"dataset": f"npz:{tmp_path / 'none.npz'}", "accelerator": "cpu"}

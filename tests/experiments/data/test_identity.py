@@ -185,6 +185,7 @@ def test_allow_other_data_rejects_another_shape_or_type(images, run):
         train(dataclasses.replace(run, num_steps=20, allow_other_data=True))
 
 
+@pytest.mark.slow
 def test_allow_other_data_continues_the_run_on_the_new_data(run, capsys):
     (first,) = set(recorded(run.run).values())
     np.savez("data.npz", images=bars(50, seed=1))
@@ -200,6 +201,7 @@ def test_allow_other_data_continues_the_run_on_the_new_data(run, capsys):
         train(dataclasses.replace(run, num_steps=40))
 
 
+@pytest.mark.slow
 def test_results_of_a_finished_run_are_measured_again_on_other_data(run):
     before = json.loads((run.run / "results.json").read_text())
     np.savez("data.npz", images=bars(seed=1))
@@ -209,6 +211,7 @@ def test_results_of_a_finished_run_are_measured_again_on_other_data(run):
     assert before["test"]["elbo"] != after["test"]["elbo"]
 
 
+@pytest.mark.slow
 def test_run_without_recorded_data_continues_and_records_them(first_release):
     np.savez("bars.npz", images=bars(330, seed=1))
     assert train(FIRST_RELEASE) == 0
@@ -223,6 +226,7 @@ def test_replay_rejects_other_data(run):
         replay(ReplayConfig(run.run, 7))
 
 
+@pytest.mark.slow
 def test_data_that_are_binarized_once_are_identified_as_loaded(run):
     config = dataclasses.replace(run, binarize="static", run=Path("static"))
     assert train(config) == 0
@@ -402,6 +406,7 @@ def test_rows_far_from_the_training_range_give_a_warning(rows, warns, tmp_path, 
         assert "\n" not in warnings[0]
 
 
+@pytest.mark.slow
 def test_rows_of_another_scale_are_labelled_in_the_results(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.savez("data.npz", x=np.repeat(VALUES, 3, 0))

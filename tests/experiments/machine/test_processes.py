@@ -204,6 +204,7 @@ def _slurm(port, rank):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differs", ["data", pytest.param("seed", marks=pytest.mark.long)])
 def test_on_slurm_distributed_is_enough_and_differences_are_named(differs, small, tmp_path):
     flags = dataclasses.replace(small, dataset="npz:data.npz", run=tmp_path / "run")
@@ -230,6 +231,7 @@ def test_on_slurm_distributed_is_enough_and_differences_are_named(differs, small
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_data_that_one_process_cannot_read_end_all_processes(small, tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:

@@ -122,6 +122,7 @@ def test_a_run_that_cannot_be_written_can_be_read(finished, tmp_path, read_only)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_linked_run_folder_is_continued(finished, tmp_path):
     (tmp_path / "disk").mkdir()
     there = finished.rename(tmp_path / "disk" / "there")

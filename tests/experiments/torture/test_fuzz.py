@@ -37,6 +37,7 @@ def test_commands_reject_90_cases_of_bad_input(tmp_path):
     assert all(f"{name};" in f"{outcome.note};".replace(",", ";") for name in CATEGORIES)
 
 
+@pytest.mark.slow
 def test_separate_processes_reject_bad_input(tmp_path):
     outcome = bad_commands(tmp_path, 3)
     assert outcome.survived == outcome.tries, outcome.note
