@@ -204,12 +204,13 @@ class TrainConfig:
     """Decay of the running average of the weights, which evaluation uses;
     None: no average."""
     max_skipped: int = 20
-    """Number of steps in a row with a NaN or infinite loss or gradient after
-    which the run stops. Each such step is skipped."""
+    """Number of steps in a row with a NaN or infinite loss or gradient norm
+    after which the run stops. Each such step is skipped."""
     rows_at_once: int | None = None
     """Rows (examples times samples) whose gradient a device computes at
     once; larger batches are computed in blocks. Default: on a CPU 1,000
-    (conv: 64), to fit its cache; elsewhere all rows."""
+    (conv: 64), to fit its cache; elsewhere all rows. A regularizer and
+    --sigma=optimal need all rows."""
     deterministic_reduction: bool = False
     """Add up gradients in a fixed order: the run is then bit-for-bit the
     same on every number of devices that divides --virtual-shards, for one

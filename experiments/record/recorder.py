@@ -77,7 +77,7 @@ class Recorder:
         self.display.update(step, **shown, images_per_second=images_per_second)
 
     def skipped(self, step: int, examples: list[int], key: list[int]) -> None:
-        """Write a skipped step, whose loss or gradient was not finite, to metrics.jsonl.
+        """Write a skipped step, whose loss or gradient norm was not finite, to metrics.jsonl.
 
         Args:
             step: number of the step.
