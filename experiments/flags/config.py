@@ -49,8 +49,8 @@ class TrainConfig:
     --run=RUN alone is enough."""
     dataset: str = "mnist_small"
     """mnist_small (ships with the code), mnist, fashion_mnist, kmnist,
-    tfds:NAME, or your own data as npz:PATH, npy:PATH or folder:PATH
-    (pictures). A folder of .npy files is read from disk as needed."""
+    tfds:NAME, or your own data as npz:PATH, npy:PATH, npy:FOLDER (read
+    from disk as needed) or folder:PATH (pictures)."""
     manual_dir: str | None = None
     """Folder with the original files of mnist, fashion_mnist or kmnist, if
     they cannot be downloaded."""

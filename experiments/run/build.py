@@ -98,7 +98,7 @@ def build(config: TrainConfig, devices: list[jax.Device]) -> Built:
             refuse_other_run(config, saved)
         check_divisible(config.batch_size, len(devices))
         data = load_data(config)
-    # Both of these talk to the other processes themselves, and raise on all of them.
+    # These two calls exchange data between processes themselves, and raise on all of them.
     agree_on_data(data.identity)
     units = units_of_run(config.folder, data.preprocessing, data.dataset)
     with raise_on_all_processes():

@@ -16,7 +16,7 @@ from jaxvae.bounds.bound import (
     observe,
     rate_of,
 )
-from jaxvae.bounds.estimators import EstimatorName, check_estimator, estimate, mean
+from jaxvae.bounds.estimators import MEAN, EstimatorName, check_estimator, estimate
 from jaxvae.divergences import has_closed_form, splits_by_latent
 
 KL = Literal["auto", "closed_form", "sampled"]
@@ -96,9 +96,9 @@ def elbo(
     beta = jnp.asarray(beta, terms.log_q.dtype)
     if closed_form:
         penalized = beta * _penalized(rate, free_bits, capacity)
-        objective = estimate(example, terms, mean, estimator, None) - penalized
+        objective = estimate(example, terms, MEAN, estimator, None) - penalized
     else:
-        objective = estimate(example, terms, mean, estimator, beta)
+        objective = estimate(example, terms, MEAN, estimator, beta)
     return assemble(example, terms, objective, rate)
 
 
