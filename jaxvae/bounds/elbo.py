@@ -20,7 +20,7 @@ from jaxvae.bounds.estimators import MEAN, EstimatorName, check_estimator, estim
 from jaxvae.divergences import has_closed_form, splits_by_latent
 
 KL = Literal["auto", "closed_form", "sampled"]
-REFUSED = {"dreg": "reduces to 'stl' for the ELBO, whose draws are not weighted. Use 'stl'."}
+REJECTED = {"dreg": "reduces to 'stl' for the ELBO, whose draws are not weighted. Use 'stl'."}
 
 
 def elbo(
@@ -87,7 +87,7 @@ def elbo(
     0.0
     """
     example = observe(x, encode, decode, prior, mask, sample_chunk_size)
-    check_estimator("elbo", example, estimator, num_samples, REFUSED)
+    check_estimator("elbo", example, estimator, num_samples, REJECTED)
     closed_form = _closed_form(kl, example, estimator)
     _check_options(example, closed_form, free_bits, capacity)
     terms = draw_terms(key, example, num_samples)

@@ -79,7 +79,7 @@ def check_estimator(
     example: Example,
     estimator: str,
     num_samples: int,
-    refused: dict[str, str],
+    rejected: dict[str, str],
     *,
     needs_pytree: bool = False,
 ) -> None:
@@ -90,7 +90,7 @@ def check_estimator(
         example: the example, whose posterior is checked.
         estimator: name of the estimator.
         num_samples: K.
-        refused: estimator -> why this bound rejects it, and what to use instead.
+        rejected: estimator -> why this bound rejects it, and what to use instead.
         needs_pytree: whether the bound stops q's gradient for "reparameterized" too.
 
     Raises:
@@ -99,8 +99,8 @@ def check_estimator(
     if estimator not in get_args(EstimatorName):
         names = ", ".join(get_args(EstimatorName))
         raise ValueError(f"estimator must be one of {names}, got {estimator!r}.")
-    if estimator in refused:
-        raise ValueError(f"{bound}: estimator {estimator!r} {refused[estimator]}")
+    if estimator in rejected:
+        raise ValueError(f"{bound}: estimator {estimator!r} {rejected[estimator]}")
     through_z = estimator in ("reparameterized", "stl", "dreg")
     if through_z and not getattr(example.q, "reparameterized", True):
         raise ValueError(
