@@ -121,7 +121,7 @@ def _for_bernoulli(
 def _for_real_values(
     dataset: Dataset, binarize: str, grey_probabilities: bool
 ) -> tuple[Dataset, Preprocessing]:
-    _refuse_binary_flags(binarize, grey_probabilities)
+    _reject_binary_flags(binarize, grey_probabilities)
     if dataset.train.dtype == np.uint8:
         return dataset, _uniform_dequantization(dataset)
     if np.issubdtype(dataset.train.dtype, np.integer):
@@ -134,7 +134,7 @@ def _for_real_values(
 def _for_unit_interval(
     dataset: Dataset, binarize: str, grey_probabilities: bool
 ) -> tuple[Dataset, Preprocessing]:
-    _refuse_binary_flags(binarize, grey_probabilities)
+    _reject_binary_flags(binarize, grey_probabilities)
     if dataset.train.dtype == np.uint8:
         return dataset, _uniform_dequantization(dataset)
     _require_range("continuous_bernoulli", dataset, 1, "--likelihood=gaussian")
@@ -144,7 +144,7 @@ def _for_unit_interval(
 def _for_8_bit_pixels(
     dataset: Dataset, binarize: str, grey_probabilities: bool
 ) -> tuple[Dataset, Preprocessing]:
-    _refuse_binary_flags(binarize, grey_probabilities)
+    _reject_binary_flags(binarize, grey_probabilities)
     if dataset.train.dtype != np.uint8:
         raise ValueError(
             f"this likelihood needs 8-bit integers (uint8); {dataset.name} is stored as "
@@ -156,7 +156,7 @@ def _for_8_bit_pixels(
 def _for_counts(
     dataset: Dataset, binarize: str, grey_probabilities: bool
 ) -> tuple[Dataset, Preprocessing]:
-    _refuse_binary_flags(binarize, grey_probabilities)
+    _reject_binary_flags(binarize, grey_probabilities)
     for split, values in _filled(dataset).items():
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= MOST_COUNTS):
@@ -172,7 +172,7 @@ def _for_counts(
     return dataset, _scaled(dataset, 1, "none (counts)", "counts")
 
 
-def _refuse_binary_flags(binarize: str, grey_probabilities: bool) -> None:
+def _reject_binary_flags(binarize: str, grey_probabilities: bool) -> None:
     if binarize in ("dynamic", "static") or grey_probabilities:
         flag = "--grey-probabilities" if grey_probabilities else f"--binarize={binarize}"
         raise ValueError(

@@ -13,7 +13,7 @@ from experiments.data.preprocessing import Preprocessing
 from experiments.data.run_data import RunData, agree_on_data, load_data
 from experiments.data.units import ColumnUnits
 from experiments.flags.config import TrainConfig
-from experiments.flags.continuing import continued, refuse_other_run
+from experiments.flags.continuing import check_same_run, continued
 from experiments.flags.memory import require_room_for
 from experiments.machine.keys import root_key
 from experiments.run.folder import read_own_config
@@ -95,10 +95,10 @@ def build(config: TrainConfig, devices: list[jax.Device]) -> Built:
         config = with_choices(config, saved)
         if saved is not None:
             config = continued(config, saved)
-            refuse_other_run(config, saved)
+            check_same_run(config, saved)
         check_divisible(config.batch_size, len(devices))
         data = load_data(config)
-    # Both of these talk to the other processes themselves, and raise on all of them.
+    # These two calls exchange data between processes themselves, and raise on all of them.
     agree_on_data(data.identity)
     units = units_of_run(config.folder, data.preprocessing, data.dataset)
     with raise_on_all_processes():

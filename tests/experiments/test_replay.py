@@ -12,7 +12,7 @@ import pytest
 
 import experiments.run.dispatch
 from experiments.data.batches import Batches
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.record.metrics import read_metrics
 from experiments.replay import ReplayConfig, replay
 from experiments.run.loop import training
@@ -107,7 +107,7 @@ def test_a_scale_too_small_is_found_in_the_likelihood(small, tmp_path, capsys):
      (None, 61, "--step must be one that the run has come to .60., got 61")],
 )  # fmt: skip
 def test_steps_and_runs_that_cannot_be_replayed_are_rejected(whole_run, run, step, message):
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         replay(ReplayConfig(run or whole_run.run, step))
 
 

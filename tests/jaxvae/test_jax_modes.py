@@ -39,9 +39,9 @@ USUAL = {
 def cases():
     """Settings that differ from the default in one axis; each value of each axis occurs once."""
     for objective in OBJECTIVES:
-        refused = {"elbo": ["dreg"], "piwae": ["stl", "score", "vimco"]}.get(objective, ["stl"])
+        rejected = {"elbo": ["dreg"], "piwae": ["stl", "score", "vimco"]}.get(objective, ["stl"])
         for estimator in get_args(EstimatorName):
-            if estimator not in refused:
+            if estimator not in rejected:
                 yield {"objective": objective, "estimator": estimator}
     for posterior in POSTERIORS:
         discrete = {"estimator": "score"} if posterior == "categorical" else {}

@@ -20,7 +20,7 @@ from experiments.data import Dataset, run_data
 from experiments.data import identity as identity_module
 from experiments.data.batches import Batches
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.flags.command import Refused, refusing
+from experiments.flags.command import UserError, as_user_errors
 from experiments.flags.processes import LOG_LEVEL, Processes
 from experiments.machine import processes
 from experiments.record.metrics import read_metrics
@@ -329,9 +329,9 @@ def test_invalid_flags_of_processes_are_rejected(flags, message, small, tmp_path
         lambda: train(config),
         lambda: evaluate(EvaluateConfig(tmp_path, processes=flags)),
     ):
-        with pytest.raises(Refused, match=message) as refusal:
+        with pytest.raises(UserError, match=message) as raised:
             command()
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -392,7 +392,7 @@ def test_a_lost_process_is_distinguished_from_a_user_error(error, code, line, mo
     monkeypatch.setattr(processes, "_joined", lambda: True)
     monkeypatch.setattr(processes, "_leave", lambda *ends: left.append(ends))
     monkeypatch.setenv(LOG_LEVEL, "1")
-    with processes.as_peer(Processes(True, ADDRESS, 2, 1)), refusing():
+    with processes.as_peer(Processes(True, ADDRESS, 2, 1)), as_user_errors():
         raise error
     assert left[0][1] == code
     assert re.search(line, left[0][0])
