@@ -69,7 +69,7 @@ class EncodeConfig:
 
 def encode(config: EncodeConfig) -> None:
     """Encode the examples and write the npz file."""
-    with command.refusing():
+    with command.as_user_errors():
         require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
         require(config.seed >= 0, "seed", config.seed, "0 or more")
         require_representable(config)
@@ -101,7 +101,7 @@ def encode(config: EncodeConfig) -> None:
         "parts": rows.parts,
     }
     codes |= {name: array for name, array in origin.items() if array is not None}
-    with command.refusing():
+    with command.as_user_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:  # given a path, numpy would append .npz
             np.savez_compressed(file, **codes)

@@ -86,7 +86,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    with command.refusing():
+    with command.as_user_errors():
         config.check()
         from experiments.machine import accelerators, compilation_cache
 
@@ -148,7 +148,7 @@ def _write(folder: Path, name: str, numbers: dict[str, Any], scores: "Scores") -
     from experiments.record.files import write_json
 
     arrays = {key: value for key, value in scores._asdict().items() if value is not None}
-    with command.refusing():
+    with command.as_user_errors():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{name}.json", numbers)
         np.savez_compressed(folder / f"{name}.npz", **arrays)

@@ -39,7 +39,7 @@ class ReplayConfig:
 
 def replay(config: ReplayConfig) -> None:
     """Recompute the step and print its numbers and the diagnosis."""
-    with command.refusing(), tempfile.TemporaryDirectory(prefix="jaxvae-replay-") as folder:
+    with command.as_user_errors(), tempfile.TemporaryDirectory(prefix="jaxvae-replay-") as folder:
         require(config.step >= 1, "step", config.step, "at least 1")
         require_representable(config)
         from experiments.machine import accelerators, compilation_cache

@@ -74,7 +74,7 @@ class SampleConfig:
 
 def sample(config: SampleConfig) -> None:
     """Draw from the model of a run and write pictures and arrays."""
-    with command.refusing():
+    with command.as_user_errors():
         config.check()
         require_packages("PIL")
         require_folder(config.output or config.run / "samples", "--output")
@@ -101,7 +101,7 @@ def sample(config: SampleConfig) -> None:
         num_shown=config.num_examples,
         num_steps=config.num_steps,
     )
-    with command.refusing():
+    with command.as_user_errors():
         write_pictures(drawing, folder)
         for name, array in drawing._asdict().items():
             np.savez_compressed(folder / f"{name}.npz", **{name: array})

@@ -23,7 +23,7 @@ def train(config: TrainConfig) -> int:
 
 def _train(config: TrainConfig) -> int:
     started = time.perf_counter()
-    with command.refusing(config.model):
+    with command.as_user_errors(config.model):
         config.check()
         require_packages("matplotlib", "PIL", *(["tensorboardX"] if config.tensorboard else []))
         from experiments.machine import accelerators, compilation_cache
@@ -45,7 +45,7 @@ def _train(config: TrainConfig) -> int:
         loop = opened.enter_context(training(config, devices, started))
     with opened:
         built = loop.built
-        with command.refusing():
+        with command.as_user_errors():
             check_schedule(built.config, loop.step)
         warning = ended_schedule(built.config, loop.step, built.num_steps)
         if warning is not None and is_first():

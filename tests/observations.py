@@ -124,7 +124,7 @@ def assert_computed_in_float32(p, value):
         assert (result.dtype, result.shape) == (jnp.float32, value.shape)
 
 
-def assert_refused(p, event_shape, family):
+def assert_rejected(p, event_shape, family):
     """Assert that a value of another shape raises an error at trace time."""
     message = f"value has shape (7, 2), this {family} has event shape {event_shape}. Reshape"
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -32,7 +32,7 @@ class Trivial:
     def bound(self, paths):
         return {"value": -100.0, "standard_error": 0.5}
 
-    def refuse(self):
+    def reject(self):
         raise ValueError("a reason\nin two lines")
 
     def sleep(self):

@@ -59,7 +59,7 @@ class EvaluateConfig(Measurement):
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure, print the table, and write the numbers and the plot."""
-    with command.refusing():
+    with command.as_user_errors():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
     machine = ask_once(Variant("start", f"{MODULE}.setting:Machine", where | config.data()))

@@ -58,7 +58,7 @@ class PeersConfig(Measurement):
 
 def peers(config: PeersConfig) -> None:
     """Measure, print the table, and write the numbers and the plot, also if it is interrupted."""
-    with command.refusing():
+    with command.as_user_errors():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": 1}
     machine = ask_once(Variant("start", f"{MODULE}.setting:Machine", where | config.data()))

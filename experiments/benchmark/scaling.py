@@ -86,7 +86,7 @@ ONE = Point(1, 1)
 
 def scaling(config: ScalingConfig) -> None:
     """Measure, print the table, and write the numbers and the plot; on a pod, process 0 reports."""
-    with command.refusing():
+    with command.as_user_errors():
         config.check()
     shares_hosts = config.processes.distributed
     where: dict[str, Any] = {"accelerator": config.accelerator, "num_devices": config.num_devices}
@@ -113,7 +113,7 @@ def _joined(workers: Workers, about: Variant) -> dict[str, Any]:
     try:
         return workers.prepare(about)
     except WorkerFailed as error:
-        raise command.Refused(str(error)) from error
+        raise command.UserError(str(error)) from error
 
 
 def _fields(processes: Processes) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class StartupConfig(Measurement):
 
 def startup(config: StartupConfig) -> None:
     """Measure, print the table, and write the numbers and the plot."""
-    with command.refusing():
+    with command.as_user_errors():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
     machine = ask_once(
@@ -138,7 +138,7 @@ def first_step(words: Sequence[str], metrics: Path, later_step: int = 0) -> dict
         later_step: step at which peak memory is read again; 0: it is not.
 
     Raises:
-        Refused: the command ended or timed out before it wrote metrics.
+        UserError: the command ended or timed out before it wrote metrics.
     """
     started = time.perf_counter()
     with tempfile.TemporaryFile() as printed:
@@ -171,7 +171,7 @@ def _wait(
         if process.poll() is not None or time.perf_counter() - started > MOST_SECONDS:
             printed.seek(0)
             lines = printed.read().decode(errors="replace").strip().splitlines()
-            raise command.Refused(f"the training command wrote no metrics: {lines[-1:]}")
+            raise command.UserError(f"the training command wrote no metrics: {lines[-1:]}")
         time.sleep(poll_seconds)
 
 

@@ -50,7 +50,7 @@ class StepConfig(Measurement):
 
 def step(config: StepConfig) -> None:
     """Measure, print the table, and write the numbers and the plot."""
-    with command.refusing():
+    with command.as_user_errors():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
     machine = ask_once(

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -224,10 +224,10 @@ def ask_once(variant: Variant) -> dict[str, Any]:
     """Prepare a variant in a process that then ends; return its `about`.
 
     Raises:
-        Refused: the variant could not be prepared; the text is for the user.
+        UserError: the variant could not be prepared; the text is for the user.
     """
     with Workers() as workers:
         try:
             return workers.prepare(variant)
         except WorkerFailed as error:
-            raise Refused(str(error)) from error
+            raise UserError(str(error)) from error

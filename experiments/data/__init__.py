@@ -26,6 +26,7 @@ NAMES = (
     "tfds:NAME/CONFIG",
     "npz:PATH",
     "npy:PATH",
+    "npy:FOLDER",
     "folder:PATH",
 )
 

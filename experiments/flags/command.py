@@ -27,35 +27,35 @@ except ModuleNotFoundError as error:  # before `main` could report it: it needs 
     print(f"error: {install_line(error)}", file=sys.stderr)
     sys.exit(USER_ERROR)
 
-__all__ = ["Positional", "Refused", "main", "refusing", "subcommand"]
+__all__ = ["Positional", "UserError", "as_user_errors", "main", "subcommand"]
 
 Flags = TypeVar("Flags")
 
 
-class Refused(Exception):
+class UserError(Exception):
     """An error that the user can fix; only its text is shown."""
 
 
 @contextlib.contextmanager
-def refusing(model: str = "") -> Iterator[None]:
-    """Turn errors in flags, files and data, which the user can fix, into `Refused`.
+def as_user_errors(model: str = "") -> Iterator[None]:
+    """Turn errors in flags, files and data, which the user can fix, into `UserError`.
 
-    Any error that the user's own code raises becomes `Refused` too, with its file and line.
+    Any error that the user's own code raises becomes `UserError` too, with its file and line.
 
     Args:
         model: value of --model, whose package is the user's own code.
     """
     try:
         yield
-    except Refused:
+    except UserError:
         raise
     except ModuleNotFoundError as error:
-        raise Refused(install_line(error)) from error
+        raise UserError(install_line(error)) from error
     except Exception as error:
         line = own_code.described(error, model, around=WITH_STATEMENT)
         if line is None and not isinstance(error, (ValueError, TypeError, OSError)):
             raise
-        raise Refused(one_line(line or _in_words(error))) from error
+        raise UserError(one_line(line or _in_words(error))) from error
 
 
 def _in_words(error: Exception) -> str:
@@ -98,7 +98,7 @@ def main(
     arguments = [argument for argument in sys.argv[1:] if argument != SHOW_TRACEBACK]
     about = inspect.getdoc(flags) if isinstance(flags, type) else ""  # a union has none of its own
     try:
-        with refusing():
+        with as_user_errors():
             before = default(arguments)
         parsed = tyro.cli(
             flags,
@@ -110,10 +110,10 @@ def main(
         )
         with _describing(getattr(parsed, "model", None) or ""):
             code = command(parsed) or 0
-    except Refused as refusal:
+    except UserError as error:
         if SHOW_TRACEBACK in sys.argv:
             traceback.print_exc()
-        print(f"error: {refusal}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR
     except FloatingPointError as error:  # raised by jax at a NaN if JAX_DEBUG_NANS is set
         print(
@@ -133,13 +133,13 @@ def main(
 
 @contextlib.contextmanager
 def _describing(model: str) -> Iterator[None]:
-    """Turn an error that the user's own code raises anywhere in a command into `Refused`."""
+    """Turn an error that the user's own code raises anywhere in a command into `UserError`."""
     try:
         yield
-    except (Refused, BrokenPipeError, FloatingPointError):  # a NaN is no error in the user's code
+    except (UserError, BrokenPipeError, FloatingPointError):  # a NaN is no error in the user's code
         raise
     except Exception as error:
         line = own_code.described(error, model, around=WITH_STATEMENT)
         if line is None:
             raise
-        raise Refused(line) from error
+        raise UserError(line) from error

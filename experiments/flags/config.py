@@ -49,8 +49,8 @@ class TrainConfig:
     --run=RUN alone is enough."""
     dataset: str = "mnist_small"
     """mnist_small (ships with the code), mnist, fashion_mnist, kmnist,
-    tfds:NAME, or your own data as npz:PATH, npy:PATH or folder:PATH
-    (pictures). A folder of .npy files is read from disk as needed."""
+    tfds:NAME, or your own data as npz:PATH, npy:PATH, npy:FOLDER (read
+    from disk as needed) or folder:PATH (pictures)."""
     manual_dir: str | None = None
     """Folder with the original files of mnist, fashion_mnist or kmnist, if
     they cannot be downloaded."""
@@ -208,12 +208,13 @@ class TrainConfig:
     """Decay of the running average of the weights, which evaluation uses;
     None: no average."""
     max_skipped: int = 20
-    """Number of steps in a row with a NaN or infinite loss or gradient after
-    which the run stops. Each such step is skipped."""
+    """Number of steps in a row with a NaN or infinite loss or gradient norm
+    after which the run stops. Each such step is skipped."""
     rows_at_once: int | None = None
     """Rows (examples times samples) whose gradient a device computes at
     once; larger batches are computed in blocks. Default: on a CPU 1,000
-    (conv: 64), to fit its cache; elsewhere all rows."""
+    (conv: 64), to fit its cache; elsewhere all rows. A regularizer and
+    --sigma=optimal need all rows."""
     deterministic_reduction: bool = False
     """Add up gradients in a fixed order: the run is then bit-for-bit the
     same on every number of devices that divides --virtual-shards, for one

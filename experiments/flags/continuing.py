@@ -78,7 +78,7 @@ def continued(config: TrainConfig, saved: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, **stays)
 
 
-def refuse_other_run(config: TrainConfig, saved: TrainConfig) -> None:
+def check_same_run(config: TrainConfig, saved: TrainConfig) -> None:
     """Check that no flag differs from the run's, except those that may change.
 
     Raises:

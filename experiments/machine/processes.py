@@ -148,9 +148,9 @@ def as_peer(processes: Processes) -> Iterator[None]:
             _leave(f"{processes.name} was interrupted; the others end too.", INTERRUPTED)
         if _is_loss(error) or _is_loss(error.__cause__):
             _leave(f"{processes.name} has stopped: {LOST_LINE}{AGAIN}", FAILED)
-        from experiments.flags.command import Refused
+        from experiments.flags.command import UserError
 
-        if isinstance(error, Refused) or isinstance(
+        if isinstance(error, UserError) or isinstance(
             error.__cause__, (ValueError, TypeError, OSError)
         ):
             _leave(str(error), USER_ERROR)

@@ -1,9 +1,13 @@
-"""Rows of metrics.jsonl: written while a run trains, and checked when they are read back."""
+"""Rows of metrics.jsonl and TensorBoard files; rows of metrics.jsonl are checked when read."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import socket
+import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +28,47 @@ LARGEST = 1e300
 """Largest valid number: runs never write a larger one, and plots could overflow."""
 
 
-class MetricsFile:
+class AppendedFile:
+    """A file that grows at its end; bytes that the disk has no room for wait in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
+
+    def append(self, data: bytes) -> None:
+        """Append bytes, after all that still wait.
+
+        Raises:
+            OSError: as in `flush`.
+        """
+        self._unwritten += data
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand all bytes to the operating system.
+
+        Raises:
+            OSError: it did not accept all of them, for example on a full disk.
+        """
+        while self._unwritten:  # an unbuffered write may accept only a part
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+    def close(self) -> None:
+        """Close the file, after a last attempt to write the bytes that wait."""
+        with contextlib.suppress(OSError):
+            self.flush()
+        self._file.close()
+
+
+class MetricsFile(AppendedFile):
     """One JSON object a line: `{"step": 100, "split": "train", "elbo": -120.5, "timing": {...}}`.
 
     All values that depend on clock or machine are under `timing`: without it, equal runs have equal
     rows. Write the rows of a step before its checkpoint: then a run that was killed and resumed has
     the same rows as an uninterrupted run.
+
+    Attributes:
+        best_elbo: best ELBO of the validation rows up to `keep_until_step`, else minus infinity.
     """
 
     def __init__(self, path: Path, keep_until_step: int) -> None:
@@ -43,8 +82,9 @@ class MetricsFile:
         kept = [row for row in rows if row["step"] <= keep_until_step]
         write_text(path, "".join(map(self._line, kept)))
         self._last_steps = {row["split"]: row["step"] for row in kept}
-        self._file = path.open("ab", buffering=0)
-        self._unwritten = b""
+        elbos = (row.get("elbo") for row in kept if row["split"] == "validation")
+        self.best_elbo = max((elbo for elbo in elbos if elbo is not None), default=-math.inf)
+        super().__init__(path)
 
     def write(
         self, step: int, split: str, values: Mapping[str, Any], timing: Mapping[str, float]
@@ -52,8 +92,7 @@ class MetricsFile:
         """Append one row and hand it to the operating system.
 
         Raises:
-            OSError: writing failed, for example on a full disk. The row is written before the
-                next one.
+            OSError: as in `flush`; the row is written before the next one.
             ValueError: the step is not after the last one of its split, or a name is reserved.
         """
         last_step = self._last_steps.get(split, -1)
@@ -69,51 +108,53 @@ class MetricsFile:
                 "Rename them, or pass them as the arguments of these names."
             )
         row = self._line({"step": step, "split": split, **values, "timing": timing})
-        self._unwritten += row.encode()
         self._last_steps[split] = step
-        self.flush()
-
-    def flush(self) -> None:
-        """Hand all rows to the operating system; rows that it does not accept wait in memory.
-
-        Raises:
-            OSError: it did not accept all rows.
-        """
-        while self._unwritten:  # an unbuffered write may accept only a part
-            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
-
-    def close(self) -> None:
-        """Close the file, after a last attempt to write the remaining rows."""
-        with contextlib.suppress(OSError):
-            self.flush()
-        self._file.close()
+        self.append(row.encode())
 
     @staticmethod
     def _line(row: Mapping[str, Any]) -> str:
         return json.dumps(plain(row), allow_nan=False) + "\n"
 
 
-class TensorBoard:
-    """The rows of `MetricsFile` as scalars `<split>/<name>`, through tensorboardX."""
+class TensorBoard(AppendedFile):
+    """An event file with the rows of `MetricsFile` as scalars `<split>/<name>`.
+
+    It does without the `SummaryWriter` of tensorboardX, whose thread ends at the first write that
+    fails: the thread that trains would then wait for it for ever.
+    """
 
     def __init__(self, folder: Path, keep_until_step: int) -> None:
         """Open an event file; TensorBoard hides rows of older files after `keep_until_step`."""
         require_packages("tensorboardX")
-        from tensorboardX import SummaryWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        self._writer = SummaryWriter(str(folder), purge_step=keep_until_step + 1)
+        folder.mkdir(exist_ok=True)
+        super().__init__(folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
+        self._append_event(file_version="brain.Event:2")
+        start = SessionLog(status=SessionLog.START)
+        self._append_event(step=keep_until_step + 1, session_log=start)
 
     def write(
-        self, step: int, split: str, values: Mapping[str, float], timing: Mapping[str, float]
+        self, step: int, split: str, values: Mapping[str, Any], timing: Mapping[str, float]
     ) -> None:
         """Write one row, as `MetricsFile.write` does."""
-        for name, value in {**values, **{f"timing/{key}": timing[key] for key in timing}}.items():
-            self._writer.add_scalar(f"{split}/{name}", value, step)
-        self._writer.flush()
+        from tensorboardX.proto.summary_pb2 import Summary
 
-    def close(self) -> None:
-        """Close the event file."""
-        self._writer.close()
+        named = {**values, **{f"timing/{key}": timing[key] for key in timing}}
+        scalars = [
+            Summary.Value(tag=f"{split}/{name}", simple_value=float(value))
+            for name, value in named.items()
+        ]
+        self._append_event(step=step, summary=Summary(value=scalars))
+
+    def _append_event(self, **fields: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        event = Event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        checks = [struct.pack("<I", masked_crc32c(data)) for data in (length, event)]
+        self.append(length + checks[0] + event + checks[1])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

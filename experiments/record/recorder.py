@@ -3,7 +3,7 @@
 import contextlib
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from jaxvae.checkpoints.manifest import reason_of
 
 METRICS = "metrics.jsonl"
 """Name of the metrics file in a run's folder."""
+TENSORBOARD = "tensorboard"
+"""Name of the folder of TensorBoard files in a run's folder."""
 
 
 class Recorder:
@@ -28,7 +30,7 @@ class Recorder:
     Attributes:
         display: as given.
         best_elbo: best ELBO of the validations so far; minus infinity before the first.
-        problem: error of the last write, such as a full disk; None if it succeeded.
+        problem: error of the last `flush`, such as a full disk; None if it wrote everything.
     """
 
     def __init__(
@@ -42,17 +44,14 @@ class Recorder:
         self.display = Display(0, quiet=True) if display is None else display
         self.best_elbo = -math.inf
         self.problem: OSError | None = None
-        self._logs: list[MetricsFile | TensorBoard] = []
-        self._metrics: MetricsFile | None = None
+        self._logs: dict[str, MetricsFile | TensorBoard] = {}
         if not is_first():
             return
-        path = folder / METRICS
-        self._metrics = MetricsFile(path, keep_until_step)
-        self._logs.append(self._metrics)
+        metrics = MetricsFile(folder / METRICS, keep_until_step)
+        self.best_elbo = metrics.best_elbo
+        self._logs[METRICS] = metrics
         if tensorboard:
-            self._logs.append(TensorBoard(folder / "tensorboard", keep_until_step))
-        scores = (row.get("elbo") for row in read_metrics(path) if row["split"] == "validation")
-        self.best_elbo = max((score for score in scores if score is not None), default=-math.inf)
+            self._logs[TENSORBOARD] = TensorBoard(folder / TENSORBOARD, keep_until_step)
 
     def write(
         self, step: int, split: str, values: dict[str, float], timing: dict[str, float]
@@ -61,8 +60,8 @@ class Recorder:
 
         A row that cannot be written now is written with the next one, or by `flush`.
         """
-        with self._noting():
-            for log in self._logs:
+        for log in self._logs.values():
+            with contextlib.suppress(OSError):
                 log.write(step, split, values, timing)
         if split == "validation":
             elbo = values["elbo"]
@@ -78,16 +77,16 @@ class Recorder:
         self.display.update(step, **shown, images_per_second=images_per_second)
 
     def skipped(self, step: int, examples: list[int], key: list[int]) -> None:
-        """Write a skipped step, whose loss or gradient was not finite, to metrics.jsonl.
+        """Write a skipped step, whose loss or gradient norm was not finite, to metrics.jsonl.
 
         Args:
             step: number of the step.
             examples: rows of the training split in its batch.
             key: random key of the step; row i of the batch used key i of its split.
         """
-        with self._noting():
-            if self._metrics is not None:
-                self._metrics.write(step, "skipped", {"examples": examples, "key": key}, {})
+        if METRICS in self._logs:
+            with contextlib.suppress(OSError):
+                self._logs[METRICS].write(step, "skipped", {"examples": examples, "key": key}, {})
 
     def say(self, line: str) -> None:
         """Show a line, even if the run is quiet."""
@@ -96,10 +95,14 @@ class Recorder:
         self.display.message(line)
 
     def flush(self) -> bool:
-        """Write the remaining rows, and return True if metrics.jsonl has all of them."""
-        with self._noting():
-            if self._metrics is not None:
-                self._metrics.flush()
+        """Write the remaining rows; return True if no log lacks any, else set `problem`."""
+        self.problem = None
+        for name, log in self._logs.items():
+            try:
+                log.flush()
+            except OSError as error:
+                reason = reason_of(error)
+                self.problem = self.problem or OSError(f"{name} could not be written: {reason}.")
         return self.problem is None
 
     @staticmethod
@@ -112,16 +115,7 @@ class Recorder:
         if (folder / METRICS).exists():
             read_metrics(folder / METRICS)
 
-    @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
-        """Turn a failed write into `problem`, so that training continues."""
-        self.problem = None
-        try:
-            yield
-        except OSError as error:
-            self.problem = OSError(f"{METRICS} could not be written: {reason_of(error)}.")
-
     def close(self) -> None:
         """Close the files."""
-        for log in self._logs:
+        for log in self._logs.values():
             log.close()

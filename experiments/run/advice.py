@@ -18,7 +18,7 @@ class Steps(NamedTuple):
 
     Attributes:
         done: all steps.
-        skipped: steps without a finite loss and gradient.
+        skipped: steps whose loss or gradient norm was not finite.
         skipped_in_row: the latest of these in a row; 0 if the parameters are not finite instead.
     """
 
@@ -36,7 +36,7 @@ def not_finite(config: TrainConfig, steps: Steps, last_saved: int, spread: float
         last_saved: step of the last checkpoint.
         spread: standard deviation of the data, in their own unit.
     """
-    what = f"the loss or gradient of {steps.skipped_in_row} steps in a row was not finite"
+    what = f"the loss or gradient norm of {steps.skipped_in_row} steps in a row was not finite"
     if not steps.skipped_in_row:
         what = "the parameters are not finite"
     causes = list(_in_the_loss(config, spread))

@@ -11,7 +11,7 @@ from experiments.data import Dataset
 from experiments.data.identity import DataIdentity
 from experiments.data.run_data import RunData, agree_on_data, choose_preprocessing, load_data
 from experiments.flags.config import TrainConfig
-from experiments.flags.continuing import continued, refuse_other_run
+from experiments.flags.continuing import check_same_run, continued
 from experiments.flags.memory import require_room_for
 from experiments.machine.keys import root_key
 from experiments.run.choices import as_done, choices_of, choose
@@ -98,13 +98,13 @@ def build(config: TrainConfig, devices: list[jax.Device]) -> Built:
     with raise_on_all_processes():
         if saved is not None:
             config = continued(choices_of(saved, config), saved)
-            refuse_other_run(config, saved)
+            check_same_run(config, saved)
         check_divisible(config.batch_size, len(devices))
         dataset, identity = load_data(config)
         if saved is None:
             config, notes = choose(config, dataset)
         data = RunData(*choose_preprocessing(config, dataset), identity)
-    # Both of these talk to the other processes themselves, and raise on all of them.
+    # These two calls exchange data between processes themselves, and raise on all of them.
     agree_on_data(data.identity)
     units = units_of_run(config.folder, data.preprocessing, data.dataset)
     with raise_on_all_processes():

@@ -24,7 +24,7 @@ from jaxvae.training.state import TrainState
 CHUNK_STEPS = 100
 """Most steps in one dispatch."""
 CHUNK_BYTES = 64 * 2**20
-"""Most bytes of data in one dispatch."""
+"""Most bytes of examples in one dispatch; a dispatch has at least one step."""
 CHUNK_SECONDS = 2.0
 """Target duration of a dispatch: short enough to show progress and to react to Ctrl-C."""
 RESIDENT_BYTES = 2 * 2**30

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from experiments.data import identity
-from experiments.flags.command import refusing
+from experiments.flags.command import as_user_errors
 from experiments.machine.accelerators import describe
 from experiments.machine.compilation_cache import give_back_memory
 from experiments.machine.keys import root_key
@@ -64,7 +64,7 @@ def _best_params(loop: Loop) -> tuple[int, Params]:
         raise ValueError(f"{loop.built.config.folder} has no checkpoint to evaluate.")
     target = jax.eval_shape(loop.built.vae.init, root_key(0))
     name = "params" if loop.built.config.average_decay is None else "average"
-    with refusing():  # a damaged checkpoint is an error that the user can fix
+    with as_user_errors():  # a damaged checkpoint is an error that the user can fix
         return step, loop.folder.checkpoints.restore(step, {name: target})[name]
 
 

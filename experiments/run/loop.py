@@ -93,8 +93,8 @@ class Loop:
             self._read_at = time.perf_counter()
             while self.step < end:
                 self._dispatch(chunk)
-                # Before the metrics are read: the host gathers these rows while devices compute.
-                # After the last step only the signal of this chunk is used.
+                # The host gathers the next rows before it waits for metrics: the devices may still
+                # compute. After the last step only the signal of this chunk is used.
                 chunk = self._dispatcher.after(self.step, end, stop.signal)
                 evaluates = self.step % config.eval_every == 0
                 to_be_read = evaluates or chunk.signal or self.step == end
@@ -106,10 +106,8 @@ class Loop:
                         return self._give_up()
                     self._read_at = time.perf_counter()
                 if chunk.signal and self.step < end:
-                    return self._stop(chunk.signal)
-            if not self._save(None):
-                return self._give_up()
-            return 0 if self._saving.finish(self.step) else LOST
+                    return self._end(chunk.signal)
+            return self._end()
 
     @property
     def images_per_second(self) -> float | None:
@@ -181,12 +179,14 @@ class Loop:
         position = self.batches.position(self.step)
         return self._saving.save(self.state, self.folder.about(self.step, position), metric)
 
-    def _stop(self, signal: int) -> int:
-        """Save and stop because of a signal; return the exit code."""
+    def _end(self, signal: int | None = None) -> int:
+        """Save at the end of training, or because of a signal; return the exit code."""
         if not self._save(None):
             return self._give_up()
         if not self._saving.finish(self.step):
             return LOST
+        if signal is None:
+            return 0
         self.recorder.display.message(
             f"Stopped at step {self.step:,} and saved. Rerun the same command to continue."
         )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from experiments.flags.command import refusing
+from experiments.flags.command import as_user_errors
 from experiments.record.recorder import Recorder
 from jaxvae.checkpoints.hosts import raise_on_all_processes
 from jaxvae.checkpoints.manifest import remedy
@@ -40,12 +40,12 @@ class Saving:
             False, without saving, if the parameters are not finite; else True.
 
         Raises:
-            Refused: on every process, if the first checkpoint cannot be read back.
+            UserError: on every process, if the first checkpoint cannot be read back.
         """
         items = jax.device_get(to_items(state))
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items["params"])):
             return False
-        with refusing(), raise_on_all_processes():
+        with as_user_errors(), raise_on_all_processes():
             problem = (
                 self._checkpoints.save(about["step"], items, about, metric)
                 if self._recorder.flush()

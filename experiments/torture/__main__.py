@@ -38,7 +38,7 @@ class TortureConfig:
 
 def torture(config: TortureConfig) -> int:
     """Run the cases; return the exit code."""
-    with command.refusing():
+    with command.as_user_errors():
         require(config.kills >= 1, "kills", config.kills, "at least 1")
         require(config.tries >= 1, "tries", config.tries, "at least 1")
         require(config.bad_input >= 10, "bad_input", config.bad_input, "at least 10")

@@ -18,7 +18,7 @@ from experiments.torture.bad_flags import absent_devices, not_together, out_of_r
 from experiments.torture.bad_folders import folders
 from experiments.torture.bad_runs import edited_config, edited_metrics, no_run
 from experiments.torture.case import Case, Fixture
-from experiments.torture.refusal import Ending, as_command, contents, in_process, why_lost
+from experiments.torture.rejection import Ending, as_command, contents, in_process, why_lost
 from experiments.torture.victim import Outcome
 
 CATEGORIES: dict[str, Callable[[random.Random, Fixture], Case]] = {

@@ -20,7 +20,7 @@ from experiments.torture.case import COMMANDS, RUN, Case, Fixture
 from experiments.torture.fuzz import trained_run
 from experiments.torture.hostile_files import CATEGORIES
 from experiments.torture.hostile_values import MODULE, SCRIPT, Place
-from experiments.torture.refusal import Ending, contents, in_process
+from experiments.torture.rejection import Ending, contents, in_process
 from experiments.torture.victim import Outcome
 
 MOST_BYTES = 2**31

@@ -16,11 +16,11 @@ from jaxvae.bounds.bound import (
     observe,
     rate_of,
 )
-from jaxvae.bounds.estimators import EstimatorName, check_estimator, estimate, mean
+from jaxvae.bounds.estimators import MEAN, EstimatorName, check_estimator, estimate
 from jaxvae.divergences import has_closed_form, splits_by_latent
 
 KL = Literal["auto", "closed_form", "sampled"]
-REFUSED = {"dreg": "reduces to 'stl' for the ELBO, whose draws are not weighted. Use 'stl'."}
+REJECTED = {"dreg": "reduces to 'stl' for the ELBO, whose draws are not weighted. Use 'stl'."}
 
 
 def elbo(
@@ -87,7 +87,7 @@ def elbo(
     0.0
     """
     example = observe(x, encode, decode, prior, mask, sample_chunk_size)
-    check_estimator("elbo", example, estimator, num_samples, REFUSED)
+    check_estimator("elbo", example, estimator, num_samples, REJECTED)
     closed_form = _closed_form(kl, example, estimator)
     _check_options(example, closed_form, free_bits, capacity)
     terms = draw_terms(key, example, num_samples)
@@ -96,9 +96,9 @@ def elbo(
     beta = jnp.asarray(beta, terms.log_q.dtype)
     if closed_form:
         penalized = beta * _penalized(rate, free_bits, capacity)
-        objective = estimate(example, terms, mean, estimator, None) - penalized
+        objective = estimate(example, terms, MEAN, estimator, None) - penalized
     else:
-        objective = estimate(example, terms, mean, estimator, beta)
+        objective = estimate(example, terms, MEAN, estimator, beta)
     return assemble(example, terms, objective, rate)
 
 

@@ -70,7 +70,7 @@ class GradientWeights(NamedTuple):
 
 BIASED = {"stl": "is biased for weighted draws (Tucker et al. 2019). Use 'dreg'."}
 """Estimators that bounds of weighted draws reject -> the reason and what to use instead."""
-mean = LogWeightFunction(jnp.mean, jnp.zeros_like)
+MEAN = LogWeightFunction(jnp.mean, jnp.zeros_like)
 """The F of the ELBO."""
 
 
@@ -79,7 +79,7 @@ def check_estimator(
     example: Example,
     estimator: str,
     num_samples: int,
-    refused: dict[str, str],
+    rejected: dict[str, str],
     *,
     needs_pytree: bool = False,
 ) -> None:
@@ -90,7 +90,7 @@ def check_estimator(
         example: the example, whose posterior is checked.
         estimator: name of the estimator.
         num_samples: K.
-        refused: estimator -> why this bound rejects it, and what to use instead.
+        rejected: estimator -> why this bound rejects it, and what to use instead.
         needs_pytree: whether the bound stops q's gradient for "reparameterized" too.
 
     Raises:
@@ -99,8 +99,8 @@ def check_estimator(
     if estimator not in get_args(EstimatorName):
         names = ", ".join(get_args(EstimatorName))
         raise ValueError(f"estimator must be one of {names}, got {estimator!r}.")
-    if estimator in refused:
-        raise ValueError(f"{bound}: estimator {estimator!r} {refused[estimator]}")
+    if estimator in rejected:
+        raise ValueError(f"{bound}: estimator {estimator!r} {rejected[estimator]}")
     through_z = estimator in ("reparameterized", "stl", "dreg")
     if through_z and not getattr(example.q, "reparameterized", True):
         raise ValueError(
@@ -144,11 +144,11 @@ def estimate(
         path = first if estimator == "stl" else first - function.curvature(fixed)
         weights = GradientWeights(first, path, None)
     else:
-        credit = value
+        score_weight = value
         if estimator == "vimco":
-            credit = credit - jax.vmap(function.value)(_each_replaced(fixed))
-        direct = 0.0 if kl_weight is None else kl_weight * first
-        weights = GradientWeights(first, None, credit - direct)
+            score_weight = value - jax.vmap(function.value)(_each_replaced_by_mean(fixed))
+        through_log_q = 0.0 if kl_weight is None else kl_weight * first
+        weights = GradientWeights(first, None, score_weight - through_log_q)
     return with_gradient(example, terms, value, weights, kl_weight)
 
 
@@ -206,10 +206,11 @@ def with_gradient(
     return stop_gradient(value) + (surrogate - stop_gradient(surrogate))  # adds exactly 0
 
 
-def _each_replaced(rewards: jax.Array) -> jax.Array:
-    """Matrix [K, K] whose row k has the mean of the other rewards in place of entry k."""
-    others = (jnp.sum(rewards) - rewards) / (rewards.size - 1)
-    return jnp.where(jnp.eye(rewards.size, dtype=bool), others[:, None], rewards[None, :])
+def _each_replaced_by_mean(log_weights: jax.Array) -> jax.Array:
+    """Matrix [K, K] whose row k has the mean of the other log weights in place of entry k."""
+    num_draws = log_weights.size
+    others = (jnp.sum(log_weights) - log_weights) / (num_draws - 1)
+    return jnp.where(jnp.eye(num_draws, dtype=bool), others[:, None], log_weights[None, :])
 
 
 @jax.custom_vjp

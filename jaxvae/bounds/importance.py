@@ -145,8 +145,8 @@ def piwae(
     """
     _check_groups("piwae", num_samples, num_groups)
     example = observe(x, encode, decode, prior, mask, sample_chunk_size)
-    refused = BIASED | {"score": NO_SCORE, "vimco": NO_SCORE}
-    check_estimator("piwae", example, estimator, num_samples, refused, needs_pytree=True)
+    rejected = BIASED | {"score": NO_SCORE, "vimco": NO_SCORE}
+    check_estimator("piwae", example, estimator, num_samples, rejected, needs_pytree=True)
     terms = draw_terms(key, example, num_samples)
     groups = _mean_of_groups(num_groups)
     fixed = jax.lax.stop_gradient(terms.log_weights())

@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxvae.training.reduction import zeros
 from jaxvae.training.state import TrainState
 from jaxvae.training.step import Metrics
 
@@ -85,6 +85,7 @@ def make_chunk_step(
     Raises:
         ValueError: the batch cannot be split evenly over the devices.
 
+    >>> import jax.numpy as jnp
     >>> import optax
     >>> from jaxvae import init_state, make_train_step, mlp_vae
     >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.sgd(0.1)
@@ -112,10 +113,7 @@ def make_chunk_step(
             state, metrics = keyed_step(state, chunk[i])
             return state, jax.tree.map(lambda all, one: all.at[i].set(one), rows, metrics)
 
-        shapes = jax.eval_shape(keyed_step, state, chunk[0])[1]
-        rows = jax.tree.map(
-            lambda one: jnp.zeros((steps_per_dispatch, *one.shape), one.dtype), shapes
-        )
+        rows = zeros(jax.eval_shape(keyed_step, state, chunk[0])[1], steps_per_dispatch)
         return jax.lax.fori_loop(0, count, body, (state, rows))
 
     return _over_devices(run, mesh, (None, None, 0, None), None, donate_argnums=(0,))

@@ -20,7 +20,7 @@ def guard(
     """Return the updated state if all is finite, else the old one; the counters always advance.
 
     Args:
-        is_finite: [] whether loss, gradient and the regularizer's new state are finite.
+        is_finite: [] whether loss, gradient norm and the regularizer's new state are finite.
         update: the state before the step -> the state after it.
         old: the state before the step.
         metrics: metrics of the step, to which `skipped` and `skipped_in_row` are added.

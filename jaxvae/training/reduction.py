@@ -1,8 +1,9 @@
 """Mean over the global batch in three forms: whole batch, microbatches, shards in a fixed order.
 
-Each is a function (function, *rows) -> (mean, kept). `function` maps rows [B', ...] to two pytrees:
-means over these rows, and values that only a whole batch has, which are returned as `kept` (else
-None).
+Each form takes a function and the rows of a device, and returns (mean, kept). The function maps
+rows [B', ...] to two pytrees: means over these rows, which the form averages over the global batch,
+and values of the whole batch, such as a penalty. The whole batch returns these as `kept`; the forms
+that split the batch return None.
 """
 
 from collections.abc import Callable
@@ -95,9 +96,9 @@ def over_microbatches(
         return _mean_over_devices(function(*rows)[0], axis_name), None
     blocks = [all.reshape(-1, size, *all.shape[1:]) for all in rows]
     of_block = lambda *block: function(*block)[0]
-    zeros = _zeros_of(of_block, *(all[0] for all in blocks))
+    shapes = jax.eval_shape(of_block, *(all[0] for all in blocks))
     add = lambda total, block: (jax.tree.map(jnp.add, total, of_block(*block)), None)
-    total, _ = jax.lax.scan(add, zeros, blocks)
+    total, _ = jax.lax.scan(add, zeros(shapes), blocks)
     mean = jax.tree.map(lambda leaf: leaf / len(blocks[0]), total)
     return _mean_over_devices(mean, axis_name), None
 
@@ -126,11 +127,10 @@ def over_shards(
     blocks = [all.reshape(count, -1, *all.shape[1:]) for all in rows]
     of_block = lambda i: function(*(all[i] for all in blocks))[0]
     shapes = jax.eval_shape(of_block, 0)
-    results = jax.tree.map(lambda one: jnp.zeros((count, *one.shape), one.dtype), shapes)
     put = lambda i, all: jax.tree.map(lambda all, one: all.at[i].set(one), all, of_block(i))
-    results = jax.lax.fori_loop(0, count, put, results)
+    results = jax.lax.fori_loop(0, count, put, zeros(shapes, count))
     add = lambda total, one: (jax.tree.map(jnp.add, total, one), None)
-    total, _ = jax.lax.scan(add, _zeros_of(of_block, 0), gathered(results, axis_name))
+    total, _ = jax.lax.scan(add, zeros(shapes), gathered(results, axis_name))
     return jax.tree.map(lambda leaf: leaf / num_shards, total), None
 
 
@@ -149,6 +149,6 @@ def _mean_over_devices(tree: Any, axis_name: str | None) -> Any:
     return tree if alone else jax.lax.pmean(tree, axis_name)
 
 
-def _zeros_of(function: Callable[..., Any], *arguments: Any) -> Any:
-    shapes = jax.eval_shape(function, *arguments)
-    return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
+def zeros(shapes: Any, *leading: int) -> Any:
+    """Zeros for a pytree of shapes and types, with `leading` axes before those of each leaf."""
+    return jax.tree.map(lambda one: jnp.zeros((*leading, *one.shape), one.dtype), shapes)

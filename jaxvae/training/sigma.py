@@ -46,9 +46,15 @@ def squared_error(vae: VAE, params: Params, keys: jax.Array, xs: jax.Array) -> j
 
 
 def _error(p: Any, x: jax.Array) -> jax.Array:
-    """(x - mean of p) / scale of p, with scale 1 if p has one scale for all entries."""
+    """Difference of x and the mean of p, in the unit of each entry.
+
+    Args:
+        p: p(x|z) at log sigma = 0, so that its scale is the unit.
+        x: the example.
+    """
     error = x - p.mean()
-    if not isinstance(p, Gaussian) or jnp.ndim(p.log_scale) == 0:  # 1: the data's own unit
+    # Without `jaxvae.in_units` the scale has no axes and is exp(0) = 1.
+    if not isinstance(p, Gaussian) or jnp.ndim(p.log_scale) == 0:
         return error
     return error * jnp.exp(-jnp.broadcast_to(p.log_scale, error.shape))
 

@@ -1,4 +1,7 @@
-"""One training step as a pure function: prepare, value and gradient, reduce, update, guard."""
+"""One training step as a pure function.
+
+Its parts are: prepare, optimal sigma, value and gradient, mean over the batch, update, guard.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -54,9 +57,10 @@ def make_train_step(
 
     It maximises the mean of the objective over the batch, minus the regularizer's penalty. If
     `axis_name` is given, each device differentiates its local loss, and the gradients are averaged
-    over that axis, so that every device takes the same step. A step whose loss or gradient is not
-    finite changes only the counters. Each key is split into one for `prepare`, one for the bound
-    and one for the regularizer, which uses that of the first row.
+    over that axis, so that every device takes the same step. A step whose loss, gradient norm or
+    new regularizer state is not finite is skipped: it changes only the counters step, skipped and
+    skipped_in_row. Each key is split into one for `prepare`, one for the bound and one for the
+    regularizer, which uses that of the first row.
 
     Args:
         vae: the model.
@@ -73,10 +77,10 @@ def make_train_step(
         microbatch_size: number of examples whose gradient is computed at once; it must divide the
             batch. Use it for batches whose intermediate values exceed a cache or the memory.
             None: the whole batch, which a regularizer needs.
-        virtual_shards: number of parts of the global batch whose gradients are added in a fixed
-            order, on whichever device they are computed. The step is then bit-for-bit the same on
-            every number of devices that divides it, with one backend and one release of jax. Every
-            device holds that many gradients. Excludes `microbatch_size` and a regularizer.
+        virtual_shards: number of equal parts of the global batch, whose gradients are added in a
+            fixed order. The step is then bit-for-bit the same on any number of devices that divides
+            virtual_shards, with one backend and one release of jax. Each device holds the gradients
+            of all parts. Not with `microbatch_size` or a regularizer.
         axis_name: name of the mapped axis to average over; None: this batch is the global one.
 
     The metrics are scalars, means over the global batch in nats: objective, elbo, reconstruction,
@@ -88,8 +92,9 @@ def make_train_step(
     Raises:
         ValueError: microbatch_size or virtual_shards is combined with a regularizer, or with each
             other. At the first call: the state and the step differ in having an average or a
-            regularizer; the batch is empty; or microbatch_size or virtual_shards does not divide
-            it.
+            regularizer; the batch is empty; microbatch_size or virtual_shards does not divide it;
+            or it is sharded over Explicit axes of a mesh, and the state is not on that mesh or
+            microbatch_size or virtual_shards is given.
 
     >>> from jaxvae import init_state, mlp_vae
     >>> vae, optimizer = mlp_vae(data_shape=(8,), latent_dim=2, hidden=()), optax.adam(1e-3)
@@ -99,7 +104,7 @@ def make_train_step(
     >>> int(state.step), int(metrics["skipped"])
     (1, 0)
     """
-    form = make_reduction(
+    reduction = make_reduction(
         partial(_prepare, prepare), microbatch_size, virtual_shards, regularizer, axis_name
     )
     penalize = partial(_penalize, regularizer, axis_name)
@@ -112,29 +117,29 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # as for optax's updates
             scheduled = {name: jnp.asarray(of(state.step)) for name, of in schedules.items()}
 
-        rows = form.prepare_batch(keys, examples)
-        batch_error = _batch_error(vae, state.params, form, rows)
+        rows = reduction.prepare_batch(keys, examples)
+        batch_error = _batch_error(vae, state.params, reduction, rows)
         params = with_optimal_sigma(vae, state.params, batch_error)
         key_penalty, key_update = _keys_of_batch(keys, regularizer, axis_name)
 
         def value_and_gradient(keys: jax.Array, stored: jax.Array) -> tuple[Any, Any]:
-            keys, xs = form.prepare_part(keys, stored)
+            keys, xs = reduction.prepare_part(keys, stored)
             bounds_of = partial(_bounds, vae, partial(objective, **scheduled), keys, xs)
             penalty = partial(penalize, state.regularizer, key_penalty)
             gradients, (bounds, means, kept) = _gradient(bounds_of, penalty, params)
             return (gradients, _batch_means(bounds), _moments(means)), kept
 
-        (gradients, metrics, moments), penalized = form.mean(value_and_gradient, *rows)
+        (gradients, metrics, moments), penalized = reduction.mean(value_and_gradient, *rows)
         metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
         if moments:
             metrics["active_units"] = active_units(*moments)
-        carried, more = _after_penalty(
-            regularizer, state.regularizer, key_update, penalized, metrics
-        )
-        metrics |= more
+        carried = state.regularizer
+        if regularizer is not None:
+            carried, more = _after_penalty(regularizer, carried, key_update, penalized, metrics)
+            metrics |= more
 
         def update(state: TrainState) -> TrainState:
-            new = _updated(vae, optimizer, state, gradients, batch_error)
+            new = _updated(vae, optimizer, state, params, gradients, batch_error)
             new = _averaged(vae, new, average_decay)._replace(regularizer=carried)
             # In x64 the error, and sigma with it, may be wider than the parameters.
             return jax.tree.map(_of_type, new, state)
@@ -172,13 +177,13 @@ def _prepare(prepare: Prepare, keys: jax.Array, stored: jax.Array) -> tuple[jax.
 
 
 def _batch_error(
-    vae: VAE, params: Params, form: Reduction, rows: tuple[jax.Array, ...]
+    vae: VAE, params: Params, reduction: Reduction, rows: tuple[jax.Array, ...]
 ) -> jax.Array:
     """The squared error of the batch that an optimal sigma is computed from; else 0: []."""
     if vae.with_log_scale is None:
         return jnp.zeros(())
-    of_rows = lambda *rows: (squared_error(vae, params, *form.prepare_part(*rows)), None)
-    return form.mean(of_rows, *rows)[0]
+    of_rows = lambda *rows: (squared_error(vae, params, *reduction.prepare_part(*rows)), None)
+    return reduction.mean(of_rows, *rows)[0]
 
 
 def _keys_of_batch(
@@ -258,15 +263,13 @@ def _penalize(
 
 
 def _after_penalty(
-    regularizer: Regularizer | None,
+    regularizer: Regularizer,
     carried: Any,
-    key: Any,
-    penalized: Penalized | None,
+    key: jax.Array,
+    penalized: Penalized,
     metrics: Metrics,
 ) -> tuple[Any, Metrics]:
     """New state of the regularizer, and its metrics."""
-    if regularizer is None or penalized is None:
-        return carried, {}
     penalty, *batch = penalized
     added = {"objective": metrics["objective"] - penalty, "regularizer": penalty}
     if regularizer.update is None:
@@ -308,11 +311,12 @@ def _updated(
     vae: VAE,
     optimizer: optax.GradientTransformation,
     state: TrainState,
+    params: Params,
     gradients: Params,
     error: jax.Array,
 ) -> TrainState:
     """State after the optimizer's step, with the running optimum of sigma."""
-    trained, rest = partition(with_optimal_sigma(vae, state.params, error), is_trained)
+    trained, rest = partition(params, is_trained)
     # optax multiplies its integer counts with floats, which strict promotion rejects.
     with jax.named_scope("update"), jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)

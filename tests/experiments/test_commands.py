@@ -12,7 +12,7 @@ import pytest
 
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.checkpoints import load
@@ -101,7 +101,7 @@ def test_invalid_flags_and_missing_runs_are_rejected(
     command, config, message, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         command(config)
     assert not list(tmp_path.iterdir())
 
@@ -113,9 +113,9 @@ def test_a_split_without_examples_is_rejected(small, tmp_path):
     before = set(run.rglob("*"))
     for command, config in ((evaluate, EvaluateConfig), (encode, EncodeConfig)):
         message = r"--split must be a split that has examples, got validation"
-        with pytest.raises(Refused, match=message) as refusal:
+        with pytest.raises(UserError, match=message) as raised:
             command(config(run, split="validation", num_devices=1))
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(raised.value)
     assert set(run.rglob("*")) == before
 
 
@@ -123,7 +123,7 @@ def test_data_of_another_shape_are_rejected(whole_run, tmp_path):
     path = tmp_path / "wide.npz"
     np.savez(path, images=np.full((20, 9, 8), 250, np.uint8))
     config = EncodeConfig(whole_run.run, dataset=f"npz:{path}", num_devices=1)
-    with pytest.raises(Refused, match=r"examples of shape \[8, 8, 1\].* has \[9, 8, 1\]"):
+    with pytest.raises(UserError, match=r"examples of shape \[8, 8, 1\].* has \[9, 8, 1\]"):
         encode(dataclasses.replace(config))
 
 

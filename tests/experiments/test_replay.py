@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import experiments.run.dispatch
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.record.metrics import read_metrics
 from experiments.replay import ReplayConfig, replay
 from experiments.run.loop import training
@@ -59,6 +59,7 @@ class WithNaN(Batches):
         super().__init__(examples, *rest)
 
 
+@pytest.mark.slow
 def test_a_pixel_that_is_not_finite_is_named(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiments.run.dispatch, "Batches", WithNaN)
     values = np.random.default_rng(0).uniform(size=(330, 8, 8)).astype(np.float32)
@@ -76,6 +77,7 @@ def test_a_pixel_that_is_not_finite_is_named(small, tmp_path, monkeypatch, capsy
     assert f"example 17 of the training split (row {row} of the batch) has nan at [3, 4" in text
 
 
+@pytest.mark.slow
 def test_an_update_that_explodes_is_found_in_the_parameters(small, tmp_path, capsys):
     config = dataclasses.replace(
         small, run=tmp_path / "run", learning_rate=1e38, max_skipped=3, optimizer="sgd"
@@ -88,6 +90,7 @@ def test_an_update_that_explodes_is_found_in_the_parameters(small, tmp_path, cap
     assert "coder/params/Dense" in text
 
 
+@pytest.mark.slow
 def test_a_scale_too_small_is_found_in_the_likelihood(small, tmp_path, capsys):
     options = {"likelihood": "gaussian", "sigma": 1e-25, "max_skipped": 3}
     config = dataclasses.replace(small, run=tmp_path / "run", **options)
@@ -104,7 +107,7 @@ def test_a_scale_too_small_is_found_in_the_likelihood(small, tmp_path, capsys):
      (None, 61, "--step must be one that the run has come to .60., got 61")],
 )  # fmt: skip
 def test_steps_and_runs_that_cannot_be_replayed_are_rejected(whole_run, run, step, message):
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         replay(ReplayConfig(run or whole_run.run, step))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import experiments.run.build
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.record.metrics import read_metrics
 from experiments.replay import ReplayConfig, replay
 from experiments.run.loop import Loop, training
@@ -97,6 +97,7 @@ def test_rows_after_the_last_checkpoint_are_written_once(whole_run, small, tmp_p
     assert _rows(config.run) == _rows(whole_run.run)
 
 
+@pytest.mark.slow
 def test_other_device_counts_continue_the_run(whole_run, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run")
     for num_steps, num_devices in ((20, 4), (40, 2), (60, 1)):
@@ -147,6 +148,7 @@ def test_simulated_devices_have_one_dispatch_at_a_time(small, tmp_path, monkeypa
     assert max(waiting) == 1
 
 
+@pytest.mark.slow
 def test_parameters_that_an_update_made_infinite_are_never_saved(small, tmp_path, capsys):
     """All later steps are skipped, and the last checkpoint is finite."""
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=25)
@@ -188,6 +190,7 @@ def test_a_signal_saves_and_the_same_command_continues(whole_run, small, tmp_pat
     assert steps == list(range(5, config.num_steps + 1, 5))
 
 
+@pytest.mark.slow
 def test_own_model_functions_train_and_are_rebuilt(small, tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(
         "import jaxvae\n"
@@ -206,7 +209,7 @@ def test_own_model_functions_train_and_are_rebuilt(small, tmp_path, monkeypatch)
     assert params["encoder"]["params"]["Dense_0"]["kernel"].shape == (64, 4)
     named = {"num_samples": 2, "num_devices": 1, "model": "my_networks:tiny"}
     evaluate(EvaluateConfig(config.run, **named))
-    with pytest.raises(Refused, match="add --model='my_networks:tiny'"):
+    with pytest.raises(UserError, match="add --model='my_networks:tiny'"):
         evaluate(EvaluateConfig(config.run, **named | {"model": None}))
     replay(ReplayConfig(config.run, 5, model="my_networks:tiny"))
 
@@ -279,7 +282,7 @@ def test_a_run_that_skips_every_step_is_stopped(small, tmp_path, capsys):
 )
 def test_a_folder_with_another_configuration_is_rejected(changes, message, whole_run):
     before = {path: path.stat().st_mtime_ns for path in whole_run.run.rglob("*")}
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         train(dataclasses.replace(whole_run, **changes))
     assert {path: path.stat().st_mtime_ns for path in whole_run.run.rglob("*")} == before
 
@@ -313,7 +316,7 @@ def test_a_folder_with_another_configuration_is_rejected(changes, message, whole
 )
 def test_invalid_flags_give_one_line_and_write_nothing(changes, message, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run", **changes)
-    with pytest.raises(Refused, match=message) as refusal:
+    with pytest.raises(UserError, match=message) as raised:
         train(config)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
     assert not config.run.exists()

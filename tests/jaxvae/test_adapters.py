@@ -454,7 +454,7 @@ def test_a_mean_s_own_error_is_not_hidden():
         adapt(BrokenMean()).mean()
 
 
-def refused_by(bound, q, decode):
+def rejected_by(bound, q, decode):
     run = partial(bound, encode=lambda x: q, decode=decode, prior=q, num_samples=2)
     jax.eval_shape(run, jax.random.key(0), jnp.zeros(2))
 
@@ -463,11 +463,11 @@ def refused_by(bound, q, decode):
 def test_a_distribution_over_a_batch_of_events_is_rejected_by_the_bounds(bound):
     forgotten = adapt(dist.Normal(jnp.zeros(2), jnp.ones(2)))
     with pytest.raises(ValueError, match=r"decode\(z\)\.log_prob\(x\) must be a scalar.*to_event"):
-        refused_by(bound, Gaussian.standard(2), lambda z: forgotten)
+        rejected_by(bound, Gaussian.standard(2), lambda z: forgotten)
 
 
 @pytest.mark.parametrize("bound", [elbo, iwae], ids=["elbo", "iwae"])
 def test_a_posterior_whose_draws_carry_no_gradient_is_rejected_by_the_bounds(bound):
     rates = adapt(dist.Poisson(jnp.ones(2)).to_event(1))
     with pytest.raises(ValueError, match="draws of Adapted carry no gradient"):
-        refused_by(bound, rates, lambda z: Gaussian(z.astype(float), jnp.zeros(2)))
+        rejected_by(bound, rates, lambda z: Gaussian(z.astype(float), jnp.zeros(2)))

@@ -99,7 +99,7 @@ def bound_before_and_after(objective, estimator, posterior, prior, likelihood):
     return jax.jit(run, compiler_options=FAST_TO_COMPILE)(jax.random.key(0))
 
 
-def rule_that_refuses(message):
+def rule_that_rejects(message):
     (rule,) = [name for name, pattern in RULES.items() if re.search(pattern, message)]
     return rule
 
@@ -111,13 +111,13 @@ def walk(combinations):
         try:
             before, after, skipped = bound_before_and_after(*combination)
         except ValueError as error:
-            counts[rule_that_refuses(str(error))] += 1
+            counts[rule_that_rejects(str(error))] += 1
             continue
         counts["learned"] += 1
         if not (np.isfinite(before) and before < after < np.inf and skipped == 0):
             failures.append((combination, float(before), float(after)))
-    refused = counts.total() - counts["learned"]
-    print(f"\n{counts['learned']} combinations learned, {refused} were refused: {dict(counts)}")
+    rejected = counts.total() - counts["learned"]
+    print(f"\n{counts['learned']} combinations learned, {rejected} were rejected: {dict(counts)}")
     assert not failures
     return counts
 

@@ -164,6 +164,7 @@ def test_a_run_killed_and_continued_under_rbg_is_the_run_under_threefry(whole_ru
     _same_parameters(config.run, whole_run.run)
 
 
+@pytest.mark.slow
 def test_numbers_of_evaluate_do_not_depend_on_the_batch_under_rbg(whole_run, tmp_path):
     scores = {}
     for batch_size in (3, 10):

@@ -39,9 +39,9 @@ USUAL = {
 def cases():
     """Settings that differ from the default in one axis; each value of each axis occurs once."""
     for objective in OBJECTIVES:
-        refused = {"elbo": ["dreg"], "piwae": ["stl", "score", "vimco"]}.get(objective, ["stl"])
+        rejected = {"elbo": ["dreg"], "piwae": ["stl", "score", "vimco"]}.get(objective, ["stl"])
         for estimator in get_args(EstimatorName):
-            if estimator not in refused:
+            if estimator not in rejected:
                 yield {"objective": objective, "estimator": estimator}
     for posterior in POSTERIORS:
         discrete = {"estimator": "score"} if posterior == "categorical" else {}
@@ -144,6 +144,7 @@ def step(case):
 # Tracing, which raises for incompatible types
 
 
+@pytest.mark.slow
 @every_case
 def test_gradients_trace_under_strict_promotion_and_with_legacy_keys(case):
     params = jax.eval_shape(model(case).init, jax.random.key(0))
@@ -155,6 +156,7 @@ def test_gradients_trace_under_strict_promotion_and_with_legacy_keys(case):
     )
 
 
+@pytest.mark.slow
 @every_case
 def test_gradients_trace_in_x64_of_parameters_in_float32(case):
     """The prior, which has no parameters, is float64 in x64."""
@@ -210,6 +212,7 @@ def test_draws_have_the_type_of_the_posterior_and_terms_the_widest():
 # Without jit, with every result checked for NaN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", A_BOUND_EACH)
 def test_bounds_run_without_jit_and_make_no_nan(case):
     def bound(weight):

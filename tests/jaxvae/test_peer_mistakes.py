@@ -288,6 +288,7 @@ def test_a_code_is_a_mean_and_not_a_draw():
 # Law: checkpoints
 
 
+@pytest.mark.slow
 def test_weights_and_optimizer_of_two_steps_resume_differently(whole_run):
     """pythae saves its best weights beside the latest optimizer state, and neither step nor random
     state: the next update is another. Ours are of one step in every checkpoint."""

@@ -21,7 +21,7 @@ from experiments.benchmark.nets import NETS
 from experiments.benchmark.quality import Training, verify, with_differences
 from experiments.benchmark.scaling import Point
 from experiments.benchmark.workers import Variant
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 
 TRIVIAL = "tests.trivial_variants"
 WHERE = {"accelerator": "cpu", "num_devices": 1, "dataset": "mnist_small", "manual_dir": None}
@@ -252,7 +252,7 @@ def test_startup_prints_and_writes(monkeypatch, tmp_path, capsys):
 
 def test_first_step_shows_the_error_of_a_training_command_that_ends_early(tmp_path):
     words = [sys.executable, "-c", "import sys; sys.exit('error: no such data')"]
-    with pytest.raises(Refused, match="no such data"):
+    with pytest.raises(UserError, match="no such data"):
         startup.first_step(words, tmp_path / "metrics.jsonl")
 
 
@@ -268,14 +268,15 @@ def test_first_step_shows_the_error_of_a_training_command_that_ends_early(tmp_pa
     ],
 )
 def test_subcommand_rejects_invalid_flags(command, config, message):
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         command(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", __main__.COMMANDS)
 def test_subcommand_rejects_missing_data_before_it_measures(config, tmp_path, capsys):
     flags = {"dataset": f"npz:{tmp_path / 'none.npz'}", "accelerator": "cpu"}
-    with pytest.raises(Refused, match=r"there is no .*none.npz. Correct the path.$"):
+    with pytest.raises(UserError, match=r"there is no .*none.npz. Correct the path.$"):
         __main__.COMMANDS[config](config(output=tmp_path / "benchmarks", **flags))
     assert not any(tmp_path.iterdir())
     assert not any(capsys.readouterr())

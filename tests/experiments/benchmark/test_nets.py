@@ -178,6 +178,7 @@ def test_pytorch_log_likelihood_equals_the_library_up_to_noise(tiny):
         assert abs(found["difference"]) < 5 * found["standard_error"] < 1.0
 
 
+@pytest.mark.slow
 def test_command_trains_from_given_weights_and_writes_raw_ones(tiny, tmp_path, monkeypatch):
     """Adam's first step changes raw weights by the learning rate, and their average by less."""
     setting = tiny("relu")
@@ -213,6 +214,7 @@ def test_profile_finds_every_part_of_a_step(tiny):
     assert list(parts.values()) == sorted(parts.values(), reverse=True)
 
 
+@pytest.mark.slow
 def test_bare_loop_and_flax_script_learn_from_given_weights(tiny, tmp_path):
     setting = tiny("relu")
     loops = (

@@ -12,7 +12,7 @@ from experiments.benchmark import (
 from experiments.benchmark.comparison import Comparison, compare
 from experiments.benchmark.timed import Fastest, Timed, Work, calls_that_take
 from experiments.benchmark.workers import SECONDS_TO_END, Variant, WorkerFailed, Workers, ask_once
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 
 TRIVIAL = "tests.trivial_variants"
 WHERE = {"accelerator": "cpu", "num_devices": 1, "dataset": "mnist_small", "manual_dir": None}
@@ -125,7 +125,7 @@ def test_error_or_death_of_a_worker_becomes_one_line():
     with Workers() as workers:
         workers.prepare(trivial("one"))
         with pytest.raises(WorkerFailed, match=r"^one: ValueError: a reason in two lines$"):
-            workers.ask("one", "refuse")
+            workers.ask("one", "reject")
         with pytest.raises(WorkerFailed, match=r"^one died \(exit code 3\): last words$"):
             workers.ask("one", "die")
         with pytest.raises(WorkerFailed, match=r"^gone: ModuleNotFoundError: .*nowhere"):
@@ -147,6 +147,6 @@ def test_compare_leaves_out_a_failed_variant_and_reports_it(capsys):
     assert found.failed.keys() == {"PyTorch"}
 
 
-def test_ask_once_raises_refused_if_the_variant_cannot_be_prepared():
-    with pytest.raises(Refused, match="nowhere"):
+def test_ask_once_raises_a_user_error_if_the_variant_cannot_be_prepared():
+    with pytest.raises(UserError, match="nowhere"):
         ask_once(Variant("gone", "nowhere:prepare", {}))

@@ -15,7 +15,7 @@ from experiments.data import identity as identity_module
 from experiments.data.identity import identify
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.flags.config import TrainConfig
 from experiments.replay import ReplayConfig, replay
 from experiments.run.folder import recorded_data
@@ -153,9 +153,9 @@ def test_recorded_data_come_from_the_first_readable_checkpoint():
 def test_continuing_rejects_other_data_and_changes_nothing(images, message, run, tmp_path):
     np.savez("data.npz", images=images)
     before = files(run.run)
-    with pytest.raises(Refused, match=message) as refusal:
+    with pytest.raises(UserError, match=message) as raised:
         train(dataclasses.replace(run, num_steps=20))
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
     assert files(run.run) == before
 
 
@@ -164,7 +164,7 @@ def test_continuing_names_only_the_split_that_differs(run):
     order = np.random.default_rng(0).permutation(60)
     images[order[-1]] = 0  # the last index of the permutation is a test example
     np.savez("data.npz", images=images)
-    with pytest.raises(Refused, match=r"other data: the test split has other contents\. Restore"):
+    with pytest.raises(UserError, match=r"other data: the test split has other contents\. Restore"):
         train(run)  # a finished run is checked too
 
 
@@ -172,7 +172,7 @@ def test_continuing_rejects_a_relative_path_to_other_data(run, tmp_path, monkeyp
     (tmp_path / "two").mkdir()
     monkeypatch.chdir(tmp_path / "two")
     np.savez("data.npz", images=bars(seed=1))
-    with pytest.raises(Refused, match=r"a relative path is relative to the current folder"):
+    with pytest.raises(UserError, match=r"a relative path is relative to the current folder"):
         train(dataclasses.replace(run, run=tmp_path / "run", num_steps=20))
     np.savez("data.npz", images=bars())  # the same rows elsewhere are the same data
     assert train(dataclasses.replace(run, run=tmp_path / "run", num_steps=20)) == 0
@@ -181,10 +181,11 @@ def test_continuing_rejects_a_relative_path_to_other_data(run, tmp_path, monkeyp
 @pytest.mark.parametrize("images", [bars()[:, :4], bars() / np.float32(250)], ids=["shape", "type"])
 def test_allow_other_data_rejects_another_shape_or_type(images, run):
     np.savez("data.npz", images=images)
-    with pytest.raises(Refused, match=r"the run was trained on other data"):
+    with pytest.raises(UserError, match=r"the run was trained on other data"):
         train(dataclasses.replace(run, num_steps=20, allow_other_data=True))
 
 
+@pytest.mark.slow
 def test_allow_other_data_continues_the_run_on_the_new_data(run, capsys):
     (first,) = set(recorded(run.run).values())
     np.savez("data.npz", images=bars(50, seed=1))
@@ -196,10 +197,11 @@ def test_allow_other_data_continues_the_run_on_the_new_data(run, capsys):
     assert "allow_other_data" not in json.loads((run.run / "config.json").read_text())
     assert train(dataclasses.replace(run, num_steps=30)) == 0  # without the flag
     np.savez("data.npz", images=bars())
-    with pytest.raises(Refused, match=r"the run was trained on other data"):
+    with pytest.raises(UserError, match=r"the run was trained on other data"):
         train(dataclasses.replace(run, num_steps=40))
 
 
+@pytest.mark.slow
 def test_results_of_a_finished_run_are_measured_again_on_other_data(run):
     before = json.loads((run.run / "results.json").read_text())
     np.savez("data.npz", images=bars(seed=1))
@@ -209,20 +211,22 @@ def test_results_of_a_finished_run_are_measured_again_on_other_data(run):
     assert before["test"]["elbo"] != after["test"]["elbo"]
 
 
+@pytest.mark.slow
 def test_run_without_recorded_data_continues_and_records_them(first_release):
     np.savez("bars.npz", images=bars(330, seed=1))
     assert train(FIRST_RELEASE) == 0
     np.savez("bars.npz", images=bars(330, seed=2))
-    with pytest.raises(Refused, match=r"the run was trained on other data"):
+    with pytest.raises(UserError, match=r"the run was trained on other data"):
         train(dataclasses.replace(FIRST_RELEASE, num_steps=40))
 
 
 def test_replay_rejects_other_data(run):
     np.savez("data.npz", images=bars(seed=1))
-    with pytest.raises(Refused, match=r"Restore the data to replay one of its steps"):
+    with pytest.raises(UserError, match=r"Restore the data to replay one of its steps"):
         replay(ReplayConfig(run.run, 7))
 
 
+@pytest.mark.slow
 def test_data_that_are_binarized_once_are_identified_as_loaded(run):
     config = dataclasses.replace(run, binarize="static", run=Path("static"))
     assert train(config) == 0
@@ -402,6 +406,7 @@ def test_rows_far_from_the_training_range_give_a_warning(rows, warns, tmp_path, 
         assert "\n" not in warnings[0]
 
 
+@pytest.mark.slow
 def test_rows_of_another_scale_are_labelled_in_the_results(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.savez("data.npz", x=np.repeat(VALUES, 3, 0))

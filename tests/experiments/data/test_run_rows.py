@@ -10,7 +10,7 @@ from PIL import Image
 from experiments.data import load, load_rows
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from tests.splits import numbered
 
 
@@ -208,5 +208,5 @@ def test_split_of_other_data_that_is_missing_is_rejected_by_the_commands(whole_r
     np.savez(tmp_path / "one.npz", x=bars(3))
     name = f"npz:{tmp_path}/one.npz"
     for command, flags in ((evaluate, EvaluateConfig), (encode, EncodeConfig)):
-        with pytest.raises(Refused, match=r"no part test; it has all\. Leave out --split"):
+        with pytest.raises(UserError, match=r"no part test; it has all\. Leave out --split"):
             command(flags(Path(whole_run.run), dataset=name, split="test"))

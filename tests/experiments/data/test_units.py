@@ -14,7 +14,7 @@ import scipy.stats
 import jaxvae
 from experiments.data.run_data import choose_preprocessing, load_data
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.flags.config import TrainConfig
 from experiments.flags.saved_flags import from_json
 from experiments.run.choices import as_done, choices_of, choose
@@ -406,7 +406,7 @@ def test_recipe_without_units_is_that_of_earlier_releases(small):
 )
 def test_meaningless_standardization_is_rejected(small, tmp_path, flags, message):
     config = dataclasses.replace(small, run=tmp_path / "r", **{"likelihood": "gaussian"} | flags)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         train(config)
 
 
@@ -420,7 +420,7 @@ def test_model_that_takes_no_units_is_rejected_by_name(small, tmp_path):
         standardize="columns",
     )
     with pytest.raises(
-        Refused, match=r"--standardize must be left out: .*:plain takes no argument .data_un"
+        UserError, match=r"--standardize must be left out: .*:plain takes no argument .data_un"
     ):
         train(config)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.flags import command, saved_flags
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.flags.config import TrainConfig
 from experiments.flags.continuing import ended_schedule, flags_of_run
 from experiments.run.optimization import make_optimizer, make_schedules
@@ -174,9 +174,9 @@ def test_the_same_command_after_the_end_changes_no_weight(copied, capsys):
 
 def test_schedule_start_is_at_most_the_current_step_and_before_decay_steps(copied, tmp_path):
     line = "--schedule-start must be at most 6, where the run is, got 7"
-    with pytest.raises(Refused, match=line):
+    with pytest.raises(UserError, match=line):
         train(dataclasses.replace(copied, num_steps=12, decay_steps=12, schedule_start=7))
-    with pytest.raises(Refused, match=r"--decay-steps must be above --schedule-start=6.*got 6"):
+    with pytest.raises(UserError, match=r"--decay-steps must be above --schedule-start=6.*got 6"):
         train(dataclasses.replace(copied, num_steps=12, decay_steps=6, schedule_start=6))
 
 

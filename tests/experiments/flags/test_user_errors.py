@@ -13,7 +13,7 @@ import pytest
 
 import jaxvae
 from experiments.flags import command, own_code
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.flags.config import TrainConfig
 from experiments.flags.continuing import flags_of_run
 from experiments.train import train
@@ -362,5 +362,5 @@ def test_an_equinox_posterior_is_accepted_as_a_distribution():
 def test_train_called_from_python_raises_one_line_too(small, tmp_path, monkeypatch):
     _write(tmp_path, monkeypatch, decode="return z")
     config = dataclasses.replace(small, run=tmp_path / "run", model="mine:make", hidden=None)
-    with pytest.raises(Refused, match=r"decode\(z\) must be a distribution.*float32\[2\]"):
+    with pytest.raises(UserError, match=r"decode\(z\) must be a distribution.*float32\[2\]"):
         train(config)

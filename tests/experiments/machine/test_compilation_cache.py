@@ -33,6 +33,7 @@ def folder_after(where, **environment):
     return result.stdout.split()[0]
 
 
+@pytest.mark.slow
 def test_programs_are_stored_by_jax_version_and_cpu_and_found_again(tmp_path):
     folder = Path(folder_after(str(tmp_path / "own")))
     assert folder.parent == tmp_path / "own"

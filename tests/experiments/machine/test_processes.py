@@ -19,7 +19,7 @@ import pytest
 from experiments.data import Dataset, run_data
 from experiments.data import identity as identity_module
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.flags.command import Refused, refusing
+from experiments.flags.command import UserError, as_user_errors
 from experiments.flags.processes import LOG_LEVEL, Processes
 from experiments.machine import processes
 from experiments.record.metrics import read_metrics
@@ -204,6 +204,7 @@ def _slurm(port, rank):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differs", ["data", pytest.param("seed", marks=pytest.mark.long)])
 def test_on_slurm_distributed_is_enough_and_differences_are_named(differs, small, tmp_path):
     flags = dataclasses.replace(small, dataset="npz:data.npz", run=tmp_path / "run")
@@ -230,6 +231,7 @@ def test_on_slurm_distributed_is_enough_and_differences_are_named(differs, small
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_data_that_one_process_cannot_read_end_all_processes(small, tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
@@ -327,9 +329,9 @@ def test_invalid_flags_of_processes_are_rejected(flags, message, small, tmp_path
         lambda: train(config),
         lambda: evaluate(EvaluateConfig(tmp_path, processes=flags)),
     ):
-        with pytest.raises(Refused, match=message) as refusal:
+        with pytest.raises(UserError, match=message) as raised:
             command()
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -390,7 +392,7 @@ def test_a_lost_process_is_distinguished_from_a_user_error(error, code, line, mo
     monkeypatch.setattr(processes, "_joined", lambda: True)
     monkeypatch.setattr(processes, "_leave", lambda *ends: left.append(ends))
     monkeypatch.setenv(LOG_LEVEL, "1")
-    with processes.as_peer(Processes(True, ADDRESS, 2, 1)), refusing():
+    with processes.as_peer(Processes(True, ADDRESS, 2, 1)), as_user_errors():
         raise error
     assert left[0][1] == code
     assert re.search(line, left[0][0])

@@ -42,6 +42,7 @@ def test_train_in_a_thread_equals_the_main_thread_bit_for_bit(short, reference, 
     _assert_same_weights(config.run, reference)
 
 
+@pytest.mark.slow
 def test_train_in_a_running_event_loop_gives_the_same_bits(short, reference, tmp_path):
     config = dataclasses.replace(short, run=tmp_path / "run")
 

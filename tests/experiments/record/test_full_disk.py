@@ -116,6 +116,7 @@ def test_tasks_that_orbax_leaves_behind_after_a_failed_save_are_not_shown():
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
+@pytest.mark.slow
 def test_results_that_do_not_fit_are_written_when_the_command_is_rerun(small, tmp_path, capsys):
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=10)
     with no_file_above(60_000):  # enough for the checkpoint of so small a net, not for a report

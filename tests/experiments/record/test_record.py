@@ -18,6 +18,7 @@ from experiments.record.display import Display, table
 from experiments.record.files import write_json
 from experiments.record.metrics import MetricsFile, TensorBoard, read_metrics
 from experiments.record.recorder import Recorder
+from experiments.torture.accidents import no_file_above
 
 NUMBERS = {"reconstruction": -80.0, "kl": 20.0, "images_per_second": 12345.0}
 
@@ -157,6 +158,22 @@ def events(folder):
         found.append(Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
     return found
+
+
+def test_tensorboard_events_that_do_not_fit_are_written_later(tmp_path):
+    recorder = Recorder(tmp_path, -1, tensorboard=True)
+    with no_file_above(300):
+        for step in range(1, 30):  # more than the queue of tensorboardX's own thread holds
+            recorder.write(step, "train", {"kl": 1.0}, {})
+        assert not recorder.flush()
+    assert str(recorder.problem) == "metrics.jsonl could not be written: File too large."
+    recorder._logs["metrics.jsonl"].flush()
+    with no_file_above(300):
+        assert not recorder.flush()
+    assert str(recorder.problem) == "tensorboard could not be written: File too large."
+    recorder.close()
+    found = events(tmp_path / "tensorboard")
+    assert [event.step for event in found if event.summary.value] == list(range(1, 30))
 
 
 def test_tensorboard_names_the_extra_that_is_missing(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.flags.config import TrainConfig
 from experiments.record.metrics import read_metrics
 from experiments.sample import SampleConfig, sample
@@ -114,7 +114,7 @@ def test_a_newer_format_is_rejected_by_every_command_without_changes():
         (sample, SampleConfig(RUN)),
     ):
         message = rf"format {FORMAT + 1} is newer than .* reads \({FORMAT}\)\. Upgrade jaxvae"
-        with pytest.raises(Refused, match=message) as refusal:
+        with pytest.raises(UserError, match=message) as raised:
             command(config)
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(raised.value)
         assert contents(RUN) == before

@@ -16,7 +16,7 @@ import tensorstore as ts
 
 from experiments import data as datasets
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.flags.command import Refused, refusing
+from experiments.flags.command import UserError, as_user_errors
 from experiments.flags.saved_flags import read
 from experiments.record.files import write_text
 from experiments.record.metrics import LONGEST_LINE, read_metrics
@@ -30,7 +30,7 @@ from experiments.torture.hostile import CATEGORIES, hostile_runs, why_lost
 from experiments.torture.hostile import Watch as Seen
 from experiments.torture.hostile_checkpoints import change_abouts, functions
 from experiments.torture.hostile_values import MODULE, SCRIPT, Place
-from experiments.torture.refusal import Ending, contents
+from experiments.torture.rejection import Ending, contents
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, load
 from jaxvae.checkpoints.contained import read_json, require_contained
@@ -89,7 +89,7 @@ def test_load_rejects_function_outside_registry(name, place):
 def test_commands_reject_function_outside_registry(place, config):
     function = f"{MODULE}:make"
     set_recipe(place, function, {"data_shape": SHAPE})
-    with pytest.raises(Refused, match=rf"'{function}', .* or --model={function} on the command"):
+    with pytest.raises(UserError, match=rf"'{function}', .* or --model={function} on the command"):
         evaluate(EvaluateConfig(place.run, num_samples=2))
     path = place.run / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model": function}))
@@ -98,9 +98,9 @@ def test_commands_reject_function_outside_registry(place, config):
         lambda: sample(SampleConfig(place.run)),
         lambda: replay(ReplayConfig(place.run, 5)),
     ):
-        with pytest.raises(Refused, match=rf"not imported merely .* add --model='{function}'"):
+        with pytest.raises(UserError, match=rf"not imported merely .* add --model='{function}'"):
             command()
-    with pytest.raises(Refused, match=rf"--model is mlp now and {function} there"):
+    with pytest.raises(UserError, match=rf"--model is mlp now and {function} there"):
         train(config)
     assert not place.mark.exists()
 
@@ -244,7 +244,7 @@ def test_load_rejects_parameters_larger_than_the_files(place):
 def test_replay_rejects_a_config_of_another_size_than_the_checkpoint(place):
     path = place.run / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden": [20_000, 20_000]}))
-    with pytest.raises(Refused, match=r"has hidden=\[20000, 20000\] in its config.json and"):
+    with pytest.raises(UserError, match=r"has hidden=\[20000, 20000\] in its config.json and"):
         replay(ReplayConfig(place.run, 5))
 
 
@@ -406,7 +406,7 @@ def test_no_command_follows_a_link_out_of_the_run(name, place, config):
         lambda: sample(SampleConfig(place.run)),
         lambda: replay(ReplayConfig(place.run, 5)),
     ):
-        with pytest.raises(Refused, match=r"is a link to .*outside"):
+        with pytest.raises(UserError, match=r"is a link to .*outside"):
             command()
     assert contents(place.run.parent) == before
 
@@ -417,7 +417,9 @@ def test_a_folder_in_place_of_a_file_is_rejected_before_training(name, place, co
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     path.touch() if name in FOLDERS else path.mkdir()
     before = contents(place.run)
-    with pytest.raises(Refused, match=rf"{name} must be a (file|folder); it is a (file|folder)\."):
+    with pytest.raises(
+        UserError, match=rf"{name} must be a (file|folder); it is a (file|folder)\."
+    ):
         train(dataclasses.replace(config, num_steps=80))
     assert contents(place.run) == before
 
@@ -492,9 +494,9 @@ def test_a_row_with_a_value_that_is_no_number_is_invalid(value, tmp_path):
 
 
 def test_control_characters_are_escaped():
-    with pytest.raises(Refused) as refusal, refusing():
+    with pytest.raises(UserError) as raised, as_user_errors():
         raise ValueError("no \x1b]0;owned\x07 name \udcff \u202e")
-    assert str(refusal.value) == r"no \x1b]0;owned\x07 name \udcff \u202e"
+    assert str(raised.value) == r"no \x1b]0;owned\x07 name \udcff \u202e"
 
 
 def test_only_the_start_of_a_lock_is_read(tmp_path):

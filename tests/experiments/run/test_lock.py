@@ -60,10 +60,10 @@ def test_lock_is_released_even_if_its_file_cannot_be_written(tmp_path):
 
 
 def test_a_file_system_without_locks_names_a_possible_holder(tmp_path, monkeypatch):
-    def refuse(*_):
+    def reject(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", reject)
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     assert first.cut_short == ""
     assert f"process {os.getpid()} on " in second.cut_short

@@ -138,6 +138,7 @@ EXTRA: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
 def test_other_leaves_do_not_change_what_the_weights_learn(extra):
     state, _ = _trained(jaxvae.trainable(_vae(extra)))
@@ -355,6 +356,7 @@ def _estimators():
     yield "tvo", p(jaxvae.tvo, num_samples=4, num_intervals=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", dict(_estimators()).values(), ids=dict(_estimators()))
 def test_a_network_inside_the_posterior_changes_no_gradient(objective):
     x = jnp.array([1.0, 0, 1, 1, 0, 0])
@@ -381,6 +383,7 @@ def _gradient(vae, objective, x):
     return jax.jit(jax.value_and_grad(value))(vae.init(KEY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "regularizer",
     [

@@ -17,7 +17,7 @@ from experiments import data as datasets
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags import command
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.flags.path_checks import ROOM_BELOW, path_of, require_folder, same_text
 from experiments.machine import compilation_cache
 from experiments.record.metrics import read_metrics
@@ -281,7 +281,7 @@ def test_an_address_is_rejected_without_creating_a_folder(
         (lambda: encode(EncodeConfig(first_release, output=path / "x.npz")), "--output"),
         (lambda: train(dataclasses.replace(small, compilation_cache=address)), "--compilation"),
     ):
-        with pytest.raises(Refused, match=rf"^{flag}.* it is an address; .* to a local folder"):
+        with pytest.raises(UserError, match=rf"^{flag}.* it is an address; .* to a local folder"):
             run()
     assert set(first_release.parent.rglob("*")) == before
     with pytest.raises(FileNotFoundError, match="no run at"):
@@ -299,10 +299,10 @@ def test_a_link_that_cannot_be_created_gives_one_line(tmp_path, monkeypatch):
             Checkpoints(odd)
         assert not list((tmp_path / "t[m]p").iterdir())
 
-    def refuse(*_, **__):
+    def reject(*_, **__):
         raise OSError("A required privilege is not held by the client")
 
-    monkeypatch.setattr(Path, "symlink_to", refuse)
+    monkeypatch.setattr(Path, "symlink_to", reject)
     with pytest.raises(ValueError, match=r"A required privilege .* or choose another path"):
         Checkpoints(odd)
     save_and_read(tmp_path / "plain")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.record.metrics import read_metrics
 from experiments.run.loop import training
 from experiments.torture import victim
@@ -57,7 +57,7 @@ def test_a_run_with_only_damaged_checkpoints_is_not_changed(small, tmp_path):
         if path.is_file() and path.stat().st_size > 100:
             path.write_bytes(b"")
     before = {path: path.stat().st_mtime_ns for path in config.run.rglob("*") if path.is_file()}
-    with pytest.raises(Refused, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
         train(config)
     after = {path: path.stat().st_mtime_ns for path in config.run.rglob("*") if path.is_file()}
     before.pop(config.run / ".lock")
@@ -73,7 +73,7 @@ def test_a_damaged_best_checkpoint_is_named_before_the_report(small, tmp_path):
     for path in (config.run / "checkpoints" / str(best) / "average").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(Refused, match=rf"checkpoint {best} is damaged: .* Move the folder"):
+    with pytest.raises(UserError, match=rf"checkpoint {best} is damaged: .* Move the folder"):
         train(config)
 
 
@@ -81,7 +81,7 @@ def test_a_second_training_in_the_folder_is_rejected(small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=5)
     with training(config, jax.devices()[:1]):
         before = {path: path.stat().st_mtime_ns for path in config.run.rglob("*")}
-        with pytest.raises(Refused, match="is in use by process"):
+        with pytest.raises(UserError, match="is in use by process"):
             train(config)
         assert {path: path.stat().st_mtime_ns for path in config.run.rglob("*")} == before
     _advance(config, 5)
@@ -131,6 +131,6 @@ def test_flags_that_exclude_a_deterministic_reduction_are_rejected(
     changes, message, small, tmp_path
 ):
     config = dataclasses.replace(small, run=tmp_path / "run", **changes)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         train(config)
     assert not config.run.exists()

@@ -14,7 +14,7 @@ import pytest
 
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.flags.path_checks import require_folder
 from experiments.run.folder import read_config
 from experiments.sample import SampleConfig, sample
@@ -35,7 +35,7 @@ def lies_in_one(path):
     return any(Path(os.fsdecode(path)).resolve().is_relative_to(folder) for folder in READ_ONLY)
 
 
-def refuse_changes(event, arguments):
+def reject_changes(event, arguments):
     """Audit hook that makes changes of protected folders fail; hooks stay until Python ends."""
     if READ_ONLY and (event == "open" or event in CHANGES):
         path = arguments[0]
@@ -46,7 +46,7 @@ def refuse_changes(event, arguments):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
 
 
-sys.addaudithook(refuse_changes)
+sys.addaudithook(reject_changes)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_training_in_an_unwritable_folder_is_rejected_before_setup(
 ):
     monkeypatch.setattr("experiments.run.build.load_data", None)  # it is not called
     read_only(tmp_path)
-    with pytest.raises(Refused, match=r"--run must be a folder, .* is not writable"):
+    with pytest.raises(UserError, match=r"--run must be a folder, .* is not writable"):
         train(dataclasses.replace(small, run=tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
@@ -110,18 +110,19 @@ def test_a_run_that_cannot_be_written_can_be_read(finished, tmp_path, read_only)
         (sample, SampleConfig(run, **sizes)),
         (encode, EncodeConfig(run, num_devices=1)),
     ):
-        with pytest.raises(Refused, match=r"--output must be a folder, .* is not writable"):
+        with pytest.raises(UserError, match=r"--output must be a folder, .* is not writable"):
             command(config)
         name = "codes.npz" if command is encode else command.__name__
         command(dataclasses.replace(config, output=tmp_path / "out" / name))
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"codes.npz", "evaluate", "sample"}
-    with pytest.raises(Refused, match=r"--run must be a folder, .*link is not writable"):
+    with pytest.raises(UserError, match=r"--run must be a folder, .*link is not writable"):
         train(dataclasses.replace(read_config(run), run=run))
     assert TRIED == []
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_linked_run_folder_is_continued(finished, tmp_path):
     (tmp_path / "disk").mkdir()
     there = finished.rename(tmp_path / "disk" / "there")

@@ -15,7 +15,7 @@ from experiments import data as datasets
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags import memory
-from experiments.flags.command import Refused, refusing
+from experiments.flags.command import UserError, as_user_errors
 from experiments.flags.config import TrainConfig
 from experiments.flags.path_checks import require_folder, require_new_file
 from experiments.flags.saved_flags import from_json, read, to_json
@@ -26,7 +26,7 @@ from experiments.run import finish
 from experiments.sample import SampleConfig, sample
 from experiments.torture.case import Case
 from experiments.torture.fuzz import CATEGORIES, bad_commands, bad_input
-from experiments.torture.refusal import Ending, contents, why_lost
+from experiments.torture.rejection import Ending, contents, why_lost
 from experiments.train import train
 
 
@@ -37,6 +37,7 @@ def test_commands_reject_90_cases_of_bad_input(tmp_path):
     assert all(f"{name};" in f"{outcome.note};".replace(",", ";") for name in CATEGORIES)
 
 
+@pytest.mark.slow
 def test_separate_processes_reject_bad_input(tmp_path):
     outcome = bad_commands(tmp_path, 3)
     assert outcome.survived == outcome.tries, outcome.note
@@ -202,19 +203,19 @@ def test_require_folder_rejects_an_impossible_folder_and_makes_none(name, tmp_pa
 
 def test_commands_reject_an_unwritable_output_before_they_compute(whole_run, tmp_path):
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(Refused, match=r"--output must be a file; .* is something else"):
+    with pytest.raises(UserError, match=r"--output must be a file; .* is something else"):
         encode(EncodeConfig(whole_run.run, output=tmp_path))
-    with pytest.raises(Refused, match=r"--output must be a folder, .*file is not a folder"):
+    with pytest.raises(UserError, match=r"--output must be a folder, .*file is not a folder"):
         sample(SampleConfig(whole_run.run, output=tmp_path / "file"))
     require_new_file(tmp_path / "new.npz", "--output")
 
 
-def test_refusing_turns_an_os_error_into_words(tmp_path):
-    with pytest.raises(Refused) as refusal, refusing():
+def test_as_user_errors_turns_an_os_error_into_words(tmp_path):
+    with pytest.raises(UserError) as raised, as_user_errors():
         (tmp_path / "nowhere" / "deeper").mkdir()
-    assert "Errno" not in str(refusal.value)
-    assert "cannot use " in str(refusal.value)
-    assert "deeper: No such file or directory. Fix it" in str(refusal.value)
+    assert "Errno" not in str(raised.value)
+    assert "cannot use " in str(raised.value)
+    assert "deeper: No such file or directory. Fix it" in str(raised.value)
 
 
 @pytest.mark.parametrize("form", ["npy", "npz"])
@@ -270,9 +271,9 @@ def test_commands_reject_edited_metrics_before_they_write(row, whole_run, tmp_pa
     right = {"step": 1, "split": "validation", "elbo": -3.0}
     path.write_text(json.dumps(right | row) + "\n" + path.read_text())
     before = contents(tmp_path)
-    with pytest.raises(Refused, match=r"a line must be .*, line 1 of .*metrics.jsonl is"):
+    with pytest.raises(UserError, match=r"a line must be .*, line 1 of .*metrics.jsonl is"):
         train(config)
-    with pytest.raises(Refused, match=r"line 1 of .*metrics.jsonl"):
+    with pytest.raises(UserError, match=r"line 1 of .*metrics.jsonl"):
         replay(ReplayConfig(config.run, 5))
     assert contents(tmp_path) == before
 
@@ -281,13 +282,13 @@ def test_commands_reject_a_run_with_a_missing_file_and_write_nothing(whole_run, 
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     shutil.copytree(whole_run.run, config.run)
     (config.run / "metrics.jsonl").unlink()
-    with pytest.raises(Refused, match=r"has no metrics\.jsonl"):
+    with pytest.raises(UserError, match=r"has no metrics\.jsonl"):
         replay(ReplayConfig(config.run, 5))
     (config.run / "config.json").unlink()
     before = contents(tmp_path)
-    with pytest.raises(Refused, match=r"must have its config\.json"):
+    with pytest.raises(UserError, match=r"must have its config\.json"):
         train(config)
-    with pytest.raises(Refused, match="no run at"):
+    with pytest.raises(UserError, match="no run at"):
         evaluate(EvaluateConfig(config.run))
     assert contents(tmp_path) == before
 
@@ -332,14 +333,14 @@ def test_train_rejects_an_invalid_user_defined_model(source, message, small, tmp
     (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(Refused, match=f"--model={name}:f.*{message}"):
+    with pytest.raises(UserError, match=f"--model={name}:f.*{message}"):
         train(dataclasses.replace(small, model=f"{name}:f", hidden=None))
     assert not (tmp_path / "runs").exists()
 
 
 def test_train_shows_the_library_error_for_dip_with_a_flow(small, tmp_path):
     flags = {"regularizer": "dip_i", "posterior": "iaf"}
-    with pytest.raises(Refused, match=r"dip: the posterior must have a mean in closed form"):
+    with pytest.raises(UserError, match=r"dip: the posterior must have a mean in closed form"):
         train(dataclasses.replace(small, run=tmp_path / "run", **flags))
 
 
@@ -358,6 +359,6 @@ def test_train_rejects_what_exceeds_memory_before_it_makes_a_folder(
     flags, message, small, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(memory, "memory_bytes", lambda: 2**33)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         train(dataclasses.replace(small, run=tmp_path / "run", **flags))
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.torture import accidents
 from experiments.torture.__main__ import TortureConfig, torture
 from experiments.torture.victim import Outcome, difference, fingerprint
@@ -68,5 +68,5 @@ def test_difference_names_what_a_run_lost(whole_run, tmp_path):
     ],
 )
 def test_torture_rejects_invalid_flags(config, message):
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         torture(config)

@@ -481,7 +481,7 @@ def test_float32_models_stay_float32_in_x64():
 # Failure
 
 
-def refuse(bound, match, q=None, num_samples=2, **options):
+def reject(bound, match, q=None, num_samples=2, **options):
     q = Gaussian.standard(2) if q is None else q
     arguments = {"encode": lambda x: q, "decode": lambda z: Gaussian(z, jnp.array(0.0)), "prior": q}
     with pytest.raises(ValueError, match=match):
@@ -498,7 +498,7 @@ every = pytest.mark.parametrize("bound", EVERY, ids=lambda bound: bound.__name__
 @every
 def test_an_unknown_estimator_is_rejected(bound):
     names = "reparameterized, stl, dreg, score, vimco"
-    refuse(bound, f"estimator must be one of {names}, got 'pathwise'", estimator="pathwise",
+    reject(bound, f"estimator must be one of {names}, got 'pathwise'", estimator="pathwise",
            **EVERY[bound])  # fmt: skip
 
 
@@ -506,14 +506,14 @@ def test_an_unknown_estimator_is_rejected(bound):
 def test_an_estimator_with_a_wrong_gradient_is_rejected(bound):
     options, name = EVERY[bound], bound.__name__
     if bound is elbo:
-        refuse(bound, r"elbo: .* 'dreg' reduces to 'stl' for the ELBO.*Use 'stl'", estimator="dreg")
+        reject(bound, r"elbo: .* 'dreg' reduces to 'stl' for the ELBO.*Use 'stl'", estimator="dreg")
     else:
         match = rf"{name}: estimator 'stl' is biased for weighted draws.*Use 'dreg'"
-        refuse(bound, match, estimator="stl", **options)
+        reject(bound, match, estimator="stl", **options)
     if bound is piwae:
         for estimator in ("score", "vimco"):
             match = f"piwae: estimator '{estimator}' is not defined for two bounds at once"
-            refuse(bound, match, estimator=estimator, **options)
+            reject(bound, match, estimator=estimator, **options)
 
 
 @every
@@ -524,7 +524,7 @@ def test_a_path_through_discrete_draws_is_rejected(bound):
             rf"{bound.__name__}: draws of Bernoulli carry no gradient, so estimator "
             rf"'{estimator}' would be wrong\. Use 'score', or 'vimco' with num_samples >= 2"
         )
-        refuse(bound, match, q=q, estimator=estimator, **options)
+        reject(bound, match, q=q, estimator=estimator, **options)
 
 
 def test_families_declare_whether_their_draws_carry_gradients():
@@ -535,14 +535,14 @@ def test_families_declare_whether_their_draws_carry_gradients():
     gaussian = Gaussian.standard(2)
     assert distributions.Flow(gaussian, ()).reparameterized
     mixture = distributions.Mixture(jnp.zeros(2), Gaussian(jnp.zeros((2, 2)), jnp.zeros((2, 2))))
-    refuse(iwae, "draws of Mixture carry no gradient", q=mixture)
-    refuse(iwae, "draws of Flow carry no gradient", q=distributions.Flow(mixture, ()))
+    reject(iwae, "draws of Mixture carry no gradient", q=mixture)
+    reject(iwae, "draws of Flow carry no gradient", q=distributions.Flow(mixture, ()))
 
 
 def test_vimco_of_one_draw_is_rejected():
     match = r"vimco' compares draws, so num_samples must be at least 2, got 1\. Use 'score'"
     for bound in (elbo, iwae):
-        refuse(bound, match, num_samples=1, estimator="vimco")
+        reject(bound, match, num_samples=1, estimator="vimco")
 
 
 def test_estimators_that_split_the_gradient_reject_a_posterior_that_is_not_a_pytree():
@@ -556,4 +556,4 @@ def test_estimators_that_split_the_gradient_reject_a_posterior_that_is_not_a_pyt
             return jnp.sum(value)
 
     match = r"'dreg' needs encode\(x\) to be a pytree of arrays, but Opaque is not .* Register"
-    refuse(iwae, match, q=Opaque(), estimator="dreg")
+    reject(iwae, match, q=Opaque(), estimator="dreg")

@@ -393,10 +393,10 @@ def test_a_file_without_read_permission_is_not_damage(checkpoints, tmp_path, mon
     save(checkpoints, 1)
     save(checkpoints, 2)
 
-    def refuse(path, *arguments, **options):
+    def reject(path, *arguments, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_text", reject)
     with pytest.raises(PermissionError):
         Checkpoints(folder(tmp_path))
     assert kept(tmp_path) == {1, 2}

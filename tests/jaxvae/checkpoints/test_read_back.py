@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.flags.command import Refused
+from experiments.flags.command import UserError
 from experiments.record.metrics import read_metrics
 from experiments.record.recorder import Recorder
 from experiments.run.saving import Saving, advice
@@ -116,7 +116,7 @@ def test_every_process_raises_for_a_checkpoint_that_cannot_be_read():
 
     saving = Saving(Unread(), Silent())
     state = TrainState(np.int32(1), {}, (), None, np.float32(0), np.int32(0), np.int32(0))
-    with pytest.raises(Refused, match="cannot be read back"):
+    with pytest.raises(UserError, match="cannot be read back"):
         saving.save(state, {"step": 1}, None)
 
 
@@ -178,7 +178,7 @@ def test_content_that_changes_on_its_way_to_the_disk_is_an_error(tmp_path, monke
 @pytest.mark.usefixtures("shown_to_orbax")
 def test_training_stops_at_the_evaluation_after_it(small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "[x]", num_steps=10_000)
-    with pytest.raises(Refused, match=r"checkpoint 25 was saved in .* but cannot be read back: "):
+    with pytest.raises(UserError, match=r"checkpoint 25 was saved in .* but cannot be read back: "):
         train(config)
     assert max(row["step"] for row in read_metrics(config.run / "metrics.jsonl")) <= 50
 
@@ -195,17 +195,17 @@ def test_training_that_ends_before_another_evaluation_reports_it(small, tmp_path
 def test_a_first_save_that_fails_for_good_is_an_error_and_a_later_one_is_not(tmp_path, monkeypatch):
     """Permissions of a folder may change during a run; the next save may succeed."""
 
-    def refused(*_, **__):
+    def rejected(*_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "x"))
 
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(type(checkpoints._folder.manager), "save", refused)
+            patch.setattr(type(checkpoints._folder.manager), "save", rejected)
             with pytest.raises(Unusable, match=r"saved in .*: Permission denied\. Make the folder"):
                 save(checkpoints, 1)
         save(checkpoints, 2)
         with monkeypatch.context() as patch:
-            patch.setattr(type(checkpoints._folder.manager), "save", refused)
+            patch.setattr(type(checkpoints._folder.manager), "save", rejected)
             with pytest.raises(SaveFailed, match=r"could not be saved in .*: Permission denied\."):
                 save(checkpoints, 3)
         save(checkpoints, 4)
@@ -265,7 +265,7 @@ def test_a_model_without_parameters_is_rejected_before_it_trains(small, tmp_path
     config = dataclasses.replace(
         small, model="nothing_to_learn:make", run=tmp_path / "run", hidden=None
     )
-    with pytest.raises(Refused, match="--model=nothing_to_learn:make has no parameters to train"):
+    with pytest.raises(UserError, match="--model=nothing_to_learn:make has no parameters to train"):
         train(config)
     assert not config.run.exists()
 

@@ -13,7 +13,7 @@ from tests.observations import (
     assert_draws_have_the_masses,
     assert_golden,
     assert_made_by_script,
-    assert_refused,
+    assert_rejected,
     assert_transforms_agree,
     draws,
     log_probs,
@@ -92,7 +92,7 @@ def test_draws_pass_no_gradient():
 
 
 def test_a_value_of_another_shape_is_rejected():
-    assert_refused(Categorical(jnp.zeros((4, 4, 1, 256))), (4, 4, 1), "Categorical")
+    assert_rejected(Categorical(jnp.zeros((4, 4, 1, 256))), (4, 4, 1), "Categorical")
 
 
 @pytest.mark.parametrize("value", [-1, 3])

@@ -16,7 +16,7 @@ from tests.observations import (
     assert_made_by_script,
     assert_mean_of_draws,
     assert_near,
-    assert_refused,
+    assert_rejected,
     assert_transforms_agree,
     log_probs,
     log_probs_and_gradient,
@@ -126,4 +126,4 @@ def test_bfloat16_is_computed_in_float32():
 
 
 def test_a_value_of_another_shape_is_rejected():
-    assert_refused(ContinuousBernoulli(jnp.zeros((4, 4, 1))), (4, 4, 1), "ContinuousBernoulli")
+    assert_rejected(ContinuousBernoulli(jnp.zeros((4, 4, 1))), (4, 4, 1), "ContinuousBernoulli")

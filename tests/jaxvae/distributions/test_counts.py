@@ -16,7 +16,7 @@ from tests.observations import (
     assert_golden,
     assert_made_by_script,
     assert_mean_of_draws,
-    assert_refused,
+    assert_rejected,
     assert_transforms_agree,
     draws,
     log_probs,
@@ -173,7 +173,7 @@ def test_draws_pass_no_gradient(family):
 
 @every_family
 def test_a_value_of_another_shape_is_rejected(family):
-    assert_refused(example(family), (5,), FAMILIES[family][0].__name__)
+    assert_rejected(example(family), (5,), FAMILIES[family][0].__name__)
 
 
 @pytest.mark.parametrize("name", ["log_dispersion", "zero_logits"])

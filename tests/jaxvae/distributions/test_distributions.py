@@ -364,7 +364,7 @@ def test_a_value_of_another_shape_is_rejected():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_refusal_comes_at_trace_time(kind):
+def test_rejection_comes_at_trace_time(kind):
     with pytest.raises(ValueError, match="event shape"):
         jax.eval_shape(log_prob, distribution(kind), jax.ShapeDtypeStruct((4,), jnp.float32))
 

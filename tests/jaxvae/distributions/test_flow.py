@@ -170,6 +170,7 @@ def test_the_exponential_of_a_gaussian_is_log_normal(case, precision):
 # Law
 
 
+@pytest.mark.slow
 @every_kind
 def test_log_det_is_that_of_the_jacobian(kind):
     result = measured(kind)

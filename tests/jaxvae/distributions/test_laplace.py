@@ -13,7 +13,7 @@ from tests.observations import (
     assert_golden,
     assert_made_by_script,
     assert_mean_of_draws,
-    assert_refused,
+    assert_rejected,
     assert_transforms_agree,
     draws,
     log_probs,
@@ -101,7 +101,7 @@ def test_bfloat16_is_computed_in_float32():
 
 
 def test_a_value_of_another_shape_is_rejected():
-    assert_refused(Laplace(LOC, LOG_SCALE), (3,), "Laplace")
+    assert_rejected(Laplace(LOC, LOG_SCALE), (3,), "Laplace")
 
 
 def test_a_scale_of_another_shape_is_rejected():

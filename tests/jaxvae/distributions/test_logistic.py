@@ -14,7 +14,7 @@ from tests.observations import (
     assert_golden,
     assert_made_by_script,
     assert_near,
-    assert_refused,
+    assert_rejected,
     assert_transforms_agree,
     draws,
     log_probs,
@@ -137,10 +137,10 @@ def test_draws_pass_no_gradient():
 
 def test_a_value_of_another_shape_is_rejected():
     zeros = jnp.zeros((4, 4, 1))
-    assert_refused(DiscretizedLogistic(zeros, zeros), (4, 4, 1), "DiscretizedLogistic")
+    assert_rejected(DiscretizedLogistic(zeros, zeros), (4, 4, 1), "DiscretizedLogistic")
     zeros = jnp.zeros((4, 4, 1, 5))
     p = DiscretizedLogisticMixture(zeros, zeros, zeros)
-    assert_refused(p, (4, 4, 1), "DiscretizedLogisticMixture")
+    assert_rejected(p, (4, 4, 1), "DiscretizedLogisticMixture")
 
 
 def test_parameters_of_other_shapes_are_rejected():

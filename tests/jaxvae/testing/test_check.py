@@ -151,6 +151,7 @@ WRONG_LONG = {
 every_wrong = [*WRONG, *(pytest.param(fn, marks=pytest.mark.long) for fn in WRONG_LONG)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", every_wrong, ids=lambda fn: fn.__name__)
 def test_wrong_objectives_fail_in_the_expected_findings(objective):
     found = report(objective)

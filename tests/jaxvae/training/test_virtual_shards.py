@@ -86,6 +86,7 @@ def test_steps_of_virtual_shards_are_those_of_the_whole_batch_to_rounding():
     assert not _equal(whole, params)
 
 
+@pytest.mark.slow
 def test_without_virtual_shards_the_device_count_changes_the_last_bits():
     """So the test of equal bits can fail."""
     assert not _equal(_train("mlp", 8), _train("mlp", 1))
