@@ -163,6 +163,7 @@ class Scores(NamedTuple):
         kl: [] KL(q(z|x) || p(z)).
         kl_per_latent: [Z], or None where the KL is not a sum over latents.
         log_likelihood: [] K-sample estimate of log p(x), or None if num_samples is 0.
+        log_likelihood_error: [] its Monte Carlo error (`log_likelihood_and_error`), or None.
         posterior_mean: [Z], or [Z, C] for one-hot latents; estimated from 256 draws where q has
             no mean in closed form.
         sigma_squared: [] mean variance of a Gaussian p(x|z) over the dimensions of x, at one draw
@@ -174,6 +175,7 @@ class Scores(NamedTuple):
     kl: Any
     kl_per_latent: Any
     log_likelihood: Any
+    log_likelihood_error: Any
     posterior_mean: Any
     sigma_squared: Any
 
@@ -201,15 +203,16 @@ def make_score(
         pathwise = getattr(q, "reparameterized", True)
         estimator: EstimatorName = "reparameterized" if pathwise else "score"
         bound = elbo(key_elbo, x, estimator=estimator, **parts)  # same value for either estimator
-        many = None
+        many = Estimate(None, None)
         if num_samples:
-            many = log_likelihood(key_samples, x, num_samples=num_samples, **parts)
+            many = log_likelihood_and_error(key_samples, x, num_samples=num_samples, **parts)
         return Scores(
             elbo=bound.elbo,
             reconstruction=bound.reconstruction,
             kl=bound.kl,
             kl_per_latent=bound.kl_per_latent,
-            log_likelihood=many,
+            log_likelihood=many.value,
+            log_likelihood_error=many.standard_error,
             posterior_mean=mean_of(q, key_mean, MEAN_SAMPLES),
             sigma_squared=_variance(vae.decode(params, bound.samples[0])),
         )

@@ -42,7 +42,7 @@ FLOORS = [
     {"data"},
     {"show"},
     {"run"},
-    {"train", "evaluate", "sample", "encode", "replay"},
+    {"train", "evaluate", "sample", "encode", "score", "replay"},
     {"benchmark", "torture", "examples"},
 ]
 """Folders and commands of experiments, lowest floor first; imports go down or stay in a folder."""
@@ -250,6 +250,6 @@ def test_importing_jaxvae_starts_no_backend_and_loads_nothing_heavy():
 def test_flags_are_read_before_jax_is_imported():
     """This makes --help fast, and allows the commands to choose the device first."""
     commands = ["flags.config", "flags.command", "machine.accelerators", "benchmark.__main__"]
-    commands += ["train", "evaluate", "sample", "encode"]
+    commands += ["train", "evaluate", "sample", "encode", "score"]
     code = "\n".join(f"import experiments.{name}" for name in commands)
     assert loaded(code, ["jax", "jaxvae", "numpy", "matplotlib", "tensorflow_datasets"]) == []

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.data import identity
 from experiments.flags.command import as_user_errors
@@ -22,6 +23,7 @@ from experiments.show.numbers import make_scorer, print_numbers, summarize
 from experiments.show.saved_results import read_results
 from jaxvae.checkpoints.hosts import from_first, is_first
 from jaxvae.models.vae import Params
+from jaxvae.trained import Reference, spread_evenly
 
 
 def finish(loop: Loop) -> None:
@@ -70,6 +72,8 @@ def _best_params(loop: Loop) -> tuple[int, Params]:
 
 def _measure(loop: Loop) -> dict[str, Any]:
     """Measure the best checkpoint on the validation and test splits, and draw its pictures."""
+    from jaxvae.checkpoints import write_reference  # orbax, which loads while a step compiles
+
     config, folder = loop.built.config, loop.built.config.folder / "pictures"
     give_back_memory()
     step, params = _best_params(loop)
@@ -113,7 +117,9 @@ def _measure(loop: Loop) -> dict[str, Any]:
         )
         if scores.kl_per_latent is not None and is_first():
             pictures.latent_kl_bars(scores.kl_per_latent.mean(0), folder / "latent_kl.png")
+    reference = scorer(spread_evenly(loop.built.dataset.train)).log_likelihood
     if is_first():
+        write_reference(config.folder, Reference(np.sort(reference), config.eval_samples, step))
         message("Drawing pictures: compiling the decoder for each kind of them.")
         xs = prepared_head(loop.built.dataset, loop.built.preprocessing)
         write_pictures(draw(loop.built.vae, params, xs, loop.built.keys.pictures), folder)

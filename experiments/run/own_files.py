@@ -4,10 +4,10 @@ from pathlib import Path
 
 from jaxvae.checkpoints.contained import require_contained
 
-FILES = ("config.json", "metrics.jsonl", "results.json", "report.html", ".lock")
+FILES = ("config.json", "metrics.jsonl", "results.json", "reference.json", "report.html", ".lock")
 FOLDERS = ("checkpoints", "checkpoints-damaged", "pictures", "tensorboard")
-NAMES = (*FILES, *FOLDERS, "evaluations", "samples", "codes")
-"""All names; the last three are the default folders for results of other commands."""
+NAMES = (*FILES, *FOLDERS, "evaluations", "samples", "codes", "scores")
+"""All names; the last four are the default folders for results of other commands."""
 
 
 def require_own_files(run: Path) -> None:

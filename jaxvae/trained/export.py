@@ -6,6 +6,7 @@ size is symbolic: any number of rows. metadata.json says what goes in and what c
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax import export as jax_export
 
 from jaxvae.distributions import mean_of
-from jaxvae.evaluation import MEAN_SAMPLES
+from jaxvae.evaluation import MEAN_SAMPLES, make_score
 
 if TYPE_CHECKING:
     from jaxvae.trained.trained_vae import TrainedVAE
@@ -36,7 +37,14 @@ def export(trained: TrainedVAE, folder: Path, num_samples: int) -> None:
         trained: the model.
         folder: folder to write; created if it is missing.
         num_samples: K of log_likelihood.
+
+    Raises:
+        ModuleNotFoundError: flatbuffers is not installed.
     """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ModuleNotFoundError(
+            "export needs flatbuffers, which jax.export writes with. Install jaxvae[export]."
+        )
     z = jax.eval_shape(trained.vae.prior(trained.params).sample, jax.random.key(0))
     dtype = jnp.dtype(trained.description.trained.dtype)
     functions = _functions(trained, num_samples)
@@ -74,6 +82,7 @@ def export(trained: TrainedVAE, folder: Path, num_samples: int) -> None:
 def _functions(trained: TrainedVAE, num_samples: int) -> dict[str, Any]:
     """Functions of batches with symbolic size."""
     params = jax.tree.map(jnp.asarray, trained.params)
+    score = make_score(trained.vae, prepare=trained.prepare, num_samples=num_samples)
 
     def over_rows(one: Any, x: jax.Array, seed: jax.Array) -> Any:
         key = jax.random.key(seed, impl="threefry2x32")
@@ -86,8 +95,8 @@ def _functions(trained: TrainedVAE, num_samples: int) -> dict[str, Any]:
         return {"mean": mean_of(q, key_mean, MEAN_SAMPLES), "sample": q.sample(key_sample)}
 
     def likelihood_one(key: jax.Array, stored: jax.Array) -> dict[str, jax.Array]:
-        _, estimate = trained.score_one(params, key, stored, num_samples)
-        return estimate._asdict()
+        found = score(params, key, stored)
+        return {"value": found.log_likelihood, "standard_error": found.log_likelihood_error}
 
     def decode_one(z: jax.Array) -> jax.Array:
         return jnp.asarray(

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxvae.evaluation import Scores
+
 MOST_ROWS = 2000
 """Training rows, spread evenly over the data, that are scored for reference."""
 MOST_SAMPLES = 1_000_000
@@ -57,6 +59,30 @@ class Reference(NamedTuple):
                 f"them, got {str(values)[:60]}."
             )
         return found._replace(log_likelihood=np.sort(found.log_likelihood))
+
+
+class Score(NamedTuple):
+    """Scores of rows, arrays [N] in nats.
+
+    Attributes:
+        elbo: ELBO with one draw of q.
+        log_likelihood: estimate of log p(x).
+        standard_error: its Monte Carlo error.
+        quantile: share of the training rows that are at most as likely; NaN if not known.
+    """
+
+    elbo: np.ndarray
+    log_likelihood: np.ndarray
+    standard_error: np.ndarray
+    quantile: np.ndarray
+
+
+def ranked(scores: Scores, reference: Reference | None) -> Score:
+    """Rank the scores of rows among those of training rows, where these are known."""
+    values = scores.log_likelihood
+    unknown = np.full(len(values), np.nan)
+    quantile = unknown if reference is None else reference.quantile(values)
+    return Score(scores.elbo, values, scores.log_likelihood_error, quantile)
 
 
 def spread_evenly(rows: np.ndarray) -> np.ndarray:

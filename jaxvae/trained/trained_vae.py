@@ -6,25 +6,25 @@ import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxvae.bounds import EstimatorName, elbo
 from jaxvae.distributions import Distribution, Gaussian, mean_of
 from jaxvae.evaluation import (
     MEAN_SAMPLES,
     Estimate,
-    log_likelihood_and_error,
+    Scores,
+    make_score,
     map_dataset,
 )
 from jaxvae.models.vae import VAE, Params
 from jaxvae.preprocessing import resize
 from jaxvae.preprocessing.description import Description
-from jaxvae.trained.reference import Reference, spread_evenly
+from jaxvae.trained.reference import Reference, Score, ranked, spread_evenly
 from jaxvae.training.devices import make_map, make_mesh, replicate
 
 Progress = Callable[[int], None]
@@ -32,22 +32,6 @@ Progress = Callable[[int], None]
 
 def _silent(done: int) -> None:
     pass
-
-
-class Score(NamedTuple):
-    """Scores of rows, arrays [N] in nats.
-
-    Attributes:
-        elbo: ELBO with one draw of q.
-        log_likelihood: estimate of log p(x).
-        standard_error: its Monte Carlo error.
-        quantile: share of the training rows that are at most as likely; NaN if not known.
-    """
-
-    elbo: np.ndarray
-    log_likelihood: np.ndarray
-    standard_error: np.ndarray
-    quantile: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -154,8 +138,8 @@ class TrainedVAE:
             num_samples: K.
             progress: called with the number of rows done.
         """
-        _, likelihood = self._scores(key, self.rows(x), num_samples, progress)
-        return likelihood
+        scores = self._scores(key, self.rows(x), num_samples, progress)
+        return Estimate(scores.log_likelihood, scores.log_likelihood_error)
 
     def score(
         self, x: ArrayLike, *, key: jax.Array | None = None, progress: Progress = _silent
@@ -165,18 +149,14 @@ class TrainedVAE:
         The number of samples is that of `reference`, or 100.
         """
         num_samples = 100 if self.reference is None else self.reference.num_samples
-        bound, likelihood = self._scores(key, self.rows(x), num_samples, progress)
-        values = likelihood.value
-        unknown = np.full(len(values), np.nan)
-        quantile = unknown if self.reference is None else self.reference.quantile(values)
-        return Score(bound, values, likelihood.standard_error, quantile)
+        return ranked(self._scores(key, self.rows(x), num_samples, progress), self.reference)
 
     def with_reference(
         self, train: np.ndarray, num_samples: int, step: int, *, progress: Progress = _silent
     ) -> TrainedVAE:
         """Copy with the scores of up to 2,000 training rows as reference."""
-        _, found = self._scores(None, spread_evenly(train), num_samples, progress)
-        reference = Reference(np.sort(found.value), num_samples, step)
+        found = self._scores(None, spread_evenly(train), num_samples, progress)
+        reference = Reference(np.sort(found.log_likelihood), num_samples, step)
         return dataclasses.replace(self, reference=reference)
 
     def export(self, path: str | Path, *, num_samples: int = 100) -> None:
@@ -231,34 +211,11 @@ class TrainedVAE:
         del key
         return jnp.asarray(self.description.conversion.stored(self.vae.decode(params, z).mean()))
 
-    def score_one(
-        self, params: Params, key: jax.Array, stored: jax.Array, num_samples: int
-    ) -> tuple[jax.Array, Estimate]:
-        """ELBO and estimate of log p(x) of one stored example: a pure function."""
-        key_data, key_elbo, key_samples = jax.random.split(key, 3)
-        x = self.prepare(key_data, stored)
-        q = self.vae.encode(params, x)
-        parts: dict[str, Any] = {
-            "encode": lambda _: q,
-            "decode": lambda z: self.vae.decode(params, z),
-            "prior": self.vae.prior(params),
-        }
-        estimator: EstimatorName = (
-            "reparameterized" if getattr(q, "reparameterized", True) else "score"
-        )
-        bound = elbo(key_elbo, x, estimator=estimator, **parts)
-        many = log_likelihood_and_error(key_samples, x, num_samples=num_samples, **parts)
-        return bound.elbo, many
-
     def _scores(
         self, key: jax.Array | None, rows: np.ndarray, num_samples: int, progress: Progress
-    ) -> tuple[np.ndarray, Estimate]:
-        def one(params: Params, key: jax.Array, stored: jax.Array) -> tuple[jax.Array, Estimate]:
-            return self.score_one(params, key, stored, num_samples)
-
-        found: tuple[np.ndarray, Estimate] = self._map(
-            f"score {num_samples}", one, rows, key, progress
-        )
+    ) -> Scores:
+        score = make_score(self.vae, prepare=self.prepare, num_samples=num_samples)
+        found: Scores = self._map(f"score {num_samples}", score, rows, key, progress)
         return found
 
     @cached_property

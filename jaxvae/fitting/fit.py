@@ -1,0 +1,197 @@
+"""`fit`: train a VAE on an array in a few lines, with the functions of the library."""
+
+import dataclasses
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from numpy.typing import ArrayLike
+
+from jaxvae.bounds import elbo
+from jaxvae.fitting.problem import Problem, make_problem
+from jaxvae.fitting.training import Best, Progress, train
+from jaxvae.models.vae import VAE
+from jaxvae.preprocessing.description import read_description
+from jaxvae.trained import TrainedVAE
+from jaxvae.training.devices import AXIS, make_mesh
+from jaxvae.training.sigma import with_sigma_rate
+from jaxvae.training.state import init_state
+from jaxvae.training.step import Objective, make_train_step
+
+REFERENCE_SAMPLES = 100
+"""Samples per training row of the scores that quantiles refer to."""
+
+
+def fit(
+    x: ArrayLike,
+    *,
+    model: str | VAE = "mlp",
+    likelihood: str = "auto",
+    binarize: str = "auto",
+    standardize: str = "auto",
+    objective: Objective = elbo,
+    optimizer: optax.GradientTransformation | None = None,
+    num_steps: int = 5000,
+    batch_size: int = 128,
+    validation: float | ArrayLike = 0.1,
+    eval_every: int = 500,
+    average_decay: float | None = 0.998,
+    key: jax.Array | None = None,
+    devices: list[jax.Device] | None = None,
+    folder: str | Path | None = None,
+    progress: bool | Progress = True,
+    **arguments: Any,
+) -> TrainedVAE:
+    """Train a VAE on an array, and return it with its preprocessing.
+
+    Args:
+        x: rows as stored: [N, D] vectors, [N, H, W] or [N, H, W, C] images, of bool, integers or
+            floats.
+        model: "mlp" (`jaxvae.mlp_vae`), "conv" (`jaxvae.conv_vae`), or your own `jaxvae.VAE` of
+            prepared examples.
+        likelihood: a name in `jaxvae.models.likelihoods`; "auto": `choose_likelihood` chooses.
+        binarize, standardize: as for `jaxvae.preprocessing.preprocess`.
+        objective: `jaxvae.elbo`, or partial(jaxvae.iwae, num_samples=8), ...
+        optimizer: None: Adam with learning rate 0.001, and 0.01 for sigma.
+        num_steps, batch_size: number of training steps, and rows of each over all devices.
+        validation: share of the rows to set aside, or such rows themselves. The parameters with the
+            highest validation ELBO are returned; with 0, the last ones.
+        eval_every: steps between evaluations on the validation rows.
+        average_decay: decay of the running average of the parameters, which is returned; None: no
+            average.
+        key: random key; None: key(0).
+        devices: devices to train on; None: all.
+        folder: folder of the run to write, which `jaxvae.checkpoints.load_trained` reads; None: no
+            files.
+        progress: True: a line on the screen; or a function (steps done, number of steps,
+            validation ELBO or None).
+        arguments: more arguments of the model's function: latent_dim, hidden, posterior, prior, ...
+
+    Raises:
+        ValueError: the data, names or sizes are invalid; or the loss was not finite in 20 steps in
+            a row; or the folder exists.
+
+    >>> images = np.random.default_rng(0).integers(0, 2, (256, 8, 8))
+    >>> trained = fit(images, latent_dim=2, hidden=(16,), num_steps=20, progress=False)
+    >>> trained.reconstruct(images[:3]).shape
+    (3, 8, 8, 1)
+    """
+    _check(num_steps, batch_size, eval_every, folder, model)
+    key = jax.random.key(0) if key is None else key
+    key_init, key_train, key_scores = jax.random.split(key, 3)
+    problem = make_problem(x, validation, model, likelihood, binarize, standardize, arguments)
+    mesh = make_mesh(jax.devices() if devices is None else devices)
+    optimizer = with_sigma_rate(optax.adam(1e-3), 10.0) if optimizer is None else optimizer
+    state = init_state(problem.vae, optimizer, key_init, averaging=average_decay is not None)
+    step = make_train_step(
+        problem.vae,
+        optimizer,
+        objective=objective,
+        prepare=problem.preprocessing.prepare,
+        average_decay=average_decay,
+        axis_name=AXIS,
+    )
+    show = _Line(time.monotonic()).show if progress is True else progress or _silent
+    run = partial(train, problem, step, mesh, eval_every, show)
+    best = run(state, key_train, key_scores, num_steps, batch_size)
+    lines = _about(problem, model, objective, f"{num_steps:,} of {batch_size} rows", arguments)
+    description = read_description(problem.about)
+    assert description is not None
+    trained = TrainedVAE(
+        problem.vae,
+        best.params,
+        problem.splits.train.shape[1:],
+        description,
+        lines,
+        devices=devices,
+    ).with_reference(problem.splits.train, REFERENCE_SAMPLES, best.step)
+    if folder is not None:
+        _save(Path(folder), trained, problem, best)
+    return trained
+
+
+def _check(
+    num_steps: int, batch_size: int, eval_every: int, folder: str | Path | None, model: str | VAE
+) -> None:
+    """Check the arguments that no other function checks."""
+    sizes = {"num_steps": num_steps, "batch_size": batch_size, "eval_every": eval_every}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if folder is None:
+        return
+    if (Path(folder) / "checkpoints").exists():
+        raise ValueError(f"{folder} holds a run already. Give a new folder.")
+    if not isinstance(model, str):
+        raise ValueError(
+            "folder needs a model by name, as a checkpoint stores a recipe and no code. Leave it "
+            "out, and save the parameters yourself."
+        )
+
+
+def _about(
+    problem: Problem,
+    model: str | VAE,
+    objective: Objective,
+    steps: str,
+    arguments: dict[str, Any],
+) -> dict[str, str]:
+    """Lines that describe the model."""
+    train = problem.splits.train
+    likelihood = "" if problem.recipe is None else problem.recipe["arguments"]["likelihood"]
+    given = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    name = getattr(getattr(objective, "func", objective), "__name__", "own")
+    options = getattr(objective, "keywords", {})
+    return {
+        "data": f"{len(train):,} rows of shape {list(train.shape[1:])}, "
+        f"{problem.preprocessing.name}",
+        "networks": ", ".join(
+            filter(None, [model if isinstance(model, str) else "own", likelihood, given])
+        ),
+        "bound": ", ".join([name, *(f"{key}={value}" for key, value in options.items())]),
+        "steps": steps,
+    }
+
+
+def _save(folder: Path, trained: TrainedVAE, problem: Problem, best: Best) -> None:
+    """Write the run's checkpoint and the scores of its training rows."""
+    from jaxvae.checkpoints import Checkpoints, write_reference  # orbax: only for files
+
+    checkpoints = Checkpoints(folder / "checkpoints")
+    about = problem.about | {
+        "step": best.step,
+        "data_shape": list(trained.data_shape),
+        "vae": problem.recipe,
+        "summary": trained.about,
+    }
+    metric = None if np.isnan(best.elbo) else best.elbo
+    checkpoints.save(best.step, {"params": best.params}, about, metric)
+    checkpoints.wait()
+    checkpoints.close()
+    assert trained.reference is not None
+    write_reference(folder, trained.reference)
+
+
+@dataclasses.dataclass
+class _Line:
+    """A line on the screen that is written anew."""
+
+    start: float
+    elbo: str = ""
+
+    def show(self, done: int, num_steps: int, elbo: float | None) -> None:
+        if elbo is not None:
+            self.elbo = f", best validation ELBO {elbo:.2f} nats"
+        seconds = time.monotonic() - self.start
+        end = "\n" if done == num_steps else ""
+        text = f"\rstep {done:,} of {num_steps:,}, {seconds:.0f} s{self.elbo}{end}"
+        print(text, end="", file=sys.stderr, flush=True)
+
+
+def _silent(done: int, num_steps: int, elbo: float | None) -> None:
+    pass

@@ -1,0 +1,91 @@
+"""Training of a fit: dispatches of steps, evaluations between them, and the best parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxvae.evaluation import make_score, map_dataset
+from jaxvae.fitting.problem import Problem
+from jaxvae.models.vae import Params
+from jaxvae.training.batches import Batches
+from jaxvae.training.devices import local_positions, make_chunk_step, make_map, replicate, shard
+from jaxvae.training.state import TrainState
+
+CHUNK_STEPS, CHUNK_BYTES = 100, 2**26
+"""Most steps and bytes of data in one dispatch."""
+MOST_SKIPPED = 20
+"""Steps in a row without a finite loss after which training ends."""
+
+Progress = Callable[[int, int, float | None], None]
+"""(steps done, number of steps, best validation ELBO at an evaluation, else None) -> None."""
+
+
+class Best(NamedTuple):
+    """Parameters with the highest validation ELBO so far."""
+
+    elbo: float
+    step: int
+    params: Params
+
+
+def train(
+    problem: Problem,
+    train_step: Any,
+    mesh: Mesh,
+    eval_every: int,
+    show: Progress,
+    state: TrainState,
+    key: jax.Array,
+    key_scores: jax.Array,
+    num_steps: int,
+    batch_size: int,
+) -> Best:
+    """Run the steps, and keep the best parameters."""
+    rows, validation = problem.splits.train, problem.splits.validation
+    bytes_of_batch = rows[:1].nbytes * batch_size
+    capacity = max(1, min(CHUNK_STEPS, eval_every, num_steps, CHUNK_BYTES // bytes_of_batch))
+    chunk_step = make_chunk_step(train_step, mesh, batch_size, capacity)
+    batches = Batches(rows, batch_size, 0, mesh.size, local_positions(mesh))
+    score = make_map(make_score(problem.vae, prepare=problem.preprocessing.prepare), mesh)
+    state, key = replicate(state, mesh), replicate(key, mesh)
+    best: Best | None = None
+    done = 0
+    while done < num_steps:
+        count = min(capacity, num_steps - done, eval_every - done % eval_every)
+        chunk = shard(batches.chunk(done, count, capacity), mesh)
+        state, _ = chunk_step(state, key, chunk, replicate(np.int32(count), mesh))
+        done += count
+        at_evaluation = done % eval_every == 0 or done == num_steps
+        if at_evaluation:
+            if int(state.skipped_in_row) >= MOST_SKIPPED:
+                raise ValueError(
+                    f"the loss or gradient was not finite in {int(state.skipped_in_row)} steps in "
+                    "a row. Use a smaller learning rate or a larger sigma."
+                )
+            best = _better(best, done, state, score, validation, mesh, key_scores)
+        show(done, num_steps, best.elbo if at_evaluation and best is not None else None)
+    assert best is not None, "num_steps is at least 1"
+    return best
+
+
+def _better(
+    best: Best | None,
+    step: int,
+    state: TrainState,
+    score: Any,
+    validation: np.ndarray,
+    mesh: Mesh,
+    key: jax.Array,
+) -> Best:
+    """Measure the parameters on the validation rows, and return the better of both."""
+    params = state.evaluation_params()
+    if not len(validation):
+        return Best(float("nan"), step, jax.device_get(params))
+    scores = map_dataset(score, params, replicate(key, mesh), validation, mesh=mesh, batch_size=500)
+    value = float(scores.elbo.mean())
+    if best is not None and not value > best.elbo:
+        return best
+    return Best(value, step, jax.device_get(params))

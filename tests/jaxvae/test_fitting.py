@@ -1,0 +1,151 @@
+"""fit: from an array to a usable model."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxvae
+from jaxvae import fit
+from jaxvae.checkpoints import load, load_trained
+
+SMALL = {"latent_dim": 2, "hidden": (16,), "num_steps": 40, "batch_size": 16, "progress": False}
+ONE = jax.devices()[:1]
+
+
+def bars(count=200):
+    """8 x 8 binary images of horizontal and vertical bars."""
+    rng = np.random.default_rng(0)
+    rows, columns = rng.random((2, count, 8)) < 0.3
+    return (rows[:, :, None] | columns[:, None, :]).astype(np.uint8)
+
+
+def vectors(count=300):
+    rng = np.random.default_rng(1)
+    return 100 + 5 * rng.normal(size=(count, 2)) @ rng.normal(size=(2, 6))
+
+
+def test_fit_learns():
+    few, many = (
+        fit(bars(), devices=ONE, **SMALL | {"num_steps": steps}, optimizer=optax.adam(1e-2))
+        for steps in (1, 300)
+    )
+    x = bars()[:50]
+    gain = many.score(x).log_likelihood - few.score(x).log_likelihood
+    assert gain.mean() > 5 * gain.std() / np.sqrt(len(x)) > 0
+
+
+def test_the_same_key_gives_the_same_parameters_and_another_key_others():
+    first, again, other = (
+        fit(vectors(), devices=ONE, key=jax.random.key(seed), **SMALL).params for seed in (3, 3, 4)
+    )
+    equal = jax.tree.map(lambda a, b: bool((a == b).all()), first, again)
+    assert all(jax.tree.leaves(equal))
+    assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), first, other)))
+
+
+@pytest.mark.slow
+def test_devices_train_the_same_model():
+    one, four = (fit(vectors(), devices=jax.devices()[:count], **SMALL).params for count in (1, 4))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), one, four)
+
+
+def test_a_folder_holds_the_model_that_fit_returns(tmp_path):
+    trained = fit(bars(), devices=ONE, folder=tmp_path / "run", **SMALL)
+    again = load_trained(tmp_path / "run", devices=ONE)
+    x = bars()[:9]
+    for name, values in trained.score(x)._asdict().items():
+        np.testing.assert_allclose(getattr(again.score(x), name), values, atol=1e-3)
+    np.testing.assert_array_equal(again.reconstruct(x), trained.reconstruct(x))
+    assert repr(again) == repr(trained)
+    assert "bernoulli" in repr(trained)
+    vae, params = load(tmp_path / "run")
+    assert vae.prior(params).mean().shape == (2,)
+    with pytest.raises(ValueError, match=r"holds a run already\. Give a new folder"):
+        fit(bars(), folder=tmp_path / "run", **SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("x", "likelihood"),
+    [
+        (bars(), "bernoulli"),
+        (bars() * 255, "bernoulli"),
+        (vectors(), "gaussian"),
+        ((vectors() * 10).astype(int).clip(0), "negative_binomial"),
+        (np.random.default_rng(0).integers(0, 255, (60, 8, 8, 3), dtype=np.uint8), "logistic_mix"),
+    ],
+)
+def test_the_likelihood_suits_the_data(x, likelihood):
+    trained = fit(x, devices=ONE, **SMALL | {"num_steps": 3})
+    assert likelihood in trained.about["networks"]
+    assert np.isfinite(trained.score(x[:3]).log_likelihood).all()
+    assert trained.reconstruct(x[:3]).shape == trained.sample(jax.random.key(0), 3).shape
+
+
+@pytest.mark.slow
+def test_reconstructions_of_vectors_are_in_their_unit():
+    trained = fit(vectors(), devices=ONE, optimizer=optax.adam(1e-2), **SMALL | {"num_steps": 400})
+    errors = trained.reconstruct(vectors()) - vectors()
+    assert np.square(errors).mean() < 0.3 * vectors().var(0).mean()
+
+
+def test_every_choice_is_a_keyword():
+    seen = []
+    trained = fit(
+        bars(),
+        **SMALL | {"progress": lambda *step: seen.append(step)},
+        model="mlp",
+        likelihood="bernoulli",
+        posterior="full_covariance",
+        prior="mixture",
+        num_components=3,
+        objective=partial(jaxvae.iwae, num_samples=3),
+        optimizer=optax.sgd(1e-3),
+        validation=bars()[:20],
+        eval_every=16,
+        average_decay=None,
+        devices=jax.devices()[:2],
+    )
+    assert trained.about["bound"] == "iwae, num_samples=3"
+    assert [step for step, _, elbo in seen if elbo is not None] == [16, 32, 40]
+
+
+def test_your_own_vae_is_fitted_and_cannot_be_saved_by_recipe(tmp_path):
+    vae = jaxvae.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(4,), likelihood="gaussian")
+    trained = fit(vectors(), model=vae, devices=ONE, num_steps=3, progress=False)
+    assert np.isfinite(trained.score(vectors()[:2]).elbo).all()
+    with pytest.raises(ValueError, match="folder needs a model by name"):
+        fit(vectors(), model=vae, num_steps=3, progress=False, folder=tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("x", "flags", "message"),
+    [
+        (np.ones(3), {}, r"x must be numbers of shape \[N, D\].* got \[3\] of float64"),
+        (np.array([["a"]]), {}, "x must be numbers"),
+        (np.full((4, 2), np.nan), {}, "x must be finite in float32"),
+        (np.full((4, 2), 2**40), {}, "integers that fit 32 bits"),
+        (vectors(), {"model": "vit"}, "model must be mlp or conv, or a jaxvae.VAE; got 'vit'"),
+        (vectors(), {"validation": 1.0}, "validation must be a share from 0 to below 1"),
+        (vectors(), {"validation": bars()}, "validation must have rows of shape"),
+        (vectors(), {"likelihood": "bernoulli"}, r"bernoulli needs values in \[0, 1\]"),
+        (vectors(), {"latent_dims": 3}, "latent_dims"),
+        (vectors(), {"num_steps": 0}, "num_steps must be at least 1, got 0"),
+    ],
+)
+def test_invalid_input_is_one_clear_error(x, flags, message):
+    with pytest.raises(ValueError, match=message):
+        fit(x, devices=ONE, **SMALL | flags)
+
+
+def test_a_loss_that_is_never_finite_is_an_error():
+    with pytest.raises(ValueError, match=r"not finite in 40 steps in a row\. Use a smaller"):
+        fit(vectors(), devices=ONE, objective=_not_finite, **SMALL)
+
+
+def _not_finite(*arguments, **options):
+    bound = jaxvae.elbo(*arguments, **options)
+    return bound._replace(objective=bound.objective * np.nan)
