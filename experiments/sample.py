@@ -6,7 +6,7 @@ python -m experiments.sample runs/mnist_small-mlp
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from experiments.flags import command
 from experiments.flags.config import Accelerator, require, require_representable
@@ -14,23 +14,37 @@ from experiments.flags.packages import require_packages
 from experiments.flags.path_checks import require_folder
 
 if TYPE_CHECKING:
+    import jax
+
     from experiments.data.run_rows import RunRows
+    from experiments.run.folder import OpenRun
+
+MOST_RANKED = 1000
+"""Examples over which the latents are ranked by their variance."""
+AT_ONCE = 500
+"""Rows that are reconstructed at once, over all devices."""
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """Draw samples, reconstructions, interpolations and latent traversals of a trained model.
 
-    Each is written as a picture (*.png) and as an array (*.npz).
+    Each is written as a picture (*.png) and as an array (*.npz). With --dataset or --split,
+    reconstructions.npz has all rows of the data in their order, with `index` and `files`.
     """
 
     run: Annotated[Path, command.Positional]
     """Folder of the trained run, such as runs/mnist_small-mlp."""
+    dataset: str | None = None
+    """Data set to reconstruct instead of the run's own, of the same shape:
+    npz:PATH, folder:PATH, ..."""
+    split: Literal["test", "validation", "train"] | None = None
+    """Split to reconstruct. Default: test; with --dataset, all rows."""
     num_samples: int = 100
     """Number of samples decoded from draws of the prior."""
     num_examples: int = 20
-    """Number of test examples to reconstruct, and to interpolate between in
-    pairs."""
+    """Number of examples in the pictures of reconstructions, and to
+    interpolate between in pairs."""
     num_steps: int = 11
     """Number of pictures along each interpolation and traversal."""
     seed: int = 0
@@ -81,31 +95,67 @@ def sample(config: SampleConfig) -> None:
         from experiments.machine import accelerators, compilation_cache
 
         compilation_cache.use(config.compilation_cache)
-        accelerators.start(config.accelerator, None)
+        devices = accelerators.start(config.accelerator, None)
         import numpy as np
 
         from experiments.machine.keys import root_key
         from experiments.run.folder import open_run
-        from experiments.show.drawing import draw, prepared_head, write_pictures
+        from experiments.show.drawing import draw, prepared, write_pictures
 
-        run = open_run(config.run, config.checkpoint, model=config.model)
+        run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
+        rows = run.data.rows
+        require(len(rows.examples) > 0, "split", config.split, "a split that has examples")
         folder = config.output or config.run / config.name_of_folder(run.data)
         require_folder(folder, "--output")
     run.data.print_doubts()
     drawing = draw(
         run.vae,
         run.params,
-        prepared_head(run.dataset, run.preprocessing),
+        prepared(run.preprocessing, rows.examples[:MOST_RANKED]),
         root_key(config.seed),
         num_samples=config.num_samples,
         num_shown=config.num_examples,
         num_steps=config.num_steps,
     )
+    arrays = {name: {name: array} for name, array in drawing._asdict().items()}
+    if config.dataset is not None or config.split is not None:
+        arrays["reconstructions"] = _all_reconstructions(run, root_key(config.seed), devices)
     with command.as_user_errors():
         write_pictures(drawing, folder)
-        for name, array in drawing._asdict().items():
-            np.savez_compressed(folder / f"{name}.npz", **{name: array})
+        for name, named in arrays.items():
+            np.savez_compressed(folder / f"{name}.npz", **named)
     print(f"{folder}: samples, reconstructions, interpolations, traversals (.png and .npz)")
+
+
+def _all_reconstructions(
+    run: "OpenRun", key: "jax.Array", devices: "list[jax.Device]"
+) -> dict[str, Any]:
+    """Reconstruct all rows: named arrays [N, ...] in the order of the rows."""
+    import jax
+
+    from experiments.record.progress import counted
+    from jaxvae.distributions import mean_of
+    from jaxvae.evaluation import MEAN_SAMPLES, map_dataset
+    from jaxvae.training.devices import make_map, make_mesh, replicate
+
+    def reconstruct(params: Any, key: jax.Array, stored: jax.Array) -> jax.Array:
+        key_data, key_mean = jax.random.split(key)
+        q = run.vae.encode(params, run.preprocessing.prepare(key_data, stored))
+        return run.vae.decode(params, mean_of(q, key_mean, MEAN_SAMPLES)).mean()
+
+    mesh, rows = make_mesh(devices), run.data.rows
+    with counted("rows", len(rows.examples)) as progress:
+        found = map_dataset(
+            make_map(reconstruct, mesh),
+            replicate(run.params, mesh),
+            replicate(key, mesh),
+            rows.examples,
+            mesh=mesh,
+            batch_size=AT_ONCE,
+            progress=progress,
+        )
+    arrays = {"reconstructions": found, "index": rows.indices, "files": rows.files}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 if __name__ == "__main__":

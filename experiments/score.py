@@ -117,7 +117,8 @@ def score(config: ScoreConfig) -> None:
     with command.as_user_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, _table(data.rows, scores))
-    print(f"written: {path} ({len(data.rows.examples):,} rows)")
+    count = len(data.rows.examples)
+    print(f"written: {path} ({count:,} row{'s' * (count != 1)})")
 
 
 def _scores(config: ScoreConfig, run: "OpenRun", devices: "list[jax.Device]") -> "Score":

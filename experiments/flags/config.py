@@ -274,7 +274,8 @@ class TrainConfig:
     def learns_sigma(self) -> bool:
         """True if sigma is a parameter that --sigma-rate applies to."""
         family = self.likelihood in LOCATION_SCALE
-        return family and self.sigma in ("learned", "per_channel") and self.optimizer != "sgd"
+        learned = self.sigma in ("auto", "learned", "per_channel")
+        return family and learned and self.optimizer != "sgd"
 
     def check(self) -> None:
         """Check the values of the flags and their combinations.

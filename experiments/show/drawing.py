@@ -166,6 +166,10 @@ def _limits(examples: np.ndarray) -> tuple[tuple[Any, Any], str]:
 
 def prepared_head(dataset: Dataset, preprocessing: Preprocessing, most: int = 1000) -> np.ndarray:
     """Prepare the first examples of the test split, or else of training: [M, *data_shape]."""
-    head = (dataset.test if len(dataset.test) else dataset.train)[:most]
+    return prepared(preprocessing, (dataset.test if len(dataset.test) else dataset.train)[:most])
+
+
+def prepared(preprocessing: Preprocessing, head: np.ndarray) -> np.ndarray:
+    """Prepare examples [M, ...] as stored, always with the same keys."""
     keys = jax.random.split(root_key(0), len(head))
     return np.asarray(jax.jit(jax.vmap(preprocessing.prepare))(keys, head))

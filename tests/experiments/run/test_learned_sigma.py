@@ -111,7 +111,7 @@ def test_sigma_rate_is_saved_with_the_run():
 @pytest.mark.parametrize(
     "flags",
     [
-        {"sigma_rate": 3.0},
+        {"sigma_rate": 3.0, "likelihood": "bernoulli"},
         {"sigma_rate": 3.0, "sigma": 0.1, **GAUSSIAN},
         {"sigma_rate": 3.0, "optimizer": "sgd", **GAUSSIAN},
     ],
