@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,10 @@ def fit(
         arguments: more arguments of the model's function: latent_dim, hidden, posterior, prior, ...
 
     Raises:
-        ValueError: the data, names or sizes are invalid; or the loss was not finite in 20 steps in
-            a row; or the folder exists.
+        ValueError: the data, names or sizes are invalid, or the folder holds a run.
+        FloatingPointError: the loss was not finite in 20 steps in a row, before any evaluation.
+
+    Ctrl-C ends the training after the first evaluation with the best parameters so far.
 
     >>> images = np.random.default_rng(0).integers(0, 2, (256, 8, 8))
     >>> trained = fit(images, latent_dim=2, hidden=(16,), num_steps=20, progress=False)
@@ -82,7 +85,8 @@ def fit(
     (3, 8, 8, 1)
     """
     _check(num_steps, batch_size, eval_every, folder, model)
-    key = jax.random.key(0) if key is None else key
+    checkpoints = None if folder is None else _opened(Path(folder))
+    key = jax.random.key(0, impl="threefry2x32") if key is None else key
     key_init, key_train, key_scores = jax.random.split(key, 3)
     problem = make_problem(x, validation, model, likelihood, binarize, standardize, arguments)
     mesh = make_mesh(jax.devices() if devices is None else devices)
@@ -111,7 +115,7 @@ def fit(
         devices=devices,
     ).with_reference(problem.splits.train, REFERENCE_SAMPLES, best.step)
     if folder is not None:
-        _save(Path(folder), trained, problem, best)
+        _save(Path(folder), checkpoints, trained, problem, best)
     return trained
 
 
@@ -158,11 +162,19 @@ def _about(
     }
 
 
-def _save(folder: Path, trained: TrainedVAE, problem: Problem, best: Best) -> None:
-    """Write the run's checkpoint and the scores of its training rows."""
-    from jaxvae.checkpoints import Checkpoints, write_reference  # orbax: only for files
+def _opened(folder: Path) -> Any:
+    """Open the checkpoints of a new run: a folder that cannot be written is an error now."""
+    from jaxvae.checkpoints import Checkpoints  # orbax: only for files
 
-    checkpoints = Checkpoints(folder / "checkpoints")
+    return Checkpoints(folder / "checkpoints")
+
+
+def _save(
+    folder: Path, checkpoints: Any, trained: TrainedVAE, problem: Problem, best: Best
+) -> None:
+    """Write the run's checkpoint and the scores of its training rows."""
+    from jaxvae.checkpoints import write_reference
+
     about = problem.about | {
         "step": best.step,
         "data_shape": list(trained.data_shape),
@@ -170,11 +182,15 @@ def _save(folder: Path, trained: TrainedVAE, problem: Problem, best: Best) -> No
         "summary": trained.about,
     }
     metric = None if np.isnan(best.elbo) else best.elbo
-    checkpoints.save(best.step, {"params": best.params}, about, metric)
-    checkpoints.wait()
-    checkpoints.close()
-    assert trained.reference is not None
-    write_reference(folder, trained.reference)
+    try:
+        checkpoints.save(best.step, {"params": best.params}, about, metric)
+        checkpoints.wait()
+        assert trained.reference is not None
+        write_reference(folder, trained.reference)
+    except (OSError, ValueError) as error:  # the model in memory must not be lost with it
+        warnings.warn(f"{folder} was not saved: {error}", stacklevel=3)
+    finally:
+        checkpoints.close()
 
 
 @dataclasses.dataclass
@@ -187,10 +203,12 @@ class _Line:
     def show(self, done: int, num_steps: int, elbo: float | None) -> None:
         if elbo is not None:
             self.elbo = f", best validation ELBO {elbo:.2f} nats"
-        seconds = time.monotonic() - self.start
-        end = "\n" if done == num_steps else ""
-        text = f"\rstep {done:,} of {num_steps:,}, {seconds:.0f} s{self.elbo}{end}"
-        print(text, end="", file=sys.stderr, flush=True)
+        text = f"step {done:,} of {num_steps:,}, {time.monotonic() - self.start:.0f} s{self.elbo}"
+        if done == 0:
+            text = "compiling the training step"
+        if done == num_steps:
+            text += "; scoring training rows for reference\n"
+        print(f"\r{text:<80}", end="", file=sys.stderr, flush=True)
 
 
 def _silent(done: int, num_steps: int, elbo: float | None) -> None:

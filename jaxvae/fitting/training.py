@@ -1,5 +1,7 @@
 """Training of a fit: dispatches of steps, evaluations between them, and the best parameters."""
 
+import time
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +18,8 @@ from jaxvae.training.state import TrainState
 
 CHUNK_STEPS, CHUNK_BYTES = 100, 2**26
 """Most steps and bytes of data in one dispatch."""
+SECONDS = 1.0
+"""Duration of a dispatch, between two messages."""
 MOST_SKIPPED = 20
 """Steps in a row without a finite loss after which training ends."""
 
@@ -43,7 +47,13 @@ def train(
     num_steps: int,
     batch_size: int,
 ) -> Best:
-    """Run the steps, and keep the best parameters."""
+    """Run the steps, and keep the best parameters.
+
+    Ctrl-C, and steps that are no longer finite, end the training with the best so far.
+
+    Raises:
+        KeyboardInterrupt, FloatingPointError: there was no evaluation yet.
+    """
     rows, validation = problem.splits.train, problem.splits.validation
     bytes_of_batch = rows[:1].nbytes * batch_size
     capacity = max(1, min(CHUNK_STEPS, eval_every, num_steps, CHUNK_BYTES // bytes_of_batch))
@@ -52,23 +62,45 @@ def train(
     score = make_map(make_score(problem.vae, prepare=problem.preprocessing.prepare), mesh)
     state, key = replicate(state, mesh), replicate(key, mesh)
     best: Best | None = None
-    done = 0
-    while done < num_steps:
-        count = min(capacity, num_steps - done, eval_every - done % eval_every)
-        chunk = shard(batches.chunk(done, count, capacity), mesh)
-        state, _ = chunk_step(state, key, chunk, replicate(np.int32(count), mesh))
-        done += count
-        at_evaluation = done % eval_every == 0 or done == num_steps
-        if at_evaluation:
-            if int(state.skipped_in_row) >= MOST_SKIPPED:
-                raise ValueError(
-                    f"the loss or gradient was not finite in {int(state.skipped_in_row)} steps in "
-                    "a row. Use a smaller learning rate or a larger sigma."
-                )
-            best = _better(best, done, state, score, validation, mesh, key_scores)
-        show(done, num_steps, best.elbo if at_evaluation and best is not None else None)
+    done, seconds_per_step = 0, SECONDS
+    show(0, num_steps, None)
+    try:
+        while done < num_steps:
+            wanted = max(1, int(SECONDS / seconds_per_step))
+            count = min(wanted, capacity, num_steps - done, eval_every - done % eval_every)
+            chunk = shard(batches.chunk(done, count, capacity), mesh)
+            start = time.monotonic()
+            state, _ = chunk_step(state, key, chunk, replicate(np.int32(count), mesh))
+            jax.block_until_ready(state.step)  # two dispatches may deadlock on simulated devices
+            if done:  # the first dispatch also compiles
+                seconds_per_step = (time.monotonic() - start) / count
+            done += count
+            at_evaluation = done % eval_every == 0 or done == num_steps
+            if at_evaluation:
+                _check_finite(state)
+                best = _better(best, done, state, score, validation, mesh, key_scores)
+            show(done, num_steps, best.elbo if at_evaluation and best is not None else None)
+    except (KeyboardInterrupt, FloatingPointError) as error:
+        if best is None:
+            raise
+        reason = str(error) or "Training was interrupted."
+        warnings.warn(f"{reason} The result is that of step {best.step:,}.", stacklevel=3)
     assert best is not None, "num_steps is at least 1"
     return best
+
+
+def _check_finite(state: TrainState) -> None:
+    """Check that steps still change the parameters.
+
+    Raises:
+        FloatingPointError: they have not for `MOST_SKIPPED` steps.
+    """
+    skipped = int(state.skipped_in_row)
+    if skipped >= MOST_SKIPPED:
+        raise FloatingPointError(
+            f"the loss or gradient norm was not finite in {skipped} steps in a row. Use a smaller "
+            "learning rate or a larger sigma."
+        )
 
 
 def _better(

@@ -253,10 +253,11 @@ class TrainedVAE:
         # Few sizes of a batch mean few programs: powers of two up to the batch size.
         fewer = min(self.batch_size, 2 ** (len(rows) - 1).bit_length())
         padded = rows if len(rows) >= fewer else np.resize(rows, (fewer, *rows.shape[1:]))
+        default = jax.random.key(0, impl="threefry2x32")  # of other generators, batches matter
         found = map_dataset(
             self._programs[name],
             self._on_devices,
-            replicate(jax.random.key(0) if key is None else key, self._mesh),
+            replicate(default if key is None else key, self._mesh),
             padded,
             mesh=self._mesh,
             batch_size=fewer,

@@ -142,8 +142,33 @@ def test_invalid_input_is_one_clear_error(x, flags, message):
 
 
 def test_a_loss_that_is_never_finite_is_an_error():
-    with pytest.raises(ValueError, match=r"not finite in 40 steps in a row\. Use a smaller"):
+    with pytest.raises(
+        FloatingPointError, match=r"not finite in 40 steps in a row\. Use a smaller"
+    ):
         fit(vectors(), devices=ONE, objective=_not_finite, **SMALL)
+
+
+def test_ctrl_c_gives_the_best_parameters_so_far():
+    def interrupt(at, done, num_steps, elbo):
+        if done >= at:
+            raise KeyboardInterrupt
+
+    flags = SMALL | {"eval_every": 10}
+    with pytest.warns(UserWarning, match=r"interrupted\. The result is that of step (10|20)"):
+        trained = fit(vectors(), devices=ONE, **flags | {"progress": partial(interrupt, 20)})
+    assert trained.reference.step in (10, 20)
+    with pytest.raises(KeyboardInterrupt):  # before any evaluation
+        fit(vectors(), devices=ONE, **flags | {"progress": partial(interrupt, 1)})
+
+
+def test_a_model_that_cannot_be_saved_is_returned_all_the_same(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jaxvae.checkpoints.write_reference", fails, raising=False)
+    with pytest.warns(UserWarning, match="was not saved: .*No space left on device"):
+        trained = fit(vectors(), devices=ONE, folder=tmp_path / "run", **SMALL)
+    assert np.isfinite(trained.score(vectors()[:2]).elbo).all()
 
 
 def _not_finite(*arguments, **options):
