@@ -40,6 +40,7 @@ class Rows(NamedTuple):
         files: [N] str: each row's file, relative to the folder; None if the data are arrays.
         parts: [N] str: part of the source that each index refers to; None if there is only one.
         about: One line: kind and number of the examples, source, and what was left out.
+        label_names: Name of the class of each label; None if the labels are numbers.
     """
 
     examples: np.ndarray
@@ -48,6 +49,7 @@ class Rows(NamedTuple):
     files: np.ndarray | None
     parts: np.ndarray | None
     about: str
+    label_names: tuple[str, ...] | None = None
 
 
 _NONE: Mapping[str, np.ndarray] = MappingProxyType({})
@@ -67,6 +69,7 @@ class Dataset(NamedTuple):
         indices: Split name -> [N] int64: positions in the part of the source that a split is cut
             from; empty means 0 to N - 1.
         files: Split name -> [N] str: files of the examples; empty if the data are arrays.
+        label_names: Name of the class of each label; None if the labels are numbers.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Dataset(NamedTuple):
     labels: Mapping[str, np.ndarray]
     indices: Mapping[str, np.ndarray] = _NONE
     files: Mapping[str, np.ndarray] = _NONE
+    label_names: tuple[str, ...] | None = None
 
     def rows(self, split: str) -> Rows:
         """Return the rows of a split."""
@@ -88,6 +92,7 @@ class Dataset(NamedTuple):
             self.files.get(split),
             None,
             self.about,
+            self.label_names if split in self.labels else None,
         )
 
 

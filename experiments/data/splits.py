@@ -19,19 +19,21 @@ class Examples(NamedTuple):
         labels: [N] int32, or None.
         files: [N] str, relative paths of their files, or None.
         indices: [N] int64, positions in the part of the source; None means 0 to N - 1.
+        label_names: Name of the class of each label; None if the labels are numbers.
     """
 
     values: np.ndarray
     labels: np.ndarray | None
     files: np.ndarray | None = None
     indices: np.ndarray | None = None
+    label_names: tuple[str, ...] | None = None
 
     def at(self, rows: slice | np.ndarray) -> "Examples":
         labels, files, indices = (
             None if array is None else array[rows]
             for array in (self.labels, self.files, self.indices)
         )
-        return Examples(self.values[rows], labels, files, indices)
+        return Examples(self.values[rows], labels, files, indices, self.label_names)
 
     def numbered(self) -> "Examples":
         return self._replace(indices=np.arange(len(self.values)))
@@ -82,14 +84,16 @@ def select_rows(source: Source, split: str | None) -> Rows:
     some_labels = 0 < len(unlabelled) < len(parts)
     in_parts = " + ".join(f"{count:,} {part}" for part, count in zip(parts, counts, strict=True))
     total = f"{sum(counts):,} row{'s' * (sum(counts) != 1)}"
+    labels = _joined_if_all([piece.labels for piece in pieces])
     return Rows(
         examples=_joined([piece.values for piece in pieces]),
-        labels=_joined_if_all([piece.labels for piece in pieces]),
+        labels=labels,
         indices=np.concatenate([np.arange(count) for count in counts]),
         files=_joined_if_all([piece.files for piece in pieces]),
         parts=np.repeat(list(parts), counts) if len(parts) > 1 else None,
         about=f"{source.what}, {total}{f' ({in_parts})' * (len(parts) > 1)}; {source.origin}"
         + (dropped if some_labels else ""),
+        label_names=None if labels is None else pieces[0].label_names,
     )
 
 
@@ -137,6 +141,10 @@ def assemble(source: Source, num_validation: int | None) -> Dataset:
         cut["train"], cut["validation"] = _last(name, parts["train"], count)
     train, validation, test = (cut[split] for split in SPLITS)
     counts = f"{len(train.values):,} + {len(validation.values):,} + {len(test.values):,} examples"
+    labels, indices, files = (
+        {split: array for split in SPLITS if (array := getattr(cut[split], field)) is not None}
+        for field in ("labels", "indices", "files")
+    )
     return Dataset(
         name,
         train.values,
@@ -144,9 +152,11 @@ def assemble(source: Source, num_validation: int | None) -> Dataset:
         test.values,
         f"{source.what}, {counts} (train, validation, test) {list(train.values.shape[1:])}; "
         f"{source.origin}",
-        *({split: array for split in SPLITS if (array := getattr(cut[split], field)) is not None}
-          for field in ("labels", "indices", "files")),
-    )  # fmt: skip
+        labels,
+        indices,
+        files,
+        next((part.label_names for part in cut.values() if part.label_names), None),
+    )
 
 
 def _at_random(name: str, whole: Examples) -> dict[str, Examples]:
