@@ -36,6 +36,8 @@ class Examples(NamedTuple):
         return Examples(self.values[rows], labels, files, indices, self.label_names)
 
     def numbered(self) -> "Examples":
+        if self.indices is not None:
+            return self
         return self._replace(indices=np.arange(len(self.values)))
 
 
@@ -49,6 +51,9 @@ class Source(NamedTuple):
         origin: Source of the examples and their licence, for `about`.
         default_validation: Size of the validation split if the source has none and no size is
             requested; None means a tenth.
+        whole: Examples of all parts in their order, if the source has them as one array.
+        order: Order in which a single part is split; None means `random_order`. A part whose
+            `indices` are given is in that order already.
     """
 
     name: str
@@ -56,6 +61,13 @@ class Source(NamedTuple):
     what: str
     origin: str
     default_validation: int | None = None
+    whole: np.ndarray | None = None
+    order: np.ndarray | None = None
+
+
+def random_order(count: int) -> np.ndarray:
+    """Fixed permutation by which a single part of this many examples is split."""
+    return np.random.default_rng(PERMUTATION_SEED).permutation(count)
 
 
 def select_rows(source: Source, split: str | None) -> Rows:
@@ -68,8 +80,9 @@ def select_rows(source: Source, split: str | None) -> Rows:
     Raises:
         ValueError: There is no such part, or the parts differ in shape or type.
     """
-    parts = source.parts
+    parts, whole = source.parts, source.whole
     if split is not None:
+        whole = None
         if split not in parts:
             raise ValueError(
                 f"{source.name} has no part {split}; it has {', '.join(parts)}. Leave out --split "
@@ -86,7 +99,7 @@ def select_rows(source: Source, split: str | None) -> Rows:
     total = f"{sum(counts):,} row{'s' * (sum(counts) != 1)}"
     labels = _joined_if_all([piece.labels for piece in pieces])
     return Rows(
-        examples=_joined([piece.values for piece in pieces]),
+        examples=_joined([piece.values for piece in pieces]) if whole is None else whole,
         labels=labels,
         indices=np.concatenate([np.arange(count) for count in counts]),
         files=_joined_if_all([piece.files for piece in pieces]),
@@ -125,9 +138,8 @@ def assemble(source: Source, num_validation: int | None) -> Dataset:
     _require_alike(name, source.parts)
     parts = {part: examples.numbered() for part, examples in source.parts.items()}
     if len(parts) == 1:
-        (whole,) = parts.values()
-        parts = _at_random(name, whole)
-        default_validation = len(whole.values) // 10
+        default_validation = len(next(iter(parts.values())).values) // 10
+        parts = _at_random(source)
     if not {"train", "test"} <= parts.keys():
         raise ValueError(
             f"{name} must have both train and test, or one part to be split 80/10/10; it has "
@@ -159,16 +171,19 @@ def assemble(source: Source, num_validation: int | None) -> Dataset:
     )
 
 
-def _at_random(name: str, whole: Examples) -> dict[str, Examples]:
+def _at_random(source: Source) -> dict[str, Examples]:
+    (whole,) = source.parts.values()
     count = len(whole.values)
     if count < 2:
         raise ValueError(
-            f"{name} must have at least two examples, one to train on and one to test on; it has "
-            f"{count}. Give more."
+            f"{source.name} must have at least two examples, one to train on and one to test on; "
+            f"it has {count}. Give more."
         )
-    order = np.random.default_rng(PERMUTATION_SEED).permutation(count)
-    num_test = max(1, count // 10)
-    return {"train": whole.at(order[:-num_test]), "test": whole.at(order[-num_test:])}
+    if whole.indices is None:
+        whole = whole.numbered().at(random_order(count) if source.order is None else source.order)
+    # Slices, so that data on disk stay there.
+    train = count - max(1, count // 10)
+    return {"train": whole.at(slice(train)), "test": whole.at(slice(train, None))}
 
 
 def _last(name: str, train: Examples, count: int) -> tuple[Examples, Examples]:
