@@ -24,8 +24,9 @@ class EncodeConfig:
 
     `mean` (estimated from draws if q has no closed form), `log_scale` (Gaussian posteriors only)
     and `sample` are [N, Z], in the order of the rows. `index` [N] is each row's position in the
-    array or list of files that it comes from. `labels`, `files` (for folders) and `parts` (train
-    or test, with --dataset) are included if the data have them.
+    array or list of files that it comes from. `labels` (names of classes if the data have names),
+    `files` (for folders) and `parts` (train or test, with --dataset) are included if the data have
+    them.
     """
 
     run: Annotated[Path, command.Positional]
@@ -94,8 +95,11 @@ def encode(config: EncodeConfig) -> None:
     data.print_doubts()
 
     codes = _codes(config, run, devices)
+    labels = rows.labels
+    if labels is not None and rows.label_names is not None:
+        labels = np.array(rows.label_names)[labels]
     origin = {
-        "labels": rows.labels,
+        "labels": labels,
         "index": rows.indices,
         "files": rows.files,
         "parts": rows.parts,

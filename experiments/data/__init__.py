@@ -5,6 +5,7 @@ before a model sees them (binarization, dequantization) is in `preprocessing`.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +16,7 @@ from experiments.flags.packages import require_packages
 if TYPE_CHECKING:
     from experiments.data.splits import Source
 
-__all__ = ["NAMES", "Dataset", "Rows", "load", "load_rows", "read"]
+__all__ = ["NAMES", "Dataset", "PictureOptions", "Rows", "load", "load_rows", "read"]
 
 NAMES = (
     "mnist_small",
@@ -31,6 +32,26 @@ NAMES = (
 )
 
 
+class PictureOptions(NamedTuple):
+    """Options of folder:PATH.
+
+    Attributes:
+        resize: (H, W): scale every picture to cover it, and crop the centre. None: all pictures
+            must have one size.
+        skip_unreadable: Leave out pictures that cannot be read; without it they are an error.
+        channels: 1 for grey, 3 for colour; None: 1 if all pictures are grey, else 3.
+        cache: Folder for prepared pixels, which are then read from disk as needed; None: all
+            pixels stay in memory.
+        quiet: Show no progress.
+    """
+
+    resize: tuple[int, int] | None = None
+    skip_unreadable: bool = False
+    channels: int | None = None
+    cache: Path | None = None
+    quiet: bool = False
+
+
 class Rows(NamedTuple):
     """Some rows of a data set, with their labels and origin.
 
@@ -41,6 +62,7 @@ class Rows(NamedTuple):
         files: [N] str: each row's file, relative to the folder; None if the data are arrays.
         parts: [N] str: part of the source that each index refers to; None if there is only one.
         about: One line: kind and number of the examples, source, and what was left out.
+        label_names: Name of the class of each label; None if the labels are numbers.
     """
 
     examples: np.ndarray
@@ -49,6 +71,7 @@ class Rows(NamedTuple):
     files: np.ndarray | None
     parts: np.ndarray | None
     about: str
+    label_names: tuple[str, ...] | None = None
 
 
 _NONE: Mapping[str, np.ndarray] = MappingProxyType({})
@@ -68,6 +91,7 @@ class Dataset(NamedTuple):
         indices: Split name -> [N] int64: positions in the part of the source that a split is cut
             from; empty means 0 to N - 1.
         files: Split name -> [N] str: files of the examples; empty if the data are arrays.
+        label_names: Name of the class of each label; None if the labels are numbers.
     """
 
     name: str
@@ -78,6 +102,7 @@ class Dataset(NamedTuple):
     labels: Mapping[str, np.ndarray]
     indices: Mapping[str, np.ndarray] = _NONE
     files: Mapping[str, np.ndarray] = _NONE
+    label_names: tuple[str, ...] | None = None
 
     def rows(self, split: str) -> Rows:
         """Return the rows of a split."""
@@ -89,6 +114,7 @@ class Dataset(NamedTuple):
             self.files.get(split),
             None,
             self.about,
+            self.label_names if split in self.labels else None,
         )
 
 
@@ -98,11 +124,12 @@ def load(
     manual_dir: str | None = None,
     data_dir: str | None = None,
     num_validation: int | None = None,
+    pictures: PictureOptions | None = None,
 ) -> Dataset:
     """Load a data set by name.
 
     Args:
-        name, manual_dir, data_dir: As for `read`.
+        name, manual_dir, data_dir, pictures: As for `read`.
         num_validation: Number of examples at the end of the training split that become the
             validation split. None: the source's own validation split if it has one, else 1,000
             for mnist_small, 5,000 for mnist, fashion_mnist and kmnist, and a tenth for others.
@@ -112,7 +139,7 @@ def load(
     """
     from experiments.data.splits import assemble
 
-    return assemble(read(name, manual_dir=manual_dir, data_dir=data_dir), num_validation)
+    return assemble(_read(name, manual_dir, data_dir, pictures, to_split=True), num_validation)
 
 
 def load_rows(
@@ -121,11 +148,12 @@ def load_rows(
     *,
     manual_dir: str | None = None,
     data_dir: str | None = None,
+    pictures: PictureOptions | None = None,
 ) -> Rows:
     """Load all rows of a data set, at least one, in the order of its source.
 
     Args:
-        name, manual_dir, data_dir: As for `read`.
+        name, manual_dir, data_dir, pictures: As for `read`.
         split: The only part of the source to load: train, validation or test; None: all parts.
 
     Raises:
@@ -133,10 +161,17 @@ def load_rows(
     """
     from experiments.data.splits import select_rows
 
-    return select_rows(read(name, manual_dir=manual_dir, data_dir=data_dir), split)
+    source = read(name, manual_dir=manual_dir, data_dir=data_dir, pictures=pictures)
+    return select_rows(source, split)
 
 
-def read(name: str, *, manual_dir: str | None = None, data_dir: str | None = None) -> "Source":
+def read(
+    name: str,
+    *,
+    manual_dir: str | None = None,
+    data_dir: str | None = None,
+    pictures: PictureOptions | None = None,
+) -> "Source":
     """Read a data set from its source, before it is split.
 
     Args:
@@ -145,34 +180,57 @@ def read(name: str, *, manual_dir: str | None = None, data_dir: str | None = Non
             there is no network.
         data_dir: Folder of data prepared by tensorflow-datasets; None: its own default,
             ~/tensorflow_datasets.
+        pictures: Options of folder:PATH.
 
     Raises:
         ValueError: The name is unknown, a package is not installed, or the data are not suitable
             for a model.
         FileNotFoundError: The data are missing and cannot be downloaded.
     """
+    return _read(name, manual_dir, data_dir, pictures, to_split=False)
+
+
+def _read(
+    name: str,
+    manual_dir: str | None,
+    data_dir: str | None,
+    pictures: PictureOptions | None,
+    *,
+    to_split: bool,
+) -> "Source":
+    """Read a data set; `to_split`: pictures of one part are stored in the order of its splits."""
     form, colon, where = name.partition(":")
     takes_more = {known.partition(":")[0]: ":" in known for known in NAMES}
     if takes_more.get(form) != bool(colon) or bool(colon) != bool(where):
         raise ValueError(f"The data set must be one of {', '.join(NAMES)}; got {name!r}. Use one.")
     if form in ("mnist", "fashion_mnist", "kmnist", "tfds"):
         require_packages("tensorflow_datasets", "importlib_resources", "array_record", "PIL")
-    if form == "folder":
-        require_packages("PIL")
-    if form in ("mnist", "fashion_mnist", "kmnist"):
-        from experiments.data import official_idx
-
-        return official_idx.read_source(name, manual_dir, data_dir)
-    if manual_dir is not None:
+    if manual_dir is not None and form not in ("mnist", "fashion_mnist", "kmnist"):
         raise ValueError(
             f"manual_dir is for mnist, fashion_mnist and kmnist; the data set is {name!r}. "
             "Leave out --manual-dir."
         )
-    return _read_other(form, where, data_dir)
+    if form == "folder":
+        require_packages("PIL")
+        from experiments.data.pictures import source
+
+        return source.read_source(where, pictures or PictureOptions(), to_split=to_split)
+    if pictures is not None and (pictures.resize is not None or pictures.skip_unreadable):
+        raise ValueError(
+            f"--resize and --skip-unreadable are for folder:PATH; the data set is {name!r}. "
+            "Leave them out."
+        )
+    return _read_other(form, name, where, manual_dir, data_dir)
 
 
-def _read_other(form: str, where: str, data_dir: str | None) -> "Source":
+def _read_other(
+    form: str, name: str, where: str, manual_dir: str | None, data_dir: str | None
+) -> "Source":
     match form:
+        case "mnist" | "fashion_mnist" | "kmnist":
+            from experiments.data import official_idx
+
+            return official_idx.read_source(name, manual_dir, data_dir)
         case "tfds":
             from experiments.data import tfds
 
@@ -181,10 +239,6 @@ def _read_other(form: str, where: str, data_dir: str | None) -> "Source":
             from experiments.data import arrays
 
             return arrays.read_source(form, where)
-        case "folder":
-            from experiments.data import picture_folder as folder
-
-            return folder.read_source(where)
         case _:
             from experiments.data import mnist_small
 

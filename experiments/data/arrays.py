@@ -1,10 +1,10 @@
 """npz:PATH and npy:PATH: the user's own arrays, in memory or on disk.
 
 Images [N, H, W] or [N, H, W, C], or vectors [N, D]; uint8, bool (stored as uint8), integer counts
-(stored as int32) or floats (stored as float32). The arrays train, validation and test of an .npz,
-or x_train, x_val and x_test, are the splits. Otherwise its only array, or the one named images, x
-or data, is split 80/10/10 by a fixed permutation; so is the array of an .npy. Labels are integers
-[N] named labels or y, or after their split: y_train, train_labels.
+(stored as int32) or floats (stored as float32). `array_names` lists the names of data, splits and
+labels that are recognised; an array of any name is the data if there is no other. Data without
+splits, as in an .npy, are split 80/10/10 by a fixed permutation. Labels [N] or [N, 1] are whole
+numbers, booleans or text.
 
 npy:FOLDER reads the same names from files (train.npy, test.npy, ...) and memory-maps uint8, bool
 and float32, for data that are larger than memory. Arrays of other types, and arrays that are split
@@ -12,23 +12,20 @@ or binarized once (--binarize=static), are copied into memory.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib import format as npy_format
 from numpy.lib.npyio import NpzFile
 
+from experiments.data.array_names import Roles, find_roles
+from experiments.data.integers import as_int32
+from experiments.data.labels import GivenLabels, as_labels
 from experiments.data.splits import Examples, Source
 from experiments.flags.path_checks import path_of, require_file
 
-NAMES_OF_SPLIT = {
-    "train": ("train", "x_train"),
-    "validation": ("validation", "val", "x_validation", "x_val"),
-    "test": ("test", "x_test"),
-}
-NAMES_OF_DATA = ("images", "x", "data")
-NAMES_OF_LABELS = ("labels", "y")
 EXAMPLES_AT_ONCE = 4096
 LARGEST_IN_ANY_CASE = 2**29
 """Decompressed bytes that every .npz file may have."""
@@ -76,8 +73,15 @@ def read_npy(path: Path) -> Arrays:
 def read_folder(path: Path) -> Arrays:
     """Memory-map the parts of a folder of .npy files."""
     files = {file.stem: file for file in sorted(path.glob("*.npy"))}
-    names = _data_of_parts(f"npy:{path}", list(files), ".npy")
-    return _arrays(path, names, list(files), lambda name: _mapped(files[name]))
+
+    def describe(name: str) -> str:
+        with contextlib.suppress(ValueError):
+            array = _mapped(files[name])
+            return f"{array.dtype} {list(array.shape)}"
+        return "(not a plain array)"
+
+    roles = find_roles(f"npy:{path}", list(files), describe, ".npy")
+    return _arrays(path, roles, lambda name: _mapped(files[name]))
 
 
 def read_npz(path: Path) -> Arrays:
@@ -88,8 +92,19 @@ def read_npz(path: Path) -> Arrays:
         if isinstance(archive, np.ndarray):
             raise ValueError(f"npz:PATH must name an .npz file; {path} is an .npy. Use npy:{path}.")
         _require_plausible(path, archive)
-        names = _data_of_parts(f"npz:{path}", archive.files)
-        return _arrays(path, names, archive.files, lambda name: _member(path, archive, name))
+        roles = find_roles(f"npz:{path}", archive.files, lambda name: _described(archive, name))
+        return _arrays(path, roles, lambda name: _member(path, archive, name))
+
+
+def _described(archive: NpzFile, name: str) -> str:
+    """Return type and shape of an array of an .npz, from its header alone."""
+    readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+    try:
+        with archive.zip.open(f"{name}.npy") as file:  # type: ignore[union-attr]
+            shape, _, dtype = readers[npy_format.read_magic(file)](file)
+    except Exception:  # numpy and zipfile raise many types for damaged files
+        return "(not a plain array)"
+    return f"{dtype} {list(shape)}"
 
 
 def _require_plausible(path: Path, archive: NpzFile) -> None:
@@ -130,7 +145,7 @@ def stored(array: np.ndarray, where: str) -> np.ndarray:
         case "b":
             kept = array.view(np.uint8)
         case "i" | "u":
-            kept = array if array.dtype == np.uint8 else _int32(array, where)
+            kept = array if array.dtype == np.uint8 else as_int32(array, where)
         case "f":
             kept = _float32(array, where)
         case _:
@@ -140,19 +155,9 @@ def stored(array: np.ndarray, where: str) -> np.ndarray:
     return kept[..., None] if kept.ndim == 3 else kept
 
 
-def _int32(array: np.ndarray, where: str) -> np.ndarray:
-    low, high, limits = array.min(), array.max(), np.iinfo(np.int32)
-    if low < limits.min or high > limits.max:
-        raise ValueError(
-            f"{where} must have integers that fit 32 bits; it has values from {low} to {high}. "
-            "Rescale them or store floats."
-        )
-    return array.astype(np.int32)
-
-
 def _float32(array: np.ndarray, where: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        kept = array.astype(np.float32, copy=False)
+        kept = array if array.dtype == np.float32 else array.astype(np.float32, subok=False)
     for start in range(0, len(kept), EXAMPLES_AT_ONCE):
         some = kept[start : start + EXAMPLES_AT_ONCE]
         finite = np.isfinite(some.reshape(len(some), -1)).all(axis=1)
@@ -164,19 +169,21 @@ def _float32(array: np.ndarray, where: str) -> np.ndarray:
     return kept
 
 
-def _arrays(
-    path: Path,
-    data_of_parts: dict[str, str],
-    names: Sequence[str],
-    get: Callable[[str], np.ndarray],
-) -> Arrays:
-    """Load the parts, and list the named arrays that belong to none of them."""
-    parts, used = {}, set()
-    for split, data in data_of_parts.items():
-        labels = next((name for name in _names_of_labels(data) if name in names), None)
-        parts[split] = _examples(path, data, get(data), None if labels is None else get(labels))
-        used |= {data, labels}
-    return Arrays(parts, [name for name in names if name not in used])
+def _arrays(path: Path, roles: Roles, get: Callable[[str], np.ndarray]) -> Arrays:
+    """Load the data and labels of every part."""
+    values = {part: stored(get(name), f"{name} in {path}") for part, name in roles.data.items()}
+    given = {
+        part: GivenLabels(
+            get(name), len(values[part]), f"The labels {name} of {roles.data[part]} in {path}"
+        )
+        for part, name in roles.labels.items()
+    }
+    codes, names = as_labels(given)
+    parts = {
+        part: Examples(array, codes.get(part), label_names=names if part in codes else None)
+        for part, array in values.items()
+    }
+    return Arrays(parts, roles.left_out)
 
 
 def _member(path: Path, archive: NpzFile, name: str) -> np.ndarray:
@@ -193,52 +200,14 @@ def _mapped(path: Path) -> np.ndarray:
     return array
 
 
-def _examples(path: Path, data: str, values: np.ndarray, labels: np.ndarray | None) -> Examples:
-    values = stored(values, f"{data} in {path}")
-    if labels is None:
-        return Examples(values, None)
-    what = f"The labels of {data} in {path}"
-    if labels.dtype.kind not in "iu" or labels.shape != values.shape[:1]:
-        raise ValueError(
-            f"{what} must be integers [{len(values)}]; they are {labels.dtype} "
-            f"{list(labels.shape)}. Convert them, or leave them out."
-        )
-    return Examples(values, _int32(labels, what))
-
-
-def _data_of_parts(where: str, names: Sequence[str], suffix: str = "") -> dict[str, str]:
-    by_split = {
-        split: name
-        for split, aliases in NAMES_OF_SPLIT.items()
-        for name in aliases
-        if name in names
-    }
-    if by_split:
-        return by_split
-    data = [name for name in names if name in NAMES_OF_DATA]
-    data = data or [name for name in names if name not in NAMES_OF_LABELS]
-    if len(data) != 1:
-        found = ", ".join(f"{name}{suffix}" for name in names) or "none"
-        raise ValueError(
-            f"{where} must have arrays named train{suffix} and test{suffix}, or one named "
-            f"images{suffix}, x{suffix} or data{suffix}; it has {found}. Rename them."
-        )
-    return {"all": data[0]}
-
-
-def _names_of_labels(data: str) -> tuple[str, ...]:
-    if data.startswith("x_"):
-        return (f"y_{data.removeprefix('x_')}",)
-    return (f"{data}_labels", f"y_{data}", *NAMES_OF_LABELS)
-
-
 @contextlib.contextmanager
 def _reading(path: Path, form: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # numpy and zipfile raise many types for damaged files
         reason = " ".join(str(error).split()).rstrip(".") or "the file ends too early"
+        objects = "Convert text with array.astype(str), and save" if "Object" in reason else "Save"
         raise ValueError(
             f"{path} must be a whole .{form} file of plain arrays, without Python objects; "
-            f"reading it gave: {reason}. Save it again with numpy."
+            f"reading it gave: {reason}. {objects} it again with numpy."
         ) from error

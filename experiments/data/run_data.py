@@ -1,16 +1,21 @@
 """The data of a training run: loaded, identified, with the preprocessing that its flags choose."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
 from experiments import data as datasets
-from experiments.data import Dataset
+from experiments.data import Dataset, PictureOptions
 from experiments.data.identity import DataIdentity, identify_splits
 from experiments.flags.config import TrainConfig
+from experiments.flags.path_checks import path_of
 from experiments.machine.processes import agree
 from jaxvae.checkpoints.hosts import is_first
 from jaxvae.preprocessing import Preprocessing, Splits, preprocess
+
+BESIDE, PREPARED = "data", "pictures"
+"""Folder for prepared pictures in a run's folder, and in --data-dir."""
 
 
 class RunData(NamedTuple):
@@ -22,8 +27,9 @@ class RunData(NamedTuple):
 
 
 def load_data(config: TrainConfig) -> tuple[Dataset, DataIdentity]:
-    """Load the data of a run as they are, with their identity."""
-    data = own_data(config)
+    """Load the data of a run that trains, as they are, with their identity."""
+    place = path_of(config.data_dir) / PREPARED if config.data_dir else config.folder / BESIDE
+    data = own_data(config, place)
     return data, identify_splits(data, quiet=config.quiet or not is_first())
 
 
@@ -41,13 +47,35 @@ def agree_on_data(identity: DataIdentity) -> None:
         agree("data", facts)
 
 
-def own_data(config: TrainConfig) -> Dataset:
-    """Load the data set that the flags of a run name."""
+def cache_of(config: TrainConfig, run: Path) -> Path:
+    """Folder for prepared pictures of a trained run.
+
+    In the --data-dir that its config.json names only if pictures have been prepared there before:
+    a run's folder may come from anybody, and must not choose where files are written.
+    """
+    if config.data_dir is not None:
+        place = path_of(config.data_dir) / PREPARED
+        if place.is_dir():
+            return place
+    return run / BESIDE
+
+
+def picture_options(
+    config: TrainConfig, cache: Path | None, channels: int | None = None
+) -> PictureOptions:
+    """Options of folder:PATH that the flags of a run choose, for its own data or for others."""
+    quiet = config.quiet or not is_first()
+    return PictureOptions(config.resize, config.skip_unreadable, channels, cache, quiet)
+
+
+def own_data(config: TrainConfig, cache: Path | None = None) -> Dataset:
+    """Load the data set that the flags of a run name, with a folder for prepared pictures."""
     return datasets.load(
         config.dataset,
         manual_dir=config.manual_dir,
         data_dir=config.data_dir,
         num_validation=config.num_validation,
+        pictures=picture_options(config, cache),
     )
 
 

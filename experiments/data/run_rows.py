@@ -18,7 +18,7 @@ from experiments.data.identity import (
     to_json,
     unusual_range,
 )
-from experiments.data.run_data import choose_preprocessing, own_data
+from experiments.data.run_data import choose_preprocessing, own_data, picture_options
 from experiments.data.splits import SPLITS, Source, assemble, select_rows
 from experiments.flags.config import TrainConfig
 from jaxvae.checkpoints.hosts import is_first
@@ -99,6 +99,7 @@ def load_run_rows(
     dataset: str | None,
     split: str | None,
     description: Description | None = None,
+    cache: Path | None = None,
 ) -> Loaded:
     """Load the rows to use a run on.
 
@@ -109,16 +110,17 @@ def load_run_rows(
         dataset: Data set to use instead of the run's own, all rows in their order.
         split: Split of the run's data to take (None: test), or part of `dataset` (None: all).
         description: Preprocessing of the run, if it is known.
+        cache: Folder for prepared pictures.
 
     Raises:
         ValueError: The rows have another shape or scale than the run's, or do not exist.
     """
     if dataset is None or (dataset == config.dataset and split is not None):
         name, split, source = config.dataset, split or "test", None
-        data = own_data(config)
+        data = own_data(config, cache)
         rows = data.rows(split)
     else:
-        name, source = dataset, datasets.read(dataset, data_dir=config.data_dir)
+        name, source = dataset, _read_others(config, data_shape, dataset, cache)
         rows = select_rows(source, split)
         nothing = rows.examples[:0]
         data = Dataset(name, rows.examples, nothing, nothing, rows.about, {})
@@ -129,7 +131,7 @@ def load_run_rows(
             "Give data of the run's shape."
         )
     identity = identify(rows.examples, quiet=not is_first())
-    split, is_of_run = _relation(config, source, split, identity, trained)
+    split, is_of_run = _relation(config, source, split, identity, trained, cache)
     warnings = [] if trained is None else _check_scale(name, config, identity, trained)
     if source is not None and description is not None:
         # Few rows may look like data of another kind: all black, or counts of 0 and 1.
@@ -143,12 +145,24 @@ def load_run_rows(
     return Loaded(found, data, preprocessing)
 
 
+def _read_others(
+    config: TrainConfig, data_shape: list[int] | None, dataset: str, cache: Path | None
+) -> Source:
+    """Read another data set; pictures are prepared as those of the run."""
+    if not dataset.startswith("folder:"):
+        return datasets.read(dataset, data_dir=config.data_dir)
+    known = data_shape is not None and len(data_shape) == 3 and data_shape[2] in (1, 3)
+    options = picture_options(config, cache, data_shape[2] if known and data_shape else None)
+    return datasets.read(dataset, pictures=options)
+
+
 def _relation(
     config: TrainConfig,
     source: Source | None,
     split: str | None,
     identity: RowsIdentity,
     trained: DataIdentity | None,
+    cache: Path | None,
 ) -> tuple[str, bool]:
     """Name the rows, and find out if they are a split of the run's data or all of its data."""
     if trained is None:
@@ -159,20 +173,27 @@ def _relation(
         return split, split in same
     if same:
         return same[0], True
-    if _is_all_of_run(config, source, identity, trained):
+    if _is_all_of_run(config, source, identity, trained, cache):
         return "all", True
     return split or "all", False
 
 
 def _is_all_of_run(
-    config: TrainConfig, source: Source, identity: RowsIdentity, trained: DataIdentity
+    config: TrainConfig,
+    source: Source,
+    identity: RowsIdentity,
+    trained: DataIdentity,
+    cache: Path | None,
 ) -> bool:
     """Check if a source gives the run's data when it is split as the run splits them."""
     count = sum(trained[split].shape[0] for split in SPLITS)
     if identity.shape != [count, *trained["train"].shape[1:]]:
         return False
     try:
-        data = assemble(source, config.num_validation)
+        if source.name == config.dataset and source.name.startswith("folder:"):
+            data = own_data(config, cache)  # on disk; `assemble` would copy it into memory
+        else:
+            data = assemble(source, config.num_validation)
     except ValueError:  # it cannot be split this way
         return False
     return not describe_differences(trained, identify_splits(data, quiet=True))

@@ -19,21 +19,25 @@ class Examples(NamedTuple):
         labels: [N] int32, or None.
         files: [N] str, relative paths of their files, or None.
         indices: [N] int64, positions in the part of the source; None means 0 to N - 1.
+        label_names: Name of the class of each label; None if the labels are numbers.
     """
 
     values: np.ndarray
     labels: np.ndarray | None
     files: np.ndarray | None = None
     indices: np.ndarray | None = None
+    label_names: tuple[str, ...] | None = None
 
     def at(self, rows: slice | np.ndarray) -> "Examples":
         labels, files, indices = (
             None if array is None else array[rows]
             for array in (self.labels, self.files, self.indices)
         )
-        return Examples(self.values[rows], labels, files, indices)
+        return Examples(self.values[rows], labels, files, indices, self.label_names)
 
     def numbered(self) -> "Examples":
+        if self.indices is not None:
+            return self
         return self._replace(indices=np.arange(len(self.values)))
 
 
@@ -47,6 +51,9 @@ class Source(NamedTuple):
         origin: Source of the examples and their licence, for `about`.
         default_validation: Size of the validation split if the source has none and no size is
             requested; None means a tenth.
+        whole: Examples of all parts in their order, if the source has them as one array.
+        order: Order in which a single part is split; None means `random_order`. A part whose
+            `indices` are given is in that order already.
     """
 
     name: str
@@ -54,6 +61,13 @@ class Source(NamedTuple):
     what: str
     origin: str
     default_validation: int | None = None
+    whole: np.ndarray | None = None
+    order: np.ndarray | None = None
+
+
+def random_order(count: int) -> np.ndarray:
+    """Fixed permutation by which a single part of this many examples is split."""
+    return np.random.default_rng(PERMUTATION_SEED).permutation(count)
 
 
 def select_rows(source: Source, split: str | None) -> Rows:
@@ -66,8 +80,9 @@ def select_rows(source: Source, split: str | None) -> Rows:
     Raises:
         ValueError: There is no such part, or the parts differ in shape or type.
     """
-    parts = source.parts
+    parts, whole = source.parts, source.whole
     if split is not None:
+        whole = None
         if split not in parts:
             raise ValueError(
                 f"{source.name} has no part {split}; it has {', '.join(parts)}. Leave out --split "
@@ -82,14 +97,16 @@ def select_rows(source: Source, split: str | None) -> Rows:
     some_labels = 0 < len(unlabelled) < len(parts)
     in_parts = " + ".join(f"{count:,} {part}" for part, count in zip(parts, counts, strict=True))
     total = f"{sum(counts):,} row{'s' * (sum(counts) != 1)}"
+    labels = _joined_if_all([piece.labels for piece in pieces])
     return Rows(
-        examples=_joined([piece.values for piece in pieces]),
-        labels=_joined_if_all([piece.labels for piece in pieces]),
+        examples=_joined([piece.values for piece in pieces]) if whole is None else whole,
+        labels=labels,
         indices=np.concatenate([np.arange(count) for count in counts]),
         files=_joined_if_all([piece.files for piece in pieces]),
         parts=np.repeat(list(parts), counts) if len(parts) > 1 else None,
         about=f"{source.what}, {total}{f' ({in_parts})' * (len(parts) > 1)}; {source.origin}"
         + (dropped if some_labels else ""),
+        label_names=None if labels is None else pieces[0].label_names,
     )
 
 
@@ -121,9 +138,8 @@ def assemble(source: Source, num_validation: int | None) -> Dataset:
     _require_alike(name, source.parts)
     parts = {part: examples.numbered() for part, examples in source.parts.items()}
     if len(parts) == 1:
-        (whole,) = parts.values()
-        parts = _at_random(name, whole)
-        default_validation = len(whole.values) // 10
+        default_validation = len(next(iter(parts.values())).values) // 10
+        parts = _at_random(source)
     if not {"train", "test"} <= parts.keys():
         raise ValueError(
             f"{name} must have both train and test, or one part to be split 80/10/10; it has "
@@ -137,6 +153,10 @@ def assemble(source: Source, num_validation: int | None) -> Dataset:
         cut["train"], cut["validation"] = _last(name, parts["train"], count)
     train, validation, test = (cut[split] for split in SPLITS)
     counts = f"{len(train.values):,} + {len(validation.values):,} + {len(test.values):,} examples"
+    labels, indices, files = (
+        {split: array for split in SPLITS if (array := getattr(cut[split], field)) is not None}
+        for field in ("labels", "indices", "files")
+    )
     return Dataset(
         name,
         train.values,
@@ -144,21 +164,26 @@ def assemble(source: Source, num_validation: int | None) -> Dataset:
         test.values,
         f"{source.what}, {counts} (train, validation, test) {list(train.values.shape[1:])}; "
         f"{source.origin}",
-        *({split: array for split in SPLITS if (array := getattr(cut[split], field)) is not None}
-          for field in ("labels", "indices", "files")),
-    )  # fmt: skip
+        labels,
+        indices,
+        files,
+        next((part.label_names for part in cut.values() if part.label_names), None),
+    )
 
 
-def _at_random(name: str, whole: Examples) -> dict[str, Examples]:
+def _at_random(source: Source) -> dict[str, Examples]:
+    (whole,) = source.parts.values()
     count = len(whole.values)
     if count < 2:
         raise ValueError(
-            f"{name} must have at least two examples, one to train on and one to test on; it has "
-            f"{count}. Give more."
+            f"{source.name} must have at least two examples, one to train on and one to test on; "
+            f"it has {count}. Give more."
         )
-    order = np.random.default_rng(PERMUTATION_SEED).permutation(count)
-    num_test = max(1, count // 10)
-    return {"train": whole.at(order[:-num_test]), "test": whole.at(order[-num_test:])}
+    if whole.indices is None:
+        whole = whole.numbered().at(random_order(count) if source.order is None else source.order)
+    # Slices, so that data on disk stay there.
+    train = count - max(1, count // 10)
+    return {"train": whole.at(slice(train)), "test": whole.at(slice(train, None))}
 
 
 def _last(name: str, train: Examples, count: int) -> tuple[Examples, Examples]:

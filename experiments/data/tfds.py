@@ -16,7 +16,7 @@ from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
 from experiments.data.arrays import stored
-from experiments.data.picture_folder import decode
+from experiments.data.pictures.decode import decode
 from experiments.data.splits import SPLITS, Examples, Source
 
 CLASS_NAMES = ("type", "pythonClassName", "python_class_name")

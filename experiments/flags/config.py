@@ -25,6 +25,8 @@ RegularizerName = Literal["none", "total_correlation", "dip_i", "dip_ii", "mmd",
 
 LARGEST = 3.4e38
 """Largest number that a flag may have: about that of float32."""
+LARGEST_SIDE = 16384
+"""Largest height and width that pictures can be scaled to."""
 MAY_CHANGE = frozenset(
     {"run", "accelerator", "num_devices", "num_steps", "num_epochs", "eval_samples"}
     | {"manual_dir", "data_dir", "tensorboard", "quiet", "processes", "compilation_cache"}
@@ -50,13 +52,23 @@ class TrainConfig:
     dataset: str = "mnist_small"
     """mnist_small (ships with the code), mnist, fashion_mnist, kmnist,
     tfds:NAME, or your own data as npz:PATH, npy:PATH, npy:FOLDER (read
-    from disk as needed) or folder:PATH (pictures)."""
+    from disk as needed) or folder:PATH (pictures; subfolders give
+    labels). experiments/README.md lists the names of arrays and folders
+    that are recognised."""
     manual_dir: str | None = None
     """Folder with the original files of mnist, fashion_mnist or kmnist, if
     they cannot be downloaded."""
+    resize: tuple[int, int] | None = None
+    """Only with --dataset=folder:PATH, as the next one: height and width.
+    Every picture is scaled to cover them, and its centre is cropped.
+    Without it, all pictures must have one size."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read, and count them in the first
+    line of the run. Without it they are an error."""
     data_dir: str | None = None
-    """Folder of data prepared by tensorflow-datasets. Default: its own,
-    ~/tensorflow_datasets."""
+    """Folder of data prepared by tensorflow-datasets (default: its own,
+    ~/tensorflow_datasets), or for the prepared pixels of a folder:PATH of
+    many pictures (default: data in the run's folder)."""
     num_validation: int | None = None
     """Number of training examples to set aside as the validation split.
     Default: the data set's own validation split, else 1,000
@@ -308,6 +320,9 @@ class TrainConfig:
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "positive")
         require_representable(self)
+        sizes = self.resize or (1, 1)
+        valid = len(sizes) == 2 and all(1 <= size <= LARGEST_SIDE for size in sizes)
+        require(valid, "resize", self.resize, f"two numbers from 1 to {LARGEST_SIDE:,}")
         last = None if self.run is None else self.run.name
         require(last not in ("", ".."), "run", self.run, "a folder of its own, with a name")
         if self.average_decay is not None:

@@ -54,8 +54,9 @@ def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> Train
                 f"{json.dumps(value)[:60]}. Restore it, or use another --run."
             )
     values = dict(values)
-    if values.get("hidden") is not None:
-        values["hidden"] = tuple(values["hidden"])
+    for name in ("hidden", "resize"):
+        if values.get(name) is not None:
+            values[name] = tuple(values[name])
     if values.get("run") is not None:
         values["run"] = Path(values["run"])
     config = _as_then(TrainConfig(**values), values)

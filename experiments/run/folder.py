@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from experiments import data as datasets
 from experiments.data.identity import DataIdentity, from_json
-from experiments.data.run_data import agree_on_data
+from experiments.data.run_data import agree_on_data, cache_of
 from experiments.data.run_rows import RunRows, load_run_rows
 from experiments.flags import saved_flags
 from experiments.flags.config import TrainConfig
@@ -145,9 +145,9 @@ def open_run(
         check_same_model(config, about, run)
         check_prepared(config, dataset)
         trained = from_json(about)
-        description = read_description(about)
+        description, cache = read_description(about), cache_of(config, run)
         loaded = load_run_rows(
-            config, about.get("data_shape"), trained, dataset, split, description
+            config, about.get("data_shape"), trained, dataset, split, description, cache
         )
     data = loaded.rows
     agree_on_data({data.split: data.identity})

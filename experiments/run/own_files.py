@@ -5,7 +5,7 @@ from pathlib import Path
 from jaxvae.checkpoints.contained import require_contained
 
 FILES = ("config.json", "metrics.jsonl", "results.json", "reference.json", "report.html", ".lock")
-FOLDERS = ("checkpoints", "checkpoints-damaged", "pictures", "tensorboard")
+FOLDERS = ("checkpoints", "checkpoints-damaged", "data", "pictures", "tensorboard")
 NAMES = (*FILES, *FOLDERS, "evaluations", "samples", "codes", "scores")
 """All names; the last four are the default folders for results of other commands."""
 

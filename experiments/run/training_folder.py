@@ -117,7 +117,7 @@ class TrainingFolder:
             identity.ABOUT: identity.to_json(built.data_identity),
             "vae": built.recipe,
             description.ABOUT: description.describe(
-                built.preprocessing, self._as_loaded(), resizes=False
+                built.preprocessing, self._as_loaded(), resizes=built.config.resize is not None
             ),
             "summary": self._summary(step),
             "config": to_json(built.config),

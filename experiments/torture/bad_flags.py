@@ -86,7 +86,9 @@ def wrong_type(rng: random.Random, fixture: Fixture) -> Case:
     flag = rng.choice(list(flags))
     types = kinds(flags[flag][1]) - {type(None)}
     wrong: tuple[str, ...]
-    if types == {int} and flag != "hidden":
+    if flag == "resize":
+        wrong = (f"--{flag}", *rng.choice((("8",), ("8", "x"), ("8", "8", "8"), ("8x8",))))
+    elif types == {int} and flag != "hidden":
         wrong = (f"--{flag}={rng.choice(NO_INT)}",)
     elif types in ({float}, {float, "literal"}):
         wrong = (f"--{flag}={rng.choice(NO_FLOAT)}",)
@@ -109,6 +111,9 @@ def out_of_range(rng: random.Random, fixture: Fixture) -> Case:
     flags, ranges = flags_of(command), OUT_OF_RANGE[command]
     numbers = [flag for flag, (_, hint) in flags.items() if kinds(hint) & {int, float}]
     flag = rng.choice([*numbers, *ranges])
+    if flag == "resize":
+        size = rng.choice(("0 8", "8 -1", "16385 1", "1 2147483648")).split()
+        return Case(command, ("--resize", *size, "--dataset=folder:pictures"), ("--resize",))
     types = kinds(flags[flag][1]) if flag in flags else {int}
     values = ranges.get(flag, ()) + (NO_ROOM if (command, flag) in LARGE else ())
     values += HUGE_FLOAT if float in types else HUGE_INT

@@ -17,9 +17,11 @@ def folders(rng: random.Random, fixture: Fixture) -> Case:
     """Make a folder without images, with unreadable ones, with several sizes, or with loops."""
     root = fixture.folder / "pictures"
     root.mkdir()
-    choices = (_no_images, _unreadable, _several_sizes, _bad_splits, _mutated_images)
+    choices = (_no_images, _unreadable, _several_sizes, _bad_splits, _mutated_images, _none_left)
     names = rng.choice(choices)(rng, root)
-    flags = (NOWHERE,) if "--model" in names else ()
+    flags: tuple[str, ...] = (NOWHERE,) if "--model" in names else ()
+    if "none left" in names:
+        flags = ("--skip-unreadable", *rng.choice(((), ("--resize", "8", "8"))))
     command = "train" if flags else rng.choice(("train", "train", "encode"))
     arguments = (*start(fixture, command), "--dataset=folder:pictures", *flags)
     return Case(command, arguments, names)
@@ -71,7 +73,7 @@ def _unreadable(rng: random.Random, root: Path) -> tuple[str, ...]:
     elif kind == 6:
         bad.write_bytes(_png(rng.choice((60_000, 12_000)), 12_000))
     elif kind == 7:
-        Image.fromarray(np.zeros((4, 5), np.uint16)).save(bad, "png")
+        Image.fromarray(np.zeros((4, 5), np.float32)).save(bad, "tiff")
     else:
         bad.write_bytes(_png(0, rng.choice((0, 4))))
     return ("bad",)
@@ -117,3 +119,14 @@ def _mutated_images(rng: random.Random, root: Path) -> tuple[str, ...]:
         _image(rng, path)
         path.write_bytes(changed(rng, path.read_bytes()))
     return ("pictures", "--model")
+
+
+def _none_left(rng: random.Random, root: Path) -> tuple[str, ...]:
+    """Make a folder, or a split of it, of which --skip-unreadable leaves nothing."""
+    parts = rng.choice(((".",), ("train", "test"), ("a", "b")))
+    for part in parts:
+        for i in range(rng.randint(1, 3)):
+            _image(rng, root / part / f"{i}.png")
+            if part in (".", "a", "b", "test"):
+                (root / part / f"{i}.png").write_bytes(rng.choice((b"", b"x", _png(4, 5))))
+    return ("pictures", "none left")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data import load
+from experiments.data import load, load_rows
 from tests.splits import numbered, whole
 
 
@@ -120,15 +120,20 @@ def test_arrays_of_invalid_shape_type_or_value_are_rejected(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"a": numbered(9), "b": numbered(9)}, "one named images, x or data; it has a, b. Rename"),
+        (
+            {"a": numbered(9), "b": numbered(3)},
+            r"named x_train and x_test, or one named x; it holds a float32 \[9, 2\], b float32 "
+            r"\[3, 2\]. Rename the data to x and labels to y",
+        ),
+        ({"x": numbered(9), "Images": numbered(8)}, r"x and Images have the same role; it holds x"),
+        ({"x_train": numbered(9), "train": numbered(9)}, "x_train and train have the same role"),
+        ({"x": numbered(9), "y": np.arange(9), "labels": np.arange(9)}, "y and labels have the sa"),
         ({"train": numbered(9), "val": numbered(9)}, "it has train, validation. Add what"),
         ({"train": numbered(9), "test": np.zeros((3, 5))}, r"train \[2\] float32, test \[5\]"),
         ({"train": numbered(9), "test": np.zeros((3, 2), bool)}, r"float32, test \[2\] uint8"),
-        ({"x": numbered(9), "y": np.arange(8)}, r"must be integers \[9\]; they are int64 \[8\]"),
-        ({"x": numbered(9), "y": np.zeros(9)}, r"integers \[9\]; they are float64 \[9\]"),
         ({"x": np.array(1), "y": np.arange(9)}, r"its shape is \[\]. Reshape it"),
-        ({"labels": np.arange(4)}, "it has labels. Rename"),
-        ({}, "it has none. Rename"),
+        ({"labels": np.arange(4)}, r"it holds labels int64 \[4\]. Rename"),
+        ({}, "it holds no array. Rename"),
     ],
 )
 def test_npz_without_usable_arrays_is_rejected(
@@ -173,7 +178,7 @@ def test_missing_array_files_and_folders_are_rejected(tmp_path: Path) -> None:
         load(f"npz:{tmp_path}/no.npz")
     with pytest.raises(ValueError, match=f"{tmp_path} is a folder.*npy:.*folder:{tmp_path}"):
         load(f"npz:{tmp_path}")
-    with pytest.raises(ValueError, match=f"npy:{tmp_path} must have arrays named train.npy and"):
+    with pytest.raises(ValueError, match=f"npy:{tmp_path} must have arrays named x_train.npy and"):
         load(f"npy:{tmp_path}")
 
 
@@ -201,3 +206,102 @@ def test_folder_of_arrays_is_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "train.npy", np.array([[{}], [{}]], object))
     with pytest.raises(ValueError, match=r"train.npy must be a whole .npy file .*without Python"):
         load(f"npy:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["x", "X", "data", "images", "image", "imgs", "features", "arr_0", "inputs", "observations",
+     "Obs", "anything"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "labels", ["y", "Y", "labels", "label", "targets", "target", "classes", None]
+)
+def test_names_of_whole_data_and_labels_are_recognised(
+    tmp_path: Path, data: str, labels: str | None
+) -> None:
+    arrays = {data: numbered(9)} | ({} if labels is None else {labels: np.arange(9)})
+    np.savez(tmp_path / "a.npz", **arrays)
+    (tmp_path / "folder").mkdir()
+    for name, array in arrays.items():
+        np.save(tmp_path / "folder" / f"{name}.npy", array)
+    for source in (f"npz:{tmp_path}/a.npz", f"npy:{tmp_path}/folder"):
+        rows = load_rows(source)
+        np.testing.assert_array_equal(rows.examples, numbered(9))
+        assert (rows.labels is None) == (labels is None)
+        assert "left out" not in rows.about
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["x_{}", "X_{}", "{}", "{}_images", "images_{}", "{}_data", "x-{}", "{}X", "x{}", "{}.imgs"],
+)
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("y_{}", ("train", "valid", "test")),
+        ("{}_labels", ("Train", "Val", "Test")),
+        ("labels_{}", ("training", "validation", "testing")),
+        ("{}Y", ("train", "dev", "test")),
+    ],
+)
+def test_names_of_parts_are_recognised(
+    tmp_path: Path, form: str, labels: str, words: tuple[str, str, str]
+) -> None:
+    counts = dict(zip(words, (4, 2, 3), strict=True))
+    arrays = {form.format(word): numbered(9)[:count] for word, count in counts.items()}
+    arrays |= {labels.format(word): np.arange(count) for word, count in counts.items()}
+    np.savez(tmp_path / "a.npz", **arrays, ids=np.arange(9))
+    dataset = load(f"npz:{tmp_path}/a.npz")
+    assert [len(part) for part in dataset[1:4]] == [4, 2, 3]
+    assert {split: len(codes) for split, codes in dataset.labels.items()} == {
+        "train": 4,
+        "validation": 2,
+        "test": 3,
+    }
+    assert dataset.about.endswith("arrays left out: ids")
+
+
+def test_array_of_python_objects_may_stand_beside_the_data(tmp_path: Path) -> None:
+    objects = np.array([{}, None], object)
+    np.savez(tmp_path / "a.npz", imgs=numbered(9), metadata=objects)
+    assert load_rows(f"npz:{tmp_path}/a.npz").about.endswith("arrays left out: metadata")
+    np.savez(tmp_path / "b.npz", a=numbered(9), metadata=objects)
+    with pytest.raises(ValueError, match=r"a float32 \[9, 2\], metadata object \[2\]. Rename"):
+        load_rows(f"npz:{tmp_path}/b.npz")
+    np.savez(tmp_path / "c.npz", x=numbered(2), y=np.array(["a", "b"], object))
+    with pytest.raises(ValueError, match=r"Convert text with array.astype\(str\), and save it"):
+        load_rows(f"npz:{tmp_path}/c.npz")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "with spaces é 数.npy"])
+@pytest.mark.parametrize(
+    ("given", "dtype", "mapped"),
+    [
+        (np.arange(24.0).reshape(6, 4), np.float32, False),
+        (np.arange(24, dtype=">f4").reshape(6, 4), np.float32, False),
+        (np.arange(24, dtype=np.float32).reshape(6, 4), np.float32, True),
+        (np.arange(24, dtype=np.int64).reshape(6, 4), np.int32, False),
+        (np.arange(24, dtype=">i8").reshape(6, 4), np.int32, False),
+        (np.arange(24, dtype=np.int32).reshape(6, 4), np.int32, True),
+        (np.arange(24, dtype=np.uint8).reshape(6, 4), np.uint8, True),
+        (np.arange(24).reshape(6, 4) % 3 == 0, np.uint8, True),
+        (np.asfortranarray(np.arange(24, dtype=np.float32).reshape(6, 4)), np.float32, True),
+        (np.asfortranarray(np.arange(24, dtype=np.uint8).reshape(6, 2, 2)), np.uint8, True),
+        (np.asfortranarray(np.arange(24).reshape(6, 4) % 3 == 0), np.uint8, True),
+        (np.arange(24, dtype=np.float32).reshape(1, 24), np.float32, True),
+    ],
+)
+def test_every_form_of_npy_is_read_right(
+    tmp_path: Path, name: str, given: np.ndarray, dtype: type, mapped: bool
+) -> None:
+    np.save(tmp_path / name, given)
+    rows = load_rows(f"npy:{tmp_path}/{name}")
+    assert rows.examples.dtype == dtype
+    assert rows.examples.dtype.isnative
+    assert isinstance(rows.examples, np.memmap) == mapped
+    np.testing.assert_array_equal(rows.examples.reshape(given.shape), given)
+    if len(given) > 1:
+        dataset = load(f"npy:{tmp_path}/{name}")
+        for split in ("train", "validation", "test"):
+            expected = given[dataset.indices[split]]
+            np.testing.assert_array_equal(getattr(dataset, split).reshape(expected.shape), expected)

@@ -244,7 +244,7 @@ def test_npy_reader_rejects_headers_that_crash_numpy(shape, tmp_path):
 def test_npz_reader_rejects_labels_beyond_32_bits(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((4, 2)), y=np.arange(4) + 2**40)
     with pytest.raises(
-        ValueError, match=r"The labels of x in .* must have integers that fit 32 bits"
+        ValueError, match=r"The labels y of x in .* must have integers that fit 32 bits"
     ):
         datasets.load(f"npz:{tmp_path}/a.npz")
 

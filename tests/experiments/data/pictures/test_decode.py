@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.data import load, load_rows
-from experiments.data.picture_folder import decode, decode_as_shown
+from experiments.data.pictures.decode import decode, decode_as_shown, read_header
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
 ORIENTATIONS = {
@@ -120,14 +120,38 @@ def test_first_of_several_frames_is_read_and_counted(tmp_path):
     assert "5 with several frames, of which the first is taken" in dataset.about
 
 
-@pytest.mark.parametrize("kind", ["grey", "float", "int"])
-def test_pictures_that_are_not_8_bit_are_named(kind, tmp_path):
-    mode = {"grey": "I;16", "float": "F", "int": "I"}[kind]
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pictures_of_other_numbers_are_named(mode, tmp_path):
     Image.new(mode, (4, 4)).save(tmp_path / "deep.tif")
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"deep.tif .pixels are not 8-bit, but of mode") as error:
+    with pytest.raises(ValueError, match=r"deep.tif .pixels are not 8-bit or 16-bit, bu") as error:
         load(f"folder:{tmp_path}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "big endian.tif", "a.pgm", "a.jp2"])
+def test_grey_levels_of_16_bits_are_cut_to_8_and_counted(name, tmp_path):
+    values = np.array([[0, 255, 256], [0x1234, 0xABCD, 0xFFFF]], np.uint16)
+    if name == "a.pgm":
+        header = b"P5 3 2 65535\n"
+        (tmp_path / name).write_bytes(header + values.astype(">u2").tobytes())
+    elif name == "big endian.tif":
+        image = Image.frombytes("I;16B", (3, 2), values.astype(">u2").tobytes())
+        image.save(tmp_path / name)
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    shown, notes = decode_as_shown(tmp_path / name)
+    np.testing.assert_array_equal(shown[..., 0], values >> 8)
+    assert notes == ["of 16 bits a channel, cut to 8"]
+    assert read_header(tmp_path / name).channels == 1
+
+
+def test_transparent_grey_level_of_16_bits_is_white(tmp_path):
+    values = np.array([[0x1234, 0xABCD]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=0x1234)
+    shown, notes = decode_as_shown(tmp_path / "a.png")
+    np.testing.assert_array_equal(shown[0, :, 0], [255, 0xAB])
+    assert "with transparency, on white" in notes
 
 
 def test_colours_of_16_bits_are_cut_to_8_and_counted(tmp_path):
