@@ -28,6 +28,7 @@ class Recorder:
     Attributes:
         display: as given.
         best_elbo: best ELBO of the validations so far; minus infinity before the first.
+        seconds: time that the run has taken up to its last row, in all its starts.
         problem: error of the last write, such as a full disk; None if it succeeded.
     """
 
@@ -40,7 +41,7 @@ class Recorder:
         display: Display | None = None,
     ) -> None:
         self.display = Display(0, quiet=True) if display is None else display
-        self.best_elbo = -math.inf
+        self.best_elbo, self.seconds = -math.inf, 0.0
         self.problem: OSError | None = None
         self._logs: list[MetricsFile | TensorBoard] = []
         self._metrics: MetricsFile | None = None
@@ -51,7 +52,10 @@ class Recorder:
         self._logs.append(self._metrics)
         if tensorboard:
             self._logs.append(TensorBoard(folder / "tensorboard", keep_until_step))
-        scores = (row.get("elbo") for row in read_metrics(path) if row["split"] == "validation")
+        rows = read_metrics(path)
+        times = ((row.get("timing") or {}).get("seconds") for row in rows)
+        self.seconds = max((seconds for seconds in times if seconds is not None), default=0.0)
+        scores = (row.get("elbo") for row in rows if row["split"] == "validation")
         self.best_elbo = max((score for score in scores if score is not None), default=-math.inf)
 
     def write(
@@ -64,6 +68,7 @@ class Recorder:
         with self._noting():
             for log in self._logs:
                 log.write(step, split, values, timing)
+        self.seconds = max(self.seconds, timing.get("seconds", 0.0))
         if split == "validation":
             elbo = values["elbo"]
             is_best = elbo > self.best_elbo
