@@ -165,7 +165,9 @@ def _table(rows: "Rows", scores: "Score") -> str:
     ids = rows.indices if rows.files is None else rows.files
     columns: dict[str, Any] = {"id": ids}
     columns |= {} if rows.parts is None else {"part": rows.parts}
-    columns |= {} if rows.labels is None else {"label": rows.labels}
+    if rows.labels is not None:
+        names = rows.label_names
+        columns["label"] = rows.labels if names is None else [names[i] for i in rows.labels]
     numbers = {name: values for name, values in scores._asdict().items()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -220,6 +220,23 @@ def make_score(
     return score
 
 
+def scored_x(prepare: Prepare, key: jax.Array, indices: jax.Array, stored: jax.Array) -> jax.Array:
+    """The x of examples [N, ...] exactly as `map_dataset` over `make_score` prepares and scores it.
+
+    Args:
+        prepare: the value given to `make_score`.
+        key: the value given to `map_dataset`.
+        indices: [N] numbers of the examples in the data set.
+        stored: [N, ...] these examples as stored.
+    """
+
+    def of_one(index: jax.Array, example: jax.Array) -> jax.Array:
+        key_data, *_ = jax.random.split(jax.random.fold_in(key, index), 4)
+        return prepare(key_data, example)
+
+    return jax.vmap(of_one)(indices, stored)
+
+
 def _variance(p: Any) -> jax.Array | None:
     """Mean of sigma^2 over the dimensions of x, or None where p is not a Gaussian."""
     return jnp.mean(jnp.exp(2 * p.parameters()[1])) if isinstance(p, Gaussian) else None

@@ -69,6 +69,7 @@ class MetricsFile(AppendedFile):
 
     Attributes:
         best_elbo: best ELBO of the validation rows up to `keep_until_step`, else minus infinity.
+        seconds: time that the run has taken up to these rows.
     """
 
     def __init__(self, path: Path, keep_until_step: int) -> None:
@@ -84,6 +85,8 @@ class MetricsFile(AppendedFile):
         self._last_steps = {row["split"]: row["step"] for row in kept}
         elbos = (row.get("elbo") for row in kept if row["split"] == "validation")
         self.best_elbo = max((elbo for elbo in elbos if elbo is not None), default=-math.inf)
+        times = ((row.get("timing") or {}).get("seconds") for row in kept)
+        self.seconds = max((seconds for seconds in times if seconds is not None), default=0.0)
         super().__init__(path)
 
     def write(

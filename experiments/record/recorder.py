@@ -30,6 +30,7 @@ class Recorder:
     Attributes:
         display: as given.
         best_elbo: best ELBO of the validations so far; minus infinity before the first.
+        seconds: time that the run has taken up to its last row, in all its starts.
         problem: error of the last `flush`, such as a full disk; None if it wrote everything.
     """
 
@@ -42,13 +43,13 @@ class Recorder:
         display: Display | None = None,
     ) -> None:
         self.display = Display(0, quiet=True) if display is None else display
-        self.best_elbo = -math.inf
+        self.best_elbo, self.seconds = -math.inf, 0.0
         self.problem: OSError | None = None
         self._logs: dict[str, MetricsFile | TensorBoard] = {}
         if not is_first():
             return
         metrics = MetricsFile(folder / METRICS, keep_until_step)
-        self.best_elbo = metrics.best_elbo
+        self.best_elbo, self.seconds = metrics.best_elbo, metrics.seconds
         self._logs[METRICS] = metrics
         if tensorboard:
             self._logs[TENSORBOARD] = TensorBoard(folder / TENSORBOARD, keep_until_step)
@@ -63,6 +64,7 @@ class Recorder:
         for log in self._logs.values():
             with contextlib.suppress(OSError):
                 log.write(step, split, values, timing)
+        self.seconds = max(self.seconds, timing.get("seconds", 0.0))
         if split == "validation":
             elbo = values["elbo"]
             is_best = elbo > self.best_elbo

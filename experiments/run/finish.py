@@ -2,9 +2,12 @@
 
 import shlex
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import identity
@@ -15,13 +18,24 @@ from experiments.machine.keys import root_key
 from experiments.machine.versions import versions
 from experiments.record import files
 from experiments.record.progress import counted
+from experiments.run.build import Built
 from experiments.run.loop import Loop
 from experiments.run.optimization import evaluated_at_once
 from experiments.show import pictures, report
-from experiments.show.drawing import draw, prepared_head, write_pictures
+from experiments.show.drawing import (
+    draw,
+    make_decoder,
+    prepared_head,
+    to_sphere,
+    write_pictures,
+)
+from experiments.show.extremes import show_extremes
+from experiments.show.latent_view import view_latents
 from experiments.show.numbers import make_scorer, print_numbers, summarize
 from experiments.show.saved_results import read_results
 from jaxvae.checkpoints.hosts import from_first, is_first
+from jaxvae.distributions import VonMisesFisher
+from jaxvae.evaluation import Scores, scored_x
 from jaxvae.models.vae import Params
 from jaxvae.trained import Reference, spread_evenly
 
@@ -72,8 +86,6 @@ def _best_params(loop: Loop) -> tuple[int, Params]:
 
 def _measure(loop: Loop) -> dict[str, Any]:
     """Measure the best checkpoint on the validation and test splits, and draw its pictures."""
-    from jaxvae.checkpoints import write_reference  # orbax, which loads while a step compiles
-
     config, folder = loop.built.config, loop.built.config.folder / "pictures"
     give_back_memory()
     step, params = _best_params(loop)
@@ -104,27 +116,79 @@ def _measure(loop: Loop) -> dict[str, Any]:
         f"Measuring step {step:,} with {config.eval_samples} samples per example: compiling, "
         "then evaluating."
     )
+    began = time.perf_counter()
+    measured: dict[str, Scores] = {}
     for split in ("validation", "test"):
         examples = getattr(loop.built.dataset, split)
         if not len(examples):
             continue
         quiet = config.quiet or not is_first()
         with counted(f"{split} examples", len(examples), quiet=quiet) as progress:
-            scores = scorer(examples, progress=progress)
+            measured[split] = scorer(examples, progress=progress)
         give_back_memory()
         results[split] = summarize(
-            scores, examples.shape[1:], loop.built.preprocessing, config.eval_samples
+            measured[split], examples.shape[1:], loop.built.preprocessing, config.eval_samples
         )
-        if scores.kl_per_latent is not None and is_first():
-            pictures.latent_kl_bars(scores.kl_per_latent.mean(0), folder / "latent_kl.png")
-    reference = scorer(spread_evenly(loop.built.dataset.train)).log_likelihood
-    if is_first():
-        write_reference(config.folder, Reference(np.sort(reference), config.eval_samples, step))
-        message("Drawing pictures: compiling the decoder for each kind of them.")
-        xs = prepared_head(loop.built.dataset, loop.built.preprocessing)
-        write_pictures(draw(loop.built.vae, params, xs, loop.built.keys.pictures), folder)
+    _score_training_rows(loop, scorer, step)
     timing = {
+        "training_seconds": loop.recorder.seconds,
         "seconds_to_first_step": loop.seconds_to_first_step,
         "images_per_second": loop.images_per_second,
+        "evaluation_seconds": time.perf_counter() - began,
     }
+    if is_first():
+        began = time.perf_counter()
+        message("Drawing pictures: compiling the decoder.")
+        results |= _draw(loop.built, params, measured)
+        timing["drawing_seconds"] = time.perf_counter() - began
     return results | {"timing": timing}
+
+
+def _score_training_rows(loop: Loop, scorer: Callable[..., Scores], step: int) -> None:
+    """Write the scores of some training rows, which the quantiles of other rows refer to."""
+    from jaxvae.checkpoints import write_reference  # orbax, which loads while a step compiles
+
+    config, rows = loop.built.config, spread_evenly(loop.built.dataset.train)
+    with counted("training examples", len(rows), quiet=config.quiet or not is_first()) as progress:
+        scores = scorer(rows, progress=progress).log_likelihood
+    if is_first():
+        write_reference(config.folder, Reference(np.sort(scores), config.eval_samples, step))
+
+
+def _draw(built: Built, params: Params, measured: dict[str, Scores]) -> dict[str, Any]:
+    """Draw all pictures of a run, and return what the report says about them.
+
+    Args:
+        built: the run.
+        params: parameters of the model.
+        measured: split -> scores of its examples; the last one is shown.
+    """
+    folder, names = built.config.folder / "pictures", built.dataset.label_names
+    decode = make_decoder(built.vae, params)
+    xs = prepared_head(built.dataset, built.preprocessing)
+    write_pictures(draw(built.vae, params, xs, built.keys.pictures, decode=decode), folder)
+    if not measured:
+        return {}
+    split, scores = list(measured.items())[-1]
+    rows = built.dataset.rows(split)
+    on_sphere = isinstance(built.vae.encode(params, jnp.asarray(xs[0])), VonMisesFisher)
+
+    def prepared(numbers: np.ndarray) -> np.ndarray:
+        stored = rows.examples[numbers]
+        prepare = built.preprocessing.prepare
+        return np.asarray(scored_x(prepare, built.keys.evaluation, jnp.asarray(numbers), stored))
+
+    def reconstructed(numbers: np.ndarray) -> np.ndarray:
+        z = scores.posterior_mean[numbers]
+        return decode(to_sphere(z) if on_sphere else z)
+
+    extremes = show_extremes(rows, scores, prepared, reconstructed, names, folder)
+    if scores.kl_per_latent is not None:
+        pictures.latent_kl_bars(scores.kl_per_latent.mean(0), folder / "latent_kl.png")
+    shown: dict[str, Any] = {"split": split, "extremes": extremes}
+    view = view_latents(rows, scores, names)
+    if view is not None:
+        axes = [f"z[{i}]" for i in view.latents]
+        pictures.latent_plot(view.points, axes, view.classes, folder / "latents.png")
+        shown["latents"] = view.about()
+    return {"shown": shown}

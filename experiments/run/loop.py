@@ -69,6 +69,7 @@ class Loop:
         self._dispatcher, self._started = dispatcher, started
         self._validate = make_validation(built)
         self.state, self.step, self.recorder, self._lines = folder.start()
+        self._seconds_before = self.recorder.seconds
         self._saving = Saving(folder.checkpoints, self.recorder)
         self._skipped, self._skipped_in_row = int(self.state.skipped), 0
         self._unread: deque[Unread] = deque()
@@ -204,7 +205,8 @@ class Loop:
         return FAILED
 
     def _elapsed(self) -> float:
-        return round(time.perf_counter() - self._started, 3)
+        """Time that the run has taken so far, in this start and those before it."""
+        return round(self._seconds_before + time.perf_counter() - self._started, 3)
 
 
 def _transfer_guard(built: Built) -> str:

@@ -1,5 +1,6 @@
 """Samples, reconstructions, interpolations and traversals of a model: arrays and pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from jaxvae.preprocessing import Preprocessing
 
 MOST_COLUMNS = 16
 """Columns of vectors up to which each has a scale of its own in pictures."""
+DECODED_AT_ONCE = 50
+"""Latents that are decoded in one call: one compiled program then serves pictures of any number."""
 
 
 class Drawing(NamedTuple):
@@ -40,12 +43,26 @@ class Drawing(NamedTuple):
     values: np.ndarray
 
 
+def make_decoder(vae: VAE, params: Params) -> Callable[[Any], np.ndarray]:
+    """Make the function latents [N, ...] -> means of p(x|z) [N, *data_shape], for any N >= 1."""
+    decode = jax.jit(lambda params, z: jax.vmap(lambda z: vae.decode(params, z).mean())(z))
+
+    def decode_rows(latents: Any) -> np.ndarray:
+        z = np.asarray(latents)
+        padded = np.pad(z, ((0, -len(z) % DECODED_AT_ONCE), *[(0, 0)] * (z.ndim - 1)), "edge")
+        blocks = padded.reshape(-1, DECODED_AT_ONCE, *z.shape[1:])
+        return np.concatenate([np.asarray(decode(params, block)) for block in blocks])[: len(z)]
+
+    return decode_rows
+
+
 def draw(
     vae: VAE,
     params: Params,
     xs: np.ndarray,
     key: jax.Array,
     *,
+    decode: Callable[[Any], np.ndarray] | None = None,
     num_samples: int = 100,
     num_shown: int = 20,
     num_steps: int = 11,
@@ -58,12 +75,13 @@ def draw(
         xs: [M, *data_shape] prepared examples. The latents are ranked by their variance over all
             of them; the first `num_shown` are drawn.
         key: random key.
+        decode: the model's decoder, from `make_decoder`; None: make one.
         num_samples: N.
         num_shown: number of examples to reconstruct, and to interpolate between in pairs.
         num_steps: S.
         num_latents: largest number of traversals.
     """
-    decode = jax.jit(jax.vmap(lambda z: vae.decode(params, z).mean()))
+    decode = make_decoder(vae, params) if decode is None else decode
     key_samples, key_means = jax.random.split(key)
     from_prior = jax.jit(jax.vmap(lambda key: vae.prior(params).sample(key)))
     z_prior = from_prior(jax.random.split(key_samples, num_samples))
@@ -80,14 +98,14 @@ def draw(
     values, moved = _traversals(z[0], latents, num_steps, on_sphere)
 
     def decode_rows(rows: jax.Array) -> np.ndarray:
-        flat = np.asarray(decode(rows.reshape(-1, *z.shape[1:])))
+        flat = decode(rows.reshape(-1, *z.shape[1:]))
         return flat.reshape(*rows.shape[: rows.ndim - z.ndim + 1], *flat.shape[1:])
 
     return Drawing(
         samples=decode_rows(z_prior),
         originals=np.asarray(xs[:num_shown]),
         reconstructions=decode_rows(z),
-        interpolations=decode_rows(_to_sphere(paths) if on_sphere else paths),
+        interpolations=decode_rows(to_sphere(paths) if on_sphere else paths),
         traversals=decode_rows(moved),
         latents=latents,
         values=values,
@@ -117,12 +135,13 @@ def _traversals(
         at_rest = jnp.tile(z[None], (num_steps, 1))
         return values, jnp.stack([at_rest.at[:, i].set(values.astype(z.dtype)) for i in latents])
     values = np.linspace(-0.95, 0.95, num_steps)
-    others = [_to_sphere(z.at[i].set(0.0))[None] for i in latents]
+    others = [to_sphere(z.at[i].set(0.0))[None] for i in latents]
     shrunk = [jnp.sqrt(1 - values**2)[:, None] * other for other in others]
     return values, jnp.stack([r.at[:, i].set(values) for i, r in zip(latents, shrunk, strict=True)])
 
 
-def _to_sphere(z: jax.Array) -> jax.Array:
+def to_sphere(z: Any) -> jax.Array:
+    """Scale latents [..., Z] to unit norm."""
     return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from experiments.flags.terminal import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +32,8 @@ Limits = tuple[ArrayLike, ArrayLike]
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#5F6670"
 _LABEL, _LINE_BACKGROUND = "#7B838E", (0.5, 0.5, 0.5, 0.12)  # on bright pages and dark ones
 _NOT_FINITE = (213, 94, 0)
-_LEAST_SIDE, _GAP, _FONT_SIZE = 64, 2, 14
+_LEAST_SIDE, _GAP = 64, 2
+_FONT_SIZE, _CAPTION_SIZE = 18, 14  # wide pictures shrink most on a phone
 _LINE_TILE = (66, 84)
 _MANY = 40  # curves with more points are drawn without dots, smoothed, and without their start
 
@@ -66,6 +70,44 @@ def reconstructions(
     bands = [np.stack(rows) for rows in zip(*tiles, strict=True)]
     labels, colours = ("original", "reconstruction"), (_BLUE, _ORANGE)
     return np.concatenate([_labelled(band, labels, colours=colours) for band in bands])
+
+
+def captioned(
+    rows: Sequence[ArrayLike],
+    captions: Sequence[str],
+    columns: int = 5,
+    limits: Limits | None = None,
+) -> np.ndarray:
+    """Draw examples in rows of `columns`, each with a text below it.
+
+    Args:
+        rows: arrays [N, *data_shape] that are drawn below each other: examples, or examples and
+            their reconstructions.
+        captions: text of each example [N], in one or more lines.
+        columns: examples side by side. With few, the texts stay legible on a phone.
+        limits: as in the docstring of this module.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(_CAPTION_SIZE)
+    arrays = [_examples("captioned", examples) for examples in rows]
+    lines = [line for caption in captions for line in caption.split("\n")]
+    widest = math.ceil(max(map(font.getlength, lines))) + 6
+    tiles = [_tiles([array], limits or _span(arrays)) for array in arrays]
+    room = max(0, widest - tiles[0].shape[2])
+    sides = ((0, 0), (0, 0), (room // 2, room - room // 2), (0, 0))
+    bands = zip(*(_folded(np.pad(tile, sides), columns) for tile in tiles), strict=True)
+    below = (_CAPTION_SIZE + 4) * max(caption.count("\n") + 1 for caption in captions) + 8
+    drawn = []
+    for first, band in enumerate(bands):
+        picture = np.pad(_joined(np.stack(band)), ((0, below), (0, 0), (0, 0)))
+        image = Image.fromarray(picture)
+        draw, width = ImageDraw.Draw(image), band[0].shape[2] + _GAP
+        for i, caption in enumerate(captions[first * columns : (first + 1) * columns]):
+            place = (_GAP + (i + 0.5) * width - _GAP / 2, picture.shape[0] - below + 3)
+            draw.multiline_text(place, caption, _LABEL, font, anchor="ma", align="center")
+        drawn.append(np.asarray(image))
+    return np.concatenate(drawn)
 
 
 def interpolations(examples: ArrayLike, limits: Limits | None = None) -> np.ndarray:
@@ -161,6 +203,63 @@ def latent_kl_bars(kl_per_latent: ArrayLike, path: Path | IO[bytes]) -> None:
     _save(figure, path)
 
 
+def latent_plot(
+    points: np.ndarray,
+    names: Sequence[str],
+    classes: Sequence[str] | None,
+    path: Path | IO[bytes],
+) -> None:
+    """Draw posterior means as a scatter plot, or of one latent as a histogram, as a PNG.
+
+    Args:
+        points: [N, 2] or [N, 1]; rows that are not finite are left out.
+        names: name of each axis [2] or [1].
+        classes: class of each point, of at most 20, which gets a colour; None: no classes.
+        path: the file to write, or one open for bytes.
+    """
+    from matplotlib import colormaps
+
+    finite = np.isfinite(points).all(axis=1)
+    points = points[finite]
+    known = sorted(set(classes or [""]), key=_by_number)
+    index = {name: i for i, name in enumerate(known)}
+    of_points = np.array([index[name] for name in classes or [""] * len(finite)])[finite]
+    palette = colormaps["tab10" if len(known) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    colours = [_BLUE] if classes is None else list(palette[: len(known)])
+    figure = _figure(6.5, 4.6 if len(names) == 2 else 2.8)
+    axes = figure.add_subplot()
+    if len(names) == 2:
+        across, up = points.T
+        shades = [colours[i] for i in of_points]
+        axes.scatter(across, up, c=shades, s=7, linewidths=0, alpha=0.8)
+    else:
+        parts = [points[of_points == i, 0] for i in range(len(known))]
+        axes.hist(parts, bins=50, stacked=True, color=colours)
+    _style(axes, "Posterior means", names[0], names[1] if len(names) == 2 else "examples")
+    if classes is not None:
+        _legend(axes, known, colours)
+    with warnings.catch_warnings():  # a class may have a name that the font has no letters for
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        _save(figure, path)
+
+
+def _by_number(name: str) -> tuple[bool, float, str]:
+    """Sort key of class names: numbers by value, then names, then the class of all others."""
+    number = int(name) if name.lstrip("-").isdecimal() else math.inf
+    return name == "others", number, name
+
+
+def _legend(axes: Axes, names: Sequence[str], colours: Sequence[Any]) -> None:
+    """Draw a legend right of the axes; names may hold anything, such as names of folders."""
+    handles = [axes.plot([], [], "o", color=colour)[0] for colour in colours]
+    shown = [one_line(name) for name in names]
+    # The space keeps matplotlib from leaving out names that begin with "_".
+    cut = [f" {name[:19]}…" if len(name) > 20 else f" {name}" for name in shown]
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    for text in axes.legend(handles, cut, frameon=False, fontsize=9, **place).get_texts():
+        text.set_parse_math(False)
+
+
 def _examples(name: str, values: ArrayLike, leading: int = 1) -> np.ndarray:
     """Convert to floats [..., *data_shape] with `leading` axes before the data's, none empty."""
     array = np.asarray(values, dtype=np.float32)
@@ -172,7 +271,8 @@ def _examples(name: str, values: ArrayLike, leading: int = 1) -> np.ndarray:
     return array
 
 
-def _is_image(examples: np.ndarray) -> bool:
+def is_image(examples: np.ndarray) -> bool:
+    """Return True if examples [N, *data_shape] are drawn as images."""
     return examples.ndim == 4 and examples.shape[-1] in (1, 3)
 
 
@@ -183,7 +283,7 @@ def _rows_of_tiles(name: str, values: ArrayLike, limits: Limits | None) -> np.nd
 
 
 def _span(arrays: Sequence[np.ndarray]) -> Limits:
-    if _is_image(arrays[0]):
+    if is_image(arrays[0]):
         return 0.0, 1.0
     finite = np.concatenate([array[np.isfinite(array)] for array in arrays])
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
@@ -192,7 +292,7 @@ def _span(arrays: Sequence[np.ndarray]) -> Limits:
 def _tiles(overlaid: Sequence[np.ndarray], limits: Limits | None) -> np.ndarray:
     """Draw examples [N, *data_shape] as tiles uint8 [N, h, w, 4], later arrays on top."""
     limits = limits or _span(overlaid)
-    if _is_image(overlaid[0]):
+    if is_image(overlaid[0]):
         return _image_tiles(overlaid[-1], limits)
     return _line_tiles([examples.reshape(len(examples), -1) for examples in overlaid], limits)
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from experiments.flags.combinations import LOCATION_SCALE
 from experiments.flags.config import TrainConfig
 from experiments.flags.saved_flags import to_json
 from experiments.record.display import duration, rounded
 from experiments.record.files import write_text
 from experiments.record.metrics import read_metrics
+from experiments.show import page
+from experiments.show.next_commands import next_commands
+from experiments.show.picture_sections import picture_sections
 from experiments.show.pictures import curves, quantities
 from experiments.show.saved_results import with_current_names
 
-MOST_BYTES = 2**25
-"""Largest picture that goes into the page: a run's folder may hold files of any size."""
 _QUANTITIES = {
     "elbo": "elbo",
     "log_likelihood": "log p(x)",
@@ -30,76 +29,6 @@ _QUANTITIES = {
     "active_units": "active units",
     "sigma_squared": "sigma² of p(x|z)",
 }
-_PICTURES = {
-    "samples": ("Samples", "Decoded from latents drawn from the prior."),
-    "reconstructions": (
-        "Reconstructions",
-        "Held-out examples, each above its reconstruction by the model.",
-    ),
-    "interpolations": (
-        "Interpolations",
-        "Decoded along a path between the latents of two examples.",
-    ),
-    "traversals": ("Traversals", "In each row one latent changes and the others are fixed."),
-    "latent_kl": ("KL of each latent", "Nats of KL in each latent, largest first."),
-}
-_STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1b1f24; --faint: #5f6670;
-  --line: #e3e6ea; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #0e0e0e; --card: #181818; --text: #e7e7e7; --faint: #a0a0a0; --line: #303030; }
-  img.drawn { filter: invert(0.906) hue-rotate(180deg); }
-  img.pixels { filter: brightness(0.9); }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 2rem 1rem 4rem; background: var(--page);
-  color: var(--text); font: 16px/1.55 system-ui, sans-serif; }
-h1 { margin: 0; font-size: 1.8rem; line-height: 1.2; overflow-wrap: anywhere; }
-h2 { margin: 0 0 .75rem; font-size: 1.1rem; }
-p { margin: .4rem 0; }
-.faint { color: var(--faint); font-size: .9rem; }
-section { margin-top: 1.25rem; padding: 1.25rem; background: var(--card);
-  border: 1px solid var(--line); border-radius: 10px; break-inside: avoid; }
-.notice { border-left: 4px solid #d55e00; }
-figure { margin: 0; overflow-x: auto; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
-  gap: .5rem; }
-.curves figure:first-child { grid-column: 1 / -1; }
-details > summary { cursor: pointer; color: var(--faint); margin: .5rem 0; }
-img { display: block; max-width: 100%; height: auto; margin: 0 auto .5rem; border-radius: 4px; }
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; }
-thead th { color: var(--faint); font-size: .85rem; font-weight: 600; }
-tbody th { font-weight: 400; }
-tr:last-child > * { border-bottom: 0; }
-.number { text-align: right; }
-.number span { white-space: nowrap; }
-.pairs th { width: 35%; }
-.pairs td { overflow-wrap: anywhere; }
-pre { margin: 0; padding: .8rem 1rem; background: var(--page); border-radius: 6px;
-  font-size: .85rem; white-space: normal; }
-pre span { display: inline-block; max-width: 100%; overflow-wrap: anywhere; }
-@media (max-width: 32rem) {
-  body { padding: 1rem .5rem; font-size: 14px; }
-  section { padding: .8rem; }
-  th, td { padding: .3rem; }
-}
-@media print { body { max-width: none; padding: 0; background: #fff; font-size: 10pt; } }
-"""
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}, a jaxvae run</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
 
 
 def write_report(run: Path) -> Path:
@@ -130,14 +59,17 @@ def write_report(run: Path) -> Path:
         f"<header><h1>{name}</h1>{_summary(config, results, rows)}</header>",
         _numbers(results),
         _curves(rows),
-        *_pictures(run / "pictures"),
+        *picture_sections(run / "pictures", results),
         _configuration(config),
-        _section("Command", _command(results)),
-        _pairs("Time", timing),
-        _pairs("Device and versions", device | (results.get("versions") or {})),
+        page.section("Command", _command(results.get("command") or "")),
+        page.section("What to do next", _commands(next_commands(run, config, results, rows))),
+        page.pairs("Time", timing),
+        page.pairs("Device and versions", device | (results.get("versions") or {})),
     ]
     path = run / "report.html"
-    write_text(path, _PAGE.format(name=name, style=_STYLE, body="\n".join(filter(None, body))))
+    write_text(
+        path, page.PAGE.format(name=name, style=page.STYLE, body="\n".join(filter(None, body)))
+    )
     return path
 
 
@@ -156,50 +88,33 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _section(title: str, content: str, note: str = "") -> str:
-    note = f'<p class="faint">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{content}{note}</section>" if content else ""
-
-
-def _command(results: Mapping[str, Any]) -> str:
-    words = (results.get("command") or "").split()
-    spans = " ".join(f"<span>{escape(word)}</span>" for word in words)
+def _command(command: str) -> str:
+    spans = " ".join(f"<span>{escape(word)}</span>" for word in command.split())
     return spans and f"<pre>{spans}</pre>"
+
+
+def _commands(commands: list[tuple[str, str]]) -> str:
+    return "".join(f"<p>{escape(what)}:</p>{_command(command)}" for what, command in commands)
 
 
 def _configuration(config: Mapping[str, Any]) -> str:
     """The flags of a run that differ from their defaults, and all of them folded away."""
     usual = to_json(TrainConfig())
+    if config.get("likelihood", usual["likelihood"]) not in LOCATION_SCALE:
+        usual["standardize"] = "none"  # what "auto" is for other likelihoods
     changed = {name: value for name, value in config.items() if usual.get(name) != value}
-    table = _table(changed) or "<p>All flags have their defaults.</p>"
-    others = f"<details><summary>All {len(config)} flags</summary>{_table(config)}</details>"
-    return _section("Configuration", f"{table}{others}" if config else "")
-
-
-def _pairs(title: str, values: Mapping[str, Any]) -> str:
-    """Format a section with a table of names and values."""
-    return _section(title, _table(values))
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    cells = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(_text(value))}</td></tr>'
-        for name, value in values.items()
-    )
-    return f'<table class="pairs"><tbody>{cells}</tbody></table>' if cells else ""
+    table = page.table(changed) or "<p>All flags have their defaults.</p>"
+    others = f"<details><summary>All {len(config)} flags</summary>{page.table(config)}</details>"
+    return page.section("Configuration", f"{table}{others}" if config else "")
 
 
 def _spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _timing(name: str, value: Any) -> tuple[str, str]:
     if not isinstance(value, (int, float)):
-        return _spaced(name), _text(value)
+        return _spaced(name), page.text(value)
     if "seconds" in name:
         return _spaced(name.replace("seconds", "")).strip(), duration(value)
     return _spaced(name), f"{value:,.0f}"
@@ -252,7 +167,7 @@ def _numbers(results: Mapping[str, Any]) -> str:
         notes.append(f"Bits per dimension are those of {results['bits_per_dimension_of']}.")
     head = f'<tr><th scope="col">quantity</th>{heads}<th scope="col">unit</th></tr>'
     content = f"<table><thead>{head}</thead><tbody>{lines}</tbody></table>"
-    return _section("Final numbers", content if names else "", " ".join(notes))
+    return page.section("Final numbers", content if names else "", " ".join(notes))
 
 
 def _head(split: str, entries: Mapping[str, Any]) -> str:
@@ -282,24 +197,5 @@ def _curves(rows: list[dict[str, Any]]) -> str:
         png = io.BytesIO()
         curves(rows, name, png)
         alt = f"{_spaced(name)} over {last:,} steps of training."
-        images.append(_image(png.getvalue(), alt, "drawn"))
-    return _section("Training curves", f'<div class="curves">{"".join(images)}</div>')
-
-
-def _pictures(folder: Path) -> Iterable[str]:
-    """Format a section per kind of picture, known kinds first; numbered files show the last."""
-    found = [path for path in sorted(folder.glob("*.png")) if path.stat().st_size < MOST_BYTES]
-    latest = {re.sub(r"[-_]?\d+$", "", path.stem): path for path in found}
-    latest.pop("curves", None)
-    known = [kind for kind in _PICTURES if kind in latest]
-    for kind in [*known, *(kind for kind in latest if kind not in known)]:
-        title, caption = _PICTURES.get(kind, (_spaced(kind).capitalize(), ""))
-        css_class = "drawn" if kind == "latent_kl" else "pixels"
-        alt = f"{title}. {caption}" if caption else title
-        yield _section(title, _image(latest[kind].read_bytes(), alt, css_class), caption)
-
-
-def _image(png: bytes, alt: str, css_class: str) -> str:
-    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-    image = f'<img class="{css_class}" alt="{escape(alt)}" src="{source}">'
-    return f'<figure tabindex="0">{image}</figure>'
+        images.append(page.image(png.getvalue(), alt, "drawn"))
+    return page.section("Training curves", f'<div class="curves">{"".join(images)}</div>')

@@ -9,6 +9,8 @@ MOST_BYTES = 2**22
 """Largest results.json that is read; training writes ten kilobytes."""
 RENAMED = {"log_likelihood_lower_bound": "log_likelihood", "log_likelihood": "reconstruction"}
 """Name in files of earlier releases -> today's name."""
+KINDS = ("least_likely", "worst_reconstructions", "best_reconstructions")
+"""Kinds of single examples in the entry "shown", and names of their pictures without suffix."""
 TEXTS = ("command", "device", "preprocessing", "bits_per_dimension_of")
 
 
@@ -49,6 +51,7 @@ def _can_be_shown(results: dict[str, Any]) -> bool:
     return (
         shown
         and all(map(is_number_or_none, timing.values()))
+        and ("shown" not in results or is_shown(results["shown"]))
         and all(_is_split(results[split]) for split in ("validation", "test") if split in results)
     )
 
@@ -68,6 +71,47 @@ def _is_entry(entry: dict[str, Any]) -> bool:
         and is_number_or_none(entry.get("standard_error"))
         and isinstance(entry.get("unit"), str)
         and _is_count(entry.get("num_samples", 0))
+    )
+
+
+def is_shown(shown: Any) -> bool:
+    """Return True if the entry "shown", on single examples and latents, has the right types."""
+    if not isinstance(shown, dict) or shown.get("split") not in ("validation", "test"):
+        return False
+    extremes, latents = shown.get("extremes"), shown.get("latents", {})
+    return (
+        isinstance(extremes, dict)
+        and all(kind in KINDS and isinstance(rows, list) for kind, rows in extremes.items())
+        and all(_is_example(row) for rows in extremes.values() for row in rows)
+        and (latents == {} or _is_view(latents))
+    )
+
+
+def _is_example(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and _is_count(row.get("index"))
+        and "score" in row
+        and is_number_or_none(row["score"])
+        and all(isinstance(row.get(name, ""), str) for name in ("file", "label"))
+        and _is_count(row.get("columns", 0))
+        and all(_is_list_of_numbers(row.get(name, [])) for name in ("x", "reconstruction"))
+    )
+
+
+def _is_list_of_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(map(is_number_or_none, values))
+
+
+def _is_view(latents: Any) -> bool:
+    indices = latents.get("latents") if isinstance(latents, dict) else None
+    return (
+        isinstance(indices, list)
+        and len(indices) in (1, 2)
+        and all(map(_is_count, indices))
+        and isinstance(latents.get("ranked_by"), str)
+        and _is_count(latents.get("num_examples"))
+        and type(latents.get("labelled")) is bool
     )
 
 

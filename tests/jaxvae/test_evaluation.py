@@ -21,6 +21,7 @@ from jaxvae.evaluation import (
     log_likelihood,
     make_score,
     map_dataset,
+    scored_x,
 )
 from jaxvae.models.vae import VAE
 from jaxvae.testing import LinearGaussian
@@ -282,6 +283,27 @@ def test_scores_of_a_data_set_are_those_of_its_examples():
     params = {"shift": jnp.float32(0.5)}
     expected = jax.jit(jax.vmap(score, (None, 0, 0)))(params, keys, XS)
     chex.assert_trees_all_close(on_devices(score, XS, 4, 5), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scored_examples_are_those_that_were_scored():
+    """With p(x|z) = N(0, 1), the reconstruction term is a function of the prepared x alone."""
+    fixed = Gaussian(jnp.zeros(3), jnp.zeros(3))
+    model = VAE(
+        init=lambda key: {},
+        encode=lambda params, x: Gaussian.standard(2),
+        decode=lambda params, z: fixed,
+        prior=lambda params: Gaussian.standard(2),
+    )
+    prepare = lambda key, stored: stored + jax.random.normal(key, stored.shape)
+    examples, key = np.arange(21.0, dtype=np.float32).reshape(7, 3), jax.random.key(3)
+    mesh = make_mesh(jax.devices()[:1])
+    mapped = make_map(make_score(model, prepare=prepare), mesh)
+    scores = map_dataset(mapped, {}, key, examples, mesh=mesh, batch_size=4)
+    indices = jnp.array([5, 2])
+    xs = scored_x(prepare, key, indices, examples[indices])
+    np.testing.assert_allclose(
+        jax.vmap(fixed.log_prob)(xs), scores.reconstruction[indices], rtol=1e-5
+    )
 
 
 # Failure

@@ -458,6 +458,7 @@ def test_writing_replaces_an_existing_link(tmp_path):
         {"versions": [SCRIPT]},
         {"command": 3},
         {"timing": {"seconds": SCRIPT}},
+        {"shown": {"split": "test", "extremes": {"least_likely": [{"index": 1, "score": SCRIPT}]}}},
     ],
 )
 def test_results_that_cannot_be_shown_are_ignored(change, place):
@@ -476,6 +477,8 @@ def test_a_script_is_escaped_in_the_report(place, config):
     results["test"]["elbo"]["unit"] = results["device"] = results["command"] = SCRIPT
     results["test"][SCRIPT] = {"value": 1.0, "unit": SCRIPT}
     results["versions"][SCRIPT] = results["checkpoint"]["which"] = SCRIPT
+    results["shown"]["extremes"]["least_likely"][0]["file"] = SCRIPT
+    results["shown"]["latents"]["ranked_by"] = SCRIPT
     path.write_text(json.dumps(results))
     shutil.copy(place.run / "pictures/samples.png", place.run / "pictures" / "<script>x.png")
     assert train(config) == 0

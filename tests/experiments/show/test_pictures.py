@@ -284,6 +284,57 @@ def test_smoothing_keeps_lines_and_ignores_gaps():
     assert pictures._smoothed(noise).std() < 0.25
 
 
+@pytest.mark.parametrize("captions", [list("abcdefg"), ["a wide caption\nof two lines"] * 7])
+def test_captioned_examples_stand_above_their_captions(captions):
+    images = levels(*np.linspace(0, 1, 7))
+    picture = pictures.captioned([images, images], captions, columns=3)
+    assert picture.shape[1] >= 2 + 3 * 66
+    opaque = picture[..., 3] == 255
+    assert (opaque.all(axis=2) if opaque.ndim == 3 else opaque).sum() >= 14 * 64 * 64
+    labels = (np.abs(picture[..., :3].astype(int) - (123, 131, 142)) < 9).all(-1) & opaque
+    tops = np.flatnonzero(labels.any(axis=1))
+    assert len(np.flatnonzero(np.diff(tops) > 100)) == 2  # three rows of captions
+    twice = pictures.captioned([images], captions, columns=3)
+    assert picture.shape[0] - twice.shape[0] == 3 * 66
+
+
+def scatter(points, names, classes):
+    png = io.BytesIO()
+    pictures.latent_plot(np.asarray(points, float), names, classes, png)
+    return decoded(png)
+
+
+def test_classes_have_colours_and_rows_that_are_not_finite_are_left_out():
+    points = np.random.default_rng(0).normal(size=(200, 2))
+    alone = scatter(points, ["z[0]", "z[3]"], None)
+    assert near(alone, BLUE, 60).sum() > 2000
+    assert not near(alone, (255, 127, 14), 60).any()
+    classes = [("a", "b")[i % 2] for i in range(200)]
+    both = scatter(points, ["z[0]", "z[3]"], classes)
+    assert near(both, (255, 127, 14), 60).sum() > 1000
+    points[0] = np.nan
+    scatter(points, ["z[0]", "z[3]"], classes)
+
+
+def test_one_latent_is_drawn_as_a_histogram():
+    points = np.random.default_rng(0).normal(size=(200, 1))
+    assert near(scatter(points, ["z[0]"], None), BLUE).sum() > 20_000
+    classes = [("a", "b")[i % 2] for i in range(200)]
+    assert near(scatter(points, ["z[0]"], classes), (255, 127, 14), 20).sum() > 10_000
+
+
+@pytest.mark.parametrize("name", ["$\\frac", "_hidden", "\u732b", "two\nlines", "x" * 100, ""])
+def test_a_class_may_have_any_name(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scatter([[0, 1], [1, 2]], ["z[0]", "z[1]"], [name, "b"])
+
+
+def test_numbers_are_sorted_by_value_and_the_others_come_last():
+    names = ["others", "b", "10", "9", "-1"]
+    assert sorted(names, key=pictures._by_number) == ["-1", "9", "10", "b", "others"]
+
+
 def test_latents_are_ordered_by_their_kl():
     png = io.BytesIO()
     pictures.latent_kl_bars([0.5, 3.0, np.nan, 0.0, 1.5], png)

@@ -12,6 +12,7 @@ import pytest
 from experiments.flags.config import TrainConfig
 from experiments.show import pictures, report
 from experiments.show.report import write_report
+from experiments.show.saved_results import is_shown
 
 NASTY = """<script>alert("1")</script> & 'quotes'"""
 EMPTY_TAGS = {"meta", "img", "br"}
@@ -122,7 +123,7 @@ def test_a_report_is_self_contained(tmp_path):
     assert not re.search(r"https?:|src=|href=|url\(|@import|<script|<link|<iframe", without_data)
     assert len(page.all("img")) == 7
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
-    assert str(tmp_path) not in text
+    assert text.count(str(tmp_path)) == 4  # in the commands to type next
 
 
 def test_a_report_is_accessible(tmp_path):
@@ -138,8 +139,8 @@ def test_sections_come_in_order_and_pictures_under_their_own_title(tmp_path):
     page = page_of(full_run(tmp_path))
     titles = [
         *("Final numbers", "Training curves", "Samples", "Reconstructions", "Interpolations"),
-        *("Traversals", "KL of each latent", "Configuration", "Command", "Time"),
-        "Device and versions",
+        *("Traversals", "KL of each latent", "Configuration", "Command", "What to do next"),
+        *("Time", "Device and versions"),
     ]
     places = [page.words.index(f" {title} ") for title in titles]
     assert places == sorted(places)
@@ -155,6 +156,75 @@ def test_configuration_shows_changed_flags_and_folds_all_of_them_away(tmp_path):
     assert "batch_size" in folded.partition("</details>")[0]
     unchanged = write_report(make_run(tmp_path / "other", config={"batch_size": 128}))
     assert "All flags have their defaults." in unchanged.read_text(encoding="utf-8")
+
+
+def test_standardization_that_only_fits_the_likelihood_is_no_changed_flag(tmp_path):
+    for number, likelihood in enumerate(("bernoulli", "gaussian")):
+        config = {"likelihood": likelihood, "standardize": "none"}
+        run = make_run(tmp_path / str(number), config=config)
+        shown = write_report(run).read_text(encoding="utf-8").partition("<details>")[0]
+        assert ("standardize" in shown) == (likelihood == "gaussian")
+
+
+def shown_results(**more):
+    entry = {"index": 12, "score": -200.5, "file": "a.png", "label": "cat", **more}
+    return {
+        **results(),
+        "shown": {
+            "split": "test",
+            "extremes": {"least_likely": [entry], "worst_reconstructions": [entry]},
+            "latents": {
+                "latents": [3, 1], "ranked_by": "KL", "num_examples": 2000, "labelled": True,
+            },
+        },
+    }  # fmt: skip
+
+
+def test_single_examples_have_a_picture_and_a_folded_table(tmp_path):
+    run = make_run(tmp_path, ["least_likely.png", "latents.png"], results=shown_results())
+    page = page_of(run)
+    words = " ".join(page.words.split())
+    assert (
+        "The least likely examples of the test split, the most extreme first, with their index in "
+        "the data and log p(x) by 100 samples, in nats." in words
+    )
+    assert "index file label score 12 a.png cat -200.5" in words
+    assert (
+        "Posterior means of 2,000 test examples in z[3] and z[1], the two latents with the largest "
+        "KL. Colours are labels." in words
+    )
+    assert [image["class"] for image in page.all("img")] == ["pixels", "drawn"]
+    assert len(page.all("details")) == 2
+
+
+def test_vectors_have_a_table_and_no_picture(tmp_path):
+    values = {"x": [1.0, None], "reconstruction": [0.5, 2.0], "columns": 7}
+    run = make_run(tmp_path, ["least_likely.png"], results=shown_results(**values))
+    page = page_of(run)
+    words = " ".join(page.words.split())
+    assert page.all("img") == []
+    assert len(page.all("details")) == 0
+    assert "12 a.png cat -200.5 x 1 nan mean of p(x|z) 0.5 2 The first 2 of 7 values." in words
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        [], {"split": "train"}, {"extremes": []}, {"extremes": {"samples": []}},
+        {"extremes": {"least_likely": [{"index": -1, "score": 1.0}]}},
+        {"extremes": {"least_likely": [{"index": 1, "score": "x"}]}},
+        {"extremes": {"least_likely": [{"index": 1, "score": 1.0, "x": ["<b>"]}]}},
+        {"extremes": {"least_likely": [{"index": 1, "score": 1.0, "file": 3}]}},
+        {"latents": {"latents": ["<b>"]}}, {"latents": 3},
+    ],
+)  # fmt: skip
+def test_damaged_descriptions_of_examples_are_left_out(tmp_path, change):
+    values = shown_results()
+    values["shown"] = values["shown"] | change if isinstance(change, dict) else change
+    assert not is_shown(values["shown"])
+    page = page_of(make_run(tmp_path, ["least_likely.png"], results=values))
+    assert "a.png" not in page.words
+    assert len(page.all("img")) == 1
 
 
 def test_numbers_come_with_errors_units_and_preprocessing(tmp_path):
@@ -211,7 +281,7 @@ def test_missing_files_are_left_out(tmp_path, kept):
             path.unlink()
     page = page_of(run)
     sections = {"config": 1, "metrics": 1, "results": 4, "pictures": 5, "nothing": 0}
-    assert len(page.all("h2")) == sections[kept]
+    assert len(page.all("h2")) == sections[kept] + 1  # what to do next
     assert ("interrupted" in page.words) == (kept != "results")
 
 
