@@ -31,7 +31,7 @@ def log_likelihood(
     encode: Encode,
     decode: Decode,
     prior: Any,
-    num_samples: int,
+    num_samples: int | jax.Array,
     sample_chunk_size: int = 10,
     mask: jax.Array | None = None,
 ) -> jax.Array:
@@ -45,7 +45,8 @@ def log_likelihood(
 
     Args:
         key, x, encode, decode, prior, mask: as in `jaxvae.elbo`.
-        num_samples: K, at least 1.
+        num_samples: K, at least 1. If it is traced, one program serves every K, but has no
+            reverse-mode gradient.
         sample_chunk_size: number of draws in memory at once.
 
     Raises:
@@ -61,7 +62,8 @@ def log_likelihood(
     >>> print(f"{estimate:.4f}", f"{model.log_prob(jnp.zeros(1)):.4f}")
     -1.2655 -1.2655
     """
-    if num_samples < 1 or sample_chunk_size < 1:
+    is_known = not isinstance(num_samples, jax.Array)
+    if sample_chunk_size < 1 or (is_known and num_samples < 1):
         raise ValueError(
             f"num_samples and sample_chunk_size must be at least 1, got {num_samples} and "
             f"{sample_chunk_size}."
@@ -77,16 +79,17 @@ def log_likelihood(
         weight = log_x + log_z - log_q
         return jnp.where(k < num_samples, weight, -jnp.inf)
 
-    def add_chunk(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
-        weights = jax.vmap(log_weight)(first + jnp.arange(sample_chunk_size))
+    def add_chunk(i: jax.Array, total: jax.Array) -> jax.Array:
+        weights = jax.vmap(log_weight)(i * sample_chunk_size + jnp.arange(sample_chunk_size))
         check_summed("log p(x, z) - log q(z|x)", weights)
-        return jnp.logaddexp(total, logsumexp(weights)), None
+        return jnp.logaddexp(total, logsumexp(weights))
 
-    sample_chunk_size = min(sample_chunk_size, num_samples)
-    firsts = jnp.arange(0, num_samples, sample_chunk_size)
-    start = jnp.full_like(log_weight(firsts[0]), -jnp.inf)  # has a weight's type and mesh
-    total, _ = jax.lax.scan(add_chunk, start, firsts)
-    return total - math.log(num_samples)
+    if is_known:
+        sample_chunk_size = min(sample_chunk_size, int(num_samples))
+    start = jnp.full_like(log_weight(jnp.int32(0)), -jnp.inf)  # has a weight's type and mesh
+    # With a known number of chunks, fori_loop is a scan, which has a reverse-mode gradient.
+    total = jax.lax.fori_loop(0, -(-num_samples // sample_chunk_size), add_chunk, start)
+    return total - jnp.log(jnp.asarray(num_samples, total.dtype))
 
 
 MEAN_SAMPLES = 256
@@ -119,14 +122,19 @@ class Scores(NamedTuple):
 
 
 def make_score(
-    vae: VAE, *, prepare: Prepare = lambda key, x: x, num_samples: int = 0
+    vae: VAE,
+    *,
+    prepare: Prepare = lambda key, x: x,
+    num_samples: int | jax.Array = 0,
+    sample_chunk_size: int = 10,
 ) -> Callable[[Params, jax.Array, jax.Array], Scores]:
     """Make a pure function (params, key, one stored example) -> Scores.
 
     Args:
         vae: the model.
         prepare: (key, stored example) -> x, as in training.
-        num_samples: K of `Scores.log_likelihood`; 0 skips that estimate.
+        num_samples: K of `Scores.log_likelihood`, which may be traced; 0 skips that estimate.
+        sample_chunk_size: as in `log_likelihood`.
     """
 
     def score(params: Params, key: jax.Array, stored: jax.Array) -> Scores:
@@ -142,8 +150,9 @@ def make_score(
         estimator: EstimatorName = "reparameterized" if pathwise else "score"
         bound = elbo(key_elbo, x, estimator=estimator, **parts)  # same value for either estimator
         many = None
-        if num_samples:
-            many = log_likelihood(key_samples, x, num_samples=num_samples, **parts)
+        if isinstance(num_samples, jax.Array) or num_samples:
+            chunks: dict[str, Any] = {"sample_chunk_size": sample_chunk_size}
+            many = log_likelihood(key_samples, x, num_samples=num_samples, **chunks, **parts)
         return Scores(
             elbo=bound.elbo,
             reconstruction=bound.reconstruction,
