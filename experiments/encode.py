@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from experiments.flags import command
 from experiments.flags.config import Accelerator, require, require_representable
 from experiments.flags.path_checks import require_folder, require_new_file
+from experiments.record.progress import announced, counted
 
 if TYPE_CHECKING:
     import jax
@@ -79,15 +80,18 @@ def encode(config: EncodeConfig) -> None:
             require_folder(folder, "--output")
         else:
             require_new_file(config.output, "--output")
-        from experiments.machine import accelerators, compilation_cache
+        with announced("Starting JAX"):
+            from experiments.machine import accelerators, compilation_cache
 
-        compilation_cache.use(config.compilation_cache)
-        devices = accelerators.start(config.accelerator, config.num_devices)
-        import numpy as np
+            compilation_cache.use(config.compilation_cache)
+            devices = accelerators.start(config.accelerator, config.num_devices)
+            import numpy as np
 
-        from experiments.run.folder import open_run
-
-        run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
+            from experiments.run.folder import open_run
+        with announced(f"Reading {config.run} and its data"):
+            run = open_run(
+                config.run, config.checkpoint, config.dataset, config.split, config.model
+            )
         data, rows = run.data, run.data.rows
         require(len(rows.examples) > 0, "split", config.split, "a split that has examples")
         path = config.output or folder / f"{config.name_of_codes(data)}.npz"
@@ -105,7 +109,7 @@ def encode(config: EncodeConfig) -> None:
         "parts": rows.parts,
     }
     codes |= {name: array for name, array in origin.items() if array is not None}
-    with command.as_user_errors():
+    with command.as_user_errors(), announced(f"Writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:  # given a path, numpy would append .npz
             np.savez_compressed(file, **codes)
@@ -117,7 +121,6 @@ def _codes(config: EncodeConfig, run: "OpenRun", devices: "list[jax.Device]") ->
     import jax
 
     from experiments.machine.keys import root_key
-    from experiments.record.progress import counted
     from jaxvae.distributions import mean_of
     from jaxvae.evaluation import MEAN_SAMPLES, map_dataset
     from jaxvae.training.devices import make_map, make_mesh, replicate
@@ -131,7 +134,7 @@ def _codes(config: EncodeConfig, run: "OpenRun", devices: "list[jax.Device]") ->
         return codes if log_scale is None else codes | {"log_scale": log_scale}
 
     mesh, examples = make_mesh(devices), run.data.rows.examples
-    with counted("examples", len(examples)) as progress:
+    with counted("Encoding examples", len(examples), first="compiling") as progress:
         return map_dataset(
             make_map(code, mesh),
             replicate(run.params, mesh),

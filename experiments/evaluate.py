@@ -12,6 +12,7 @@ from experiments.flags.config import Accelerator, require, require_representable
 from experiments.flags.path_checks import require_folder
 from experiments.flags.processes import ALONE, Processes
 from experiments.machine.processes import agree_on_flags, as_peer
+from experiments.record.progress import announced, counted
 
 if TYPE_CHECKING:
     from experiments.data.run_rows import RunRows
@@ -88,24 +89,27 @@ def evaluate(config: EvaluateConfig) -> None:
 def _evaluate(config: EvaluateConfig) -> None:
     with command.as_user_errors():
         config.check()
-        from experiments.machine import accelerators, compilation_cache
+        with announced("Starting JAX", quiet=config.processes.may_follow):
+            from experiments.machine import accelerators, compilation_cache
 
-        compilation_cache.use(config.compilation_cache)
-        devices = accelerators.start(config.accelerator, config.num_devices, config.processes)
-        agree_on_flags(config)
-        from experiments.machine.keys import root_key
-        from experiments.machine.versions import versions
-        from experiments.record.progress import counted
-        from experiments.run.folder import open_run
-        from experiments.show.numbers import make_scorer, print_numbers, summarize
-        from jaxvae.checkpoints.hosts import is_first, raise_on_all_processes
-        from jaxvae.training.devices import make_mesh
+            compilation_cache.use(config.compilation_cache)
+            devices = accelerators.start(config.accelerator, config.num_devices, config.processes)
+            agree_on_flags(config)
+            from experiments.machine.keys import root_key
+            from experiments.machine.versions import versions
+            from experiments.run.folder import open_run
+            from experiments.show.numbers import make_scorer, print_numbers, summarize
+            from jaxvae.checkpoints.hosts import is_first, raise_on_all_processes
+            from jaxvae.training.devices import make_mesh
 
         folder = config.output or config.run / "evaluations"
         with raise_on_all_processes():
             if is_first():
                 require_folder(folder, "--output")
-        run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
+        with announced(f"Reading {config.run} and its data", quiet=not is_first()):
+            run = open_run(
+                config.run, config.checkpoint, config.dataset, config.split, config.model
+            )
         data, examples = run.data, run.data.rows.examples
         with raise_on_all_processes():
             require(len(examples) > 0, "split", config.split, "a split that has examples")
@@ -117,10 +121,11 @@ def _evaluate(config: EvaluateConfig) -> None:
         run.preprocessing,
         key=root_key(config.seed),
         mesh=make_mesh(devices),
-        num_samples=config.num_samples,
+        most_samples=config.num_samples,
         batch_size=config.batch_size,
     )
-    with counted("examples", len(examples), quiet=not is_first()) as progress:
+    what, quiet = f"Evaluating {data.split} examples", not is_first()
+    with counted(what, len(examples), first="compiling", quiet=quiet) as progress:
         scores = scorer(examples, progress=progress)
     if not is_first():
         return

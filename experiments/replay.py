@@ -3,6 +3,7 @@
 python -m experiments.replay runs/mnist_small-mlp 1234
 """
 
+import contextlib
 import dataclasses
 import tempfile
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 from experiments.flags import command
 from experiments.flags.config import require, require_representable
+from experiments.record.progress import announced
 
 NO_END = 10**9
 """More steps than any run has: turns evaluations and the limit on skipped steps off."""
@@ -42,10 +44,14 @@ def replay(config: ReplayConfig) -> None:
     with command.as_user_errors(), tempfile.TemporaryDirectory(prefix="jaxvae-replay-") as folder:
         require(config.step >= 1, "step", config.step, "at least 1")
         require_representable(config)
-        from experiments.machine import accelerators, compilation_cache
-        from experiments.record.metrics import read_metrics
-        from experiments.record.recorder import METRICS
-        from experiments.run.folder import read_config
+        with announced("Starting JAX"):
+            from experiments.machine import accelerators, compilation_cache
+            from experiments.record.metrics import read_metrics
+            from experiments.record.recorder import METRICS
+            from experiments.run.diagnosis import diagnose
+            from experiments.run.folder import read_config
+            from experiments.run.loop import training
+            from experiments.run.replayed_run import check_replayable, next_step, start_before
 
         compilation_cache.use(config.compilation_cache)
         flags = read_config(config.run)
@@ -64,11 +70,8 @@ def replay(config: ReplayConfig) -> None:
         devices = accelerators.start(
             flags.accelerator, flags.num_devices, deterministic=flags.deterministic_reduction
         )
-        from experiments.run.diagnosis import diagnose
-        from experiments.run.loop import training
-        from experiments.run.replayed_run import check_replayable, next_step, start_before
-
-        check_replayable(flags, config.run, config.model)
+        with announced(f"Reading {config.run}"):
+            check_replayable(flags, config.run, config.model)
         quiet = dataclasses.replace(
             flags,
             run=Path(folder) / "run",
@@ -78,18 +81,23 @@ def replay(config: ReplayConfig) -> None:
             log_every=1,
             max_skipped=NO_END,
         )
-        with training(quiet, devices) as loop:
-            started = start_before(loop, config.run / "checkpoints", config.step)
-            loop.train(config.step - 1)
-            step = next_step(loop)
-            loop.train(config.step)
+        with contextlib.ExitStack() as opened:
+            with announced("Building the run"):
+                loop = opened.enter_context(training(quiet, devices))
+                started = start_before(loop, config.run / "checkpoints", config.step)
+            how_far = lambda: f"step {loop.step:,} of {config.step:,}"
+            with announced("Recomputing steps", how_far):
+                loop.train(config.step - 1)
+                step = next_step(loop)
+                loop.train(config.step)
         again = _row(read_metrics(quiet.folder / METRICS), config.step)
     written = _row(rows, config.step)
     print(f"step {config.step:,}, recomputed from step {started:,}:")
     for name, value in again.items():
         print(f"  {name} {'not finite' if value is None else value}")
     print(f"  {_compared(again, written)}")
-    lines = diagnose(step)
+    with announced("Looking for the first number that is not finite"):
+        lines = diagnose(step)
     print("\n".join(lines) or "all examples' terms and gradients are finite")
 
 

@@ -12,6 +12,7 @@ from experiments.flags import command
 from experiments.flags.config import Accelerator, require, require_representable
 from experiments.flags.packages import require_packages
 from experiments.flags.path_checks import require_folder
+from experiments.record.progress import announced
 
 if TYPE_CHECKING:
     import jax
@@ -92,35 +93,40 @@ def sample(config: SampleConfig) -> None:
         config.check()
         require_packages("PIL")
         require_folder(config.output or config.run / "samples", "--output")
-        from experiments.machine import accelerators, compilation_cache
+        with announced("Starting JAX"):
+            from experiments.machine import accelerators, compilation_cache
 
-        compilation_cache.use(config.compilation_cache)
-        devices = accelerators.start(config.accelerator, None)
-        import numpy as np
+            compilation_cache.use(config.compilation_cache)
+            devices = accelerators.start(config.accelerator, None)
+            import numpy as np
 
-        from experiments.machine.keys import root_key
-        from experiments.run.folder import open_run
-        from experiments.show.drawing import draw, prepared, write_pictures
+            from experiments.machine.keys import root_key
+            from experiments.run.folder import open_run
+            from experiments.show.drawing import draw, prepared, write_pictures
 
-        run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
+        with announced(f"Reading {config.run} and its data"):
+            run = open_run(
+                config.run, config.checkpoint, config.dataset, config.split, config.model
+            )
         rows = run.data.rows
         require(len(rows.examples) > 0, "split", config.split, "a split that has examples")
         folder = config.output or config.run / config.name_of_folder(run.data)
         require_folder(folder, "--output")
     run.data.print_doubts()
-    drawing = draw(
-        run.vae,
-        run.params,
-        prepared(run.preprocessing, rows.examples[:MOST_RANKED]),
-        root_key(config.seed),
-        num_samples=config.num_samples,
-        num_shown=config.num_examples,
-        num_steps=config.num_steps,
-    )
+    with announced("Decoding samples and reconstructions"):
+        drawing = draw(
+            run.vae,
+            run.params,
+            prepared(run.preprocessing, rows.examples[:MOST_RANKED]),
+            root_key(config.seed),
+            num_samples=config.num_samples,
+            num_shown=config.num_examples,
+            num_steps=config.num_steps,
+        )
     arrays = {name: {name: array} for name, array in drawing._asdict().items()}
     if config.dataset is not None or config.split is not None:
         arrays["reconstructions"] = _all_reconstructions(run, root_key(config.seed), devices)
-    with command.as_user_errors():
+    with command.as_user_errors(), announced(f"Writing pictures and arrays in {folder}"):
         write_pictures(drawing, folder)
         for name, named in arrays.items():
             np.savez_compressed(folder / f"{name}.npz", **named)

@@ -144,7 +144,7 @@ def _scores(config: ScoreConfig, run: "OpenRun", devices: "list[jax.Device]") ->
         run.preprocessing,
         key=root_key(config.seed),
         mesh=make_mesh(devices),
-        num_samples=num_samples,
+        most_samples=num_samples,
         batch_size=config.batch_size,
     )
     with counted("rows", len(run.data.rows.examples)) as progress:

@@ -13,6 +13,7 @@ from experiments.flags.config import TrainConfig
 from experiments.flags.continuing import check_schedule, ended_schedule, flags_of_run
 from experiments.flags.packages import require_packages
 from experiments.machine.processes import agree_on_flags, as_peer
+from experiments.record.progress import announced
 
 
 def train(config: TrainConfig) -> int:
@@ -26,20 +27,21 @@ def _train(config: TrainConfig) -> int:
     with command.as_user_errors(config.model):
         config.check()
         require_packages("matplotlib", "PIL", *(["tensorboardX"] if config.tensorboard else []))
-        from experiments.machine import accelerators, compilation_cache
+        with announced("Starting JAX", quiet=config.quiet or config.processes.may_follow):
+            from experiments.machine import accelerators, compilation_cache
 
-        compilation_cache.use(config.compilation_cache)
-        devices = accelerators.start(
-            config.accelerator,
-            config.num_devices,
-            config.processes,
-            deterministic=config.deterministic_reduction,
-        )
-        agree_on_flags(config)
-        from experiments.run.finish import finish
-        from experiments.run.loop import training
-        from experiments.run.saving import advice
-        from jaxvae.checkpoints.hosts import is_first
+            compilation_cache.use(config.compilation_cache)
+            devices = accelerators.start(
+                config.accelerator,
+                config.num_devices,
+                config.processes,
+                deterministic=config.deterministic_reduction,
+            )
+            agree_on_flags(config)
+            from experiments.run.finish import finish
+            from experiments.run.loop import training
+            from experiments.run.saving import advice
+            from jaxvae.checkpoints.hosts import is_first
 
         opened = contextlib.ExitStack()
         loop = opened.enter_context(training(config, devices, started))

@@ -31,7 +31,7 @@ def log_likelihood(
     encode: Encode,
     decode: Decode,
     prior: Any,
-    num_samples: int,
+    num_samples: int | jax.Array,
     sample_chunk_size: int = 10,
     mask: jax.Array | None = None,
 ) -> jax.Array:
@@ -45,7 +45,8 @@ def log_likelihood(
 
     Args:
         key, x, encode, decode, prior, mask: as in `jaxvae.elbo`.
-        num_samples: K, at least 1.
+        num_samples: K, at least 1. If it is traced, one program serves every K, but has no
+            reverse-mode gradient.
         sample_chunk_size: number of draws in memory at once.
 
     Raises:
@@ -88,7 +89,7 @@ def log_likelihood_and_error(
     encode: Encode,
     decode: Decode,
     prior: Any,
-    num_samples: int,
+    num_samples: int | jax.Array,
     sample_chunk_size: int = 10,
     mask: jax.Array | None = None,
 ) -> Estimate:
@@ -114,7 +115,8 @@ def log_likelihood_and_error(
     >>> print(f"{found.value:.4f} {found.standard_error:.3f}")
     -1.2655 0.000
     """
-    if num_samples < 1 or sample_chunk_size < 1:
+    is_known = not isinstance(num_samples, jax.Array)
+    if sample_chunk_size < 1 or (is_known and num_samples < 1):
         raise ValueError(
             f"num_samples and sample_chunk_size must be at least 1, got {num_samples} and "
             f"{sample_chunk_size}."
@@ -130,23 +132,23 @@ def log_likelihood_and_error(
         weight = log_x + log_z - log_q
         return jnp.where(k < num_samples, weight, -jnp.inf)
 
-    def add_chunk(
-        sums: tuple[jax.Array, jax.Array], first: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        weights = jax.vmap(log_weight)(first + jnp.arange(sample_chunk_size))
+    def add_chunk(i: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        weights = jax.vmap(log_weight)(i * sample_chunk_size + jnp.arange(sample_chunk_size))
         check_summed("log p(x, z) - log q(z|x)", weights)
         total, of_squares = sums
         total = jnp.logaddexp(total, logsumexp(weights))
-        return (total, jnp.logaddexp(of_squares, logsumexp(2 * weights))), None
+        return total, jnp.logaddexp(of_squares, logsumexp(2 * weights))
 
-    sample_chunk_size = min(sample_chunk_size, num_samples)
-    firsts = jnp.arange(0, num_samples, sample_chunk_size)
-    start = jnp.full_like(log_weight(firsts[0]), -jnp.inf)  # has a weight's type and mesh
-    (total, of_squares), _ = jax.lax.scan(add_chunk, (start, start), firsts)
-    excess = jnp.exp(of_squares - 2 * total) - 1 / num_samples
-    factor = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
-    error = jnp.sqrt(jnp.maximum(excess, 0) * factor)
-    return Estimate(total - math.log(num_samples), error)
+    if is_known:
+        sample_chunk_size = min(sample_chunk_size, int(num_samples))
+    start = jnp.full_like(log_weight(jnp.int32(0)), -jnp.inf)  # has a weight's type and mesh
+    # With a known number of chunks, fori_loop is a scan, which has a reverse-mode gradient.
+    num_chunks = -(-num_samples // sample_chunk_size)
+    total, of_squares = jax.lax.fori_loop(0, num_chunks, add_chunk, (start, start))
+    count = jnp.asarray(num_samples, total.dtype)
+    excess = jnp.exp(of_squares - 2 * total) - 1 / count
+    error = jnp.sqrt(jnp.maximum(excess, 0) * count / (count - 1))  # 0 / 0 for one sample
+    return Estimate(total - jnp.log(count), error)
 
 
 MEAN_SAMPLES = 256
@@ -181,14 +183,19 @@ class Scores(NamedTuple):
 
 
 def make_score(
-    vae: VAE, *, prepare: Prepare = lambda key, x: x, num_samples: int = 0
+    vae: VAE,
+    *,
+    prepare: Prepare = lambda key, x: x,
+    num_samples: int | jax.Array = 0,
+    sample_chunk_size: int = 10,
 ) -> Callable[[Params, jax.Array, jax.Array], Scores]:
     """Make a pure function (params, key, one stored example) -> Scores.
 
     Args:
         vae: the model.
         prepare: (key, stored example) -> x, as in training.
-        num_samples: K of `Scores.log_likelihood`; 0 skips that estimate.
+        num_samples: K of `Scores.log_likelihood`, which may be traced; 0 skips that estimate.
+        sample_chunk_size: as in `log_likelihood`.
     """
 
     def score(params: Params, key: jax.Array, stored: jax.Array) -> Scores:
@@ -204,8 +211,11 @@ def make_score(
         estimator: EstimatorName = "reparameterized" if pathwise else "score"
         bound = elbo(key_elbo, x, estimator=estimator, **parts)  # same value for either estimator
         many = Estimate(None, None)
-        if num_samples:
-            many = log_likelihood_and_error(key_samples, x, num_samples=num_samples, **parts)
+        if isinstance(num_samples, jax.Array) or num_samples:
+            chunks: dict[str, Any] = {"sample_chunk_size": sample_chunk_size}
+            many = log_likelihood_and_error(
+                key_samples, x, num_samples=num_samples, **chunks, **parts
+            )
         return Scores(
             elbo=bound.elbo,
             reconstruction=bound.reconstruction,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.benchmark.rounds import Rounds, interleaved
 from experiments.benchmark.workers import Variant, WorkerFailed, Workers
+from experiments.record.progress import announced
 
 
 class Comparison(NamedTuple):
@@ -64,15 +65,16 @@ def compare(workers: Workers, variants: Sequence[Variant], rounds: int, title: s
         say(f"{title}: left out: {error}")
 
     for variant in variants:
-        say(f"{title}: preparing {variant.name}")
         try:
-            about[variant.name] = workers.prepare(variant)
+            with announced(f"{title}: preparing {variant.name}"):
+                about[variant.name] = workers.prepare(variant)
         except WorkerFailed as error:
             lost(variant.name, error)
 
     def measure(name: str) -> dict[str, Any] | None:
         try:
-            return workers.ask(name, "segment")
+            with announced(f"{title}: measuring {name}"):
+                return workers.ask(name, "segment")
         except WorkerFailed as error:
             lost(name, error)
             return None

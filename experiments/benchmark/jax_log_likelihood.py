@@ -61,7 +61,7 @@ class LogLikelihoods:
             setting.preprocessing,
             key=root_key(0),
             mesh=make_mesh(setting.devices),
-            num_samples=num_samples,
+            most_samples=num_samples,
             batch_size=BATCH_SIZE,
         )
         started = time.perf_counter()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
 from experiments.flags.command import UserError
+from experiments.record.progress import announced
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -226,7 +227,7 @@ def ask_once(variant: Variant) -> dict[str, Any]:
     Raises:
         UserError: the variant could not be prepared; the text is for the user.
     """
-    with Workers() as workers:
+    with announced("Waiting for a worker process"), Workers() as workers:
         try:
             return workers.prepare(variant)
         except WorkerFailed as error:

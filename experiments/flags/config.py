@@ -243,8 +243,10 @@ class TrainConfig:
     a checkpoint."""
     log_every: int = 20
     """Steps between rows of metrics.jsonl."""
-    eval_samples: int = 100
-    """Samples K per example of the final log-likelihood estimate."""
+    eval_samples: int | None = None
+    """Samples K per example of the final log-likelihood estimate. Default:
+    100, or fewer where that would take longer than training did and more
+    than half a minute; the results name the number."""
     eval_batch_size: int = 500
     """Examples evaluated at once, over all devices."""
 
@@ -298,11 +300,13 @@ class TrainConfig:
         self.processes.check()
         at_least_one = (
             "latent_dim num_samples batch_size num_steps accumulate_steps max_skipped eval_every "
-            "log_every eval_samples eval_batch_size num_groups num_intervals num_components "
+            "log_every eval_batch_size num_groups num_intervals num_components "
             "virtual_shards"
         )
         for name in at_least_one.split():
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        samples = self.eval_samples
+        require(samples is None or samples >= 1, "eval_samples", samples, "at least 1")
         at_least_zero = (
             "beta_warmup_steps warmup_steps weight_decay beta seed free_bits capacity "
             "capacity_steps regularizer_weight schedule_start"

@@ -70,6 +70,11 @@ class Processes:
             )
 
     @property
+    def may_follow(self) -> bool:
+        """True if another process may be the first, which alone shows progress."""
+        return self.distributed and self.process_id != 0
+
+    @property
     def name(self) -> str:
         """Name of this process in error messages."""
         known = "" if self.process_id is None else f" {self.process_id} of {self.num_processes}"

@@ -122,6 +122,16 @@ class Display:
         elif not self.quiet:
             self._output.write(text + "\n")
 
+    def status(self, text: str) -> None:
+        """Show what is being done: below the bar if there is one, else as a line."""
+        if self._live:
+            from rich.markup import escape
+
+            self._status = escape(text)
+            self._show_status()
+        else:
+            self.message(text)
+
     def _time_left(self, now: float, step: int) -> str:
         start, start_step = self._start or (now, step)
         if step == start_step:
@@ -145,8 +155,11 @@ class Display:
 
     def _show_status(self) -> None:
         from rich.console import Group
+        from rich.text import Text
 
-        self._live.update(Group(self._progress, self._status + self._validation))
+        # As Text: a message that is printed without markup would redraw a string without it, too.
+        text = Text.from_markup(self._status + self._validation)
+        self._live.update(Group(self._progress, text))
 
 
 def _columns(step: str, *cells: str) -> str:

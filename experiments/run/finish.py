@@ -3,7 +3,6 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,8 +16,9 @@ from experiments.machine.compilation_cache import give_back_memory
 from experiments.machine.keys import root_key
 from experiments.machine.versions import versions
 from experiments.record import files
-from experiments.record.progress import counted
+from experiments.record.progress import announced, counted
 from experiments.run.build import Built
+from experiments.run.final_samples import CHOICES, choose_num_samples
 from experiments.run.loop import Loop
 from experiments.run.optimization import evaluated_at_once
 from experiments.show import pictures, report
@@ -39,6 +39,9 @@ from jaxvae.evaluation import Scores, scored_x
 from jaxvae.models.vae import Params
 from jaxvae.trained import Reference, spread_evenly
 
+TRAINING = "training"
+"""Name of the training examples whose scores new rows are ranked among."""
+
 
 def finish(loop: Loop) -> None:
     """Measure the best checkpoint, and write `results.json`, `pictures/` and `report.html`.
@@ -46,22 +49,26 @@ def finish(loop: Loop) -> None:
     Results that the folder already holds are not measured again. With several processes, all
     measure and process 0 writes.
     """
-    path = loop.built.config.folder / "results.json"
-    asked = {
+    config, path = loop.built.config, loop.built.config.folder / "results.json"
+    asked: dict[str, Any] = {
         "steps": loop.step,
-        "eval_samples": loop.built.config.eval_samples,
         "data": identity.to_json(loop.built.data_identity),
     }
+    if config.eval_samples is not None:
+        asked["eval_samples"] = config.eval_samples
     results = from_first(lambda: read_results(path))
     before = {"data": asked["data"]} | results  # older releases did not record the data
     if any(before.get(name) != value for name, value in asked.items()):
-        results = asked | _measure(loop)
+        # The automatic number depends on the clock: a second measurement takes that of the first.
+        same_steps = results.get("steps") == loop.step
+        results = asked | _measure(loop, results.get("eval_samples") if same_steps else None)
         if is_first():
             files.write_json(path, results)
     if not is_first():
         return
     give_back_memory()
-    page = report.write_report(loop.built.config.folder)
+    with announced("Writing the report", quiet=config.quiet):
+        page = report.write_report(config.folder)
     if not loop.built.config.quiet:
         for split in ("validation", "test"):
             if split in results:
@@ -84,11 +91,18 @@ def _best_params(loop: Loop) -> tuple[int, Params]:
         return step, loop.folder.checkpoints.restore(step, {name: target})[name]
 
 
-def _measure(loop: Loop) -> dict[str, Any]:
-    """Measure the best checkpoint on the validation and test splits, and draw its pictures."""
-    config, folder = loop.built.config, loop.built.config.folder / "pictures"
+def _measure(loop: Loop, samples_before: int | None) -> dict[str, Any]:
+    """Measure the best checkpoint on the validation and test splits, and draw its pictures.
+
+    Args:
+        loop: the run.
+        samples_before: number of samples of an earlier measurement at this step, if there is one.
+    """
+    folder = loop.built.config.folder / "pictures"
+    quiet = loop.built.config.quiet or not is_first()
     give_back_memory()
-    step, params = _best_params(loop)
+    with announced("Reading the best checkpoint", quiet=quiet):
+        step, params = _best_params(loop)
     results: dict[str, Any] = {
         "command": f"python -m experiments.train {shlex.join(sys.argv[1:])}".strip(),
         "versions": versions(),
@@ -101,35 +115,17 @@ def _measure(loop: Loop) -> dict[str, Any]:
         results["checkpoint"]["which"] = "latest"
     if is_first():
         folder.mkdir(exist_ok=True)
-    scorer = make_scorer(
-        loop.built.vae,
-        params,
-        loop.built.preprocessing,
-        key=loop.built.keys.evaluation,
-        mesh=loop.built.mesh,
-        num_samples=config.eval_samples,
-        batch_size=config.eval_batch_size,
-        microbatch_size=evaluated_at_once(config),
-    )
-    message = loop.recorder.display.message
-    message(
-        f"Measuring step {step:,} with {config.eval_samples} samples per example: compiling, "
-        "then evaluating."
-    )
+    loop.recorder.display.message(f"Measuring step {step:,}.")
     began = time.perf_counter()
-    measured: dict[str, Scores] = {}
-    for split in ("validation", "test"):
-        examples = getattr(loop.built.dataset, split)
-        if not len(examples):
-            continue
-        quiet = config.quiet or not is_first()
-        with counted(f"{split} examples", len(examples), quiet=quiet) as progress:
-            measured[split] = scorer(examples, progress=progress)
-        give_back_memory()
-        results[split] = summarize(
-            measured[split], examples.shape[1:], loop.built.preprocessing, config.eval_samples
-        )
-    _score_training_rows(loop, scorer, step)
+    measured, num_samples = _score_splits(loop, params, samples_before)
+    of_training = np.sort(measured.pop(TRAINING).log_likelihood)
+    if is_first():
+        from jaxvae.checkpoints import write_reference  # orbax, which loads while a step compiles
+
+        write_reference(loop.built.config.folder, Reference(of_training, num_samples, step))
+    for split, scores in measured.items():
+        shape = getattr(loop.built.dataset, split).shape[1:]
+        results[split] = summarize(scores, shape, loop.built.preprocessing, num_samples)
     timing = {
         "training_seconds": loop.recorder.seconds,
         "seconds_to_first_step": loop.seconds_to_first_step,
@@ -138,21 +134,53 @@ def _measure(loop: Loop) -> dict[str, Any]:
     }
     if is_first():
         began = time.perf_counter()
-        message("Drawing pictures: compiling the decoder.")
-        results |= _draw(loop.built, params, measured)
+        with announced("Drawing pictures", quiet=quiet):
+            results |= _draw(loop.built, params, measured)
         timing["drawing_seconds"] = time.perf_counter() - began
-    return results | {"timing": timing}
+    return results | {"eval_samples": num_samples, "timing": timing}
 
 
-def _score_training_rows(loop: Loop, scorer: Callable[..., Scores], step: int) -> None:
-    """Write the scores of some training rows, which the quantiles of other rows refer to."""
-    from jaxvae.checkpoints import write_reference  # orbax, which loads while a step compiles
+def _score_splits(
+    loop: Loop, params: Params, samples_before: int | None
+) -> tuple[dict[str, Scores], int]:
+    """Score the examples of each split that has any, and some training examples.
 
-    config, rows = loop.built.config, spread_evenly(loop.built.dataset.train)
-    with counted("training examples", len(rows), quiet=config.quiet or not is_first()) as progress:
-        scores = scorer(rows, progress=progress).log_likelihood
-    if is_first():
-        write_reference(config.folder, Reference(np.sort(scores), config.eval_samples, step))
+    Returns:
+        The scores by split, and the number of samples.
+    """
+    config, dataset = loop.built.config, loop.built.dataset
+    quiet = config.quiet or not is_first()
+    splits = {split: getattr(dataset, split) for split in ("validation", "test")}
+    splits = {split: examples for split, examples in splits.items() if len(examples)}
+    splits[TRAINING] = spread_evenly(dataset.train)
+    scorer = make_scorer(
+        loop.built.vae,
+        params,
+        loop.built.preprocessing,
+        key=loop.built.keys.evaluation,
+        mesh=loop.built.mesh,
+        most_samples=config.eval_samples or CHOICES[0],
+        batch_size=config.eval_batch_size,
+        microbatch_size=evaluated_at_once(config),
+    )
+    num_samples, first = config.eval_samples or samples_before, "compiling"
+    if num_samples is None:
+        with announced("Compiling the estimate of log p(x)", quiet=quiet):
+            num_samples = choose_num_samples(
+                scorer,
+                list(splits.values()),
+                config.eval_batch_size,
+                loop.recorder.seconds,
+                loop.recorder.display.message,
+            )
+        first = ""  # choosing has compiled the program
+    measured = {}
+    for split, examples in splits.items():
+        what = f"Evaluating {split} examples, {num_samples:,} samples each"
+        with counted(what, len(examples), first=first, quiet=quiet) as progress:
+            measured[split] = scorer(examples, num_samples, progress=progress)
+        give_back_memory()
+    return measured, num_samples
 
 
 def _draw(built: Built, params: Params, measured: dict[str, Scores]) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import numpy as np
 
 from experiments.flags.config import TrainConfig
 from experiments.machine.stopping import StopRequest
+from experiments.record.progress import announced, counted
 from experiments.run.advice import Steps, not_finite
 from experiments.run.build import Built, build
 from experiments.run.dispatch import Chunk, Dispatcher, Unread
 from experiments.run.saving import Saving
 from experiments.run.training_folder import TrainingFolder
 from experiments.run.validation import make_validation
+from jaxvae.checkpoints.hosts import is_first
 from jaxvae.preprocessing.statistics import spread
 
 FAILED = 1
@@ -42,10 +44,16 @@ def training(
         ValueError: the folder holds a run with other flags, or the data do not suit the flags.
     """
     started = time.perf_counter() if started is None else started
-    built = build(config, devices)
-    dispatcher = Dispatcher(built)  # compiles in the background while the folder is opened
-    with TrainingFolder(built) as folder:
-        yield Loop(built, dispatcher, folder, started)
+    quiet = config.quiet or not is_first()
+    with announced(f"Reading {config.dataset}", quiet=quiet):
+        built = build(config, devices)
+    with announced("Preparing the training step", quiet=quiet):
+        dispatcher = Dispatcher(built)  # compiles in the background while the folder is opened
+    with contextlib.ExitStack() as opened:
+        with announced("Compiling, and opening the run's folder", quiet=quiet):
+            folder = opened.enter_context(TrainingFolder(built))
+            loop = Loop(built, dispatcher, folder, started)
+        yield loop
 
 
 class Loop:
@@ -67,7 +75,7 @@ class Loop:
         self.built, self.folder = built, folder
         self.batches = dispatcher.batches
         self._dispatcher, self._started = dispatcher, started
-        self._validate = make_validation(built)
+        self._validate, self._first_validation = make_validation(built), True
         self.state, self.step, self.recorder, self._lines = folder.start()
         self._seconds_before = self.recorder.seconds
         self._saving = Saving(folder.checkpoints, self.recorder)
@@ -89,7 +97,8 @@ class Loop:
         with StopRequest() as stop, self.recorder.display, jax.transfer_guard(guard):
             while self._lines:
                 self.recorder.display.message(self._lines.pop(0))
-            self._dispatcher.wait()
+            with self._announced("Compiling the training step"):
+                self._dispatcher.wait()
             chunk = self._dispatcher.after(self.step, end, None)
             self._read_at = time.perf_counter()
             while self.step < end:
@@ -171,20 +180,35 @@ class Loop:
         """Evaluate on the validation split; return its ELBO, or None if there is no such split."""
         if self._validate is None:
             return None
-        row = self._validate(self.state)
+        display, first = self.recorder.display, "compiling" if self._first_validation else ""
+        self._first_validation = False
+        what, count = "Evaluating validation examples", len(self.built.dataset.validation)
+        options: dict[str, Any] = {"quiet": display.quiet, "say": display.status}
+        with counted(what, count, first=first, **options) as progress:
+            row = self._validate(self.state, progress)
         self.recorder.write(self.step, "validation", row, {"seconds": self._elapsed()})
         return row["elbo"]
 
     def _save(self, metric: float | None) -> bool:
         """Save the state and return True; do neither if its parameters are not finite."""
         position = self.batches.position(self.step)
-        return self._saving.save(self.state, self.folder.about(self.step, position), metric)
+        with self._announced("Saving a checkpoint"):
+            return self._saving.save(self.state, self.folder.about(self.step, position), metric)
+
+    def _finish_saving(self) -> bool:
+        """Wait for the last checkpoint; return True if it is on disk."""
+        with self._announced("Writing the last checkpoint"):
+            return self._saving.finish(self.step)
+
+    def _announced(self, what: str) -> contextlib.AbstractContextManager[None]:
+        display = self.recorder.display
+        return announced(what, quiet=display.quiet, say=display.status)
 
     def _end(self, signal: int | None = None) -> int:
         """Save at the end of training, or because of a signal; return the exit code."""
         if not self._save(None):
             return self._give_up()
-        if not self._saving.finish(self.step):
+        if not self._finish_saving():
             return LOST
         if signal is None:
             return 0

@@ -10,10 +10,13 @@ from jaxvae.training.devices import make_map, replicate
 from jaxvae.training.state import TrainState
 
 
-def make_validation(built: Built) -> Callable[[TrainState], dict[str, float]] | None:
-    """Return the function state -> numbers of the validation split; None if there is no split.
+def make_validation(
+    built: Built,
+) -> Callable[[TrainState, Callable[[int], None]], dict[str, float]] | None:
+    """Return the function (state, progress) -> numbers of the validation split, if there is one.
 
     All evaluations of a run use the same key, so that they differ only because the model does.
+    `progress` is called with the number of examples done.
     """
     examples = built.dataset.validation
     if not len(examples):
@@ -23,7 +26,7 @@ def make_validation(built: Built) -> Callable[[TrainState], dict[str, float]] | 
     mapped = make_map(score, built.mesh, microbatch_size)
     key = replicate(built.keys.evaluation, built.mesh)
 
-    def validate(state: TrainState) -> dict[str, float]:
+    def validate(state: TrainState, progress: Callable[[int], None]) -> dict[str, float]:
         scores = map_dataset(
             mapped,
             state.evaluation_params(),
@@ -32,6 +35,7 @@ def make_validation(built: Built) -> Callable[[TrainState], dict[str, float]] | 
             mesh=built.mesh,
             batch_size=built.config.eval_batch_size,
             microbatch_size=microbatch_size,
+            progress=progress,
         )
         return validation_row(scores)
 

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from experiments.record import display
@@ -22,6 +22,9 @@ from jaxvae.models.vae import VAE, Params
 from jaxvae.preprocessing import Preprocessing
 from jaxvae.training.devices import make_map, replicate
 
+SAMPLES_AT_ONCE = 10
+"""Draws of an example that are decoded at once."""
+
 
 def make_scorer(
     vae: VAE,
@@ -30,21 +33,43 @@ def make_scorer(
     *,
     key: jax.Array,
     mesh: Mesh,
-    num_samples: int,
+    most_samples: int,
     batch_size: int,
     microbatch_size: int | None = None,
 ) -> Callable[..., Scores]:
-    """Return the function (examples [N, ...], progress) -> Scores with numpy arrays [N, ...]."""
-    score = make_score(vae, prepare=preprocessing.prepare, num_samples=num_samples)
-    return partial(
-        map_dataset,
-        make_map(score, mesh, microbatch_size),
-        replicate(params, mesh),
-        replicate(key, mesh),
-        mesh=mesh,
-        batch_size=batch_size,
-        microbatch_size=microbatch_size,
-    )
+    """Make the function (examples [N, ...], num_samples, progress) -> Scores, of numpy arrays.
+
+    One compiled program serves every number of samples, which is `most_samples` by default.
+    """
+    chunk = min(SAMPLES_AT_ONCE, most_samples)
+
+    def score(of_run: tuple[Params, jax.Array], key: jax.Array, stored: jax.Array) -> Scores:
+        params, num_samples = of_run
+        score_one = make_score(
+            vae,
+            prepare=preprocessing.prepare,
+            num_samples=num_samples,
+            sample_chunk_size=chunk,
+        )
+        return score_one(params, key, stored)
+
+    mapped = make_map(score, mesh, microbatch_size)
+    params, key = replicate(params, mesh), replicate(key, mesh)
+
+    def scorer(examples: np.ndarray, num_samples: int = most_samples, **progress: Any) -> Scores:
+        of_run = params, replicate(np.int32(num_samples), mesh)
+        return map_dataset(
+            mapped,
+            of_run,
+            key,
+            examples,
+            mesh=mesh,
+            batch_size=batch_size,
+            microbatch_size=microbatch_size,
+            **progress,
+        )
+
+    return scorer
 
 
 def summarize(

@@ -31,6 +31,7 @@ Limits = tuple[ArrayLike, ArrayLike]
 # Blue and vermilion of Okabe and Ito: distinct for colour-blind readers too, on white and black.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#5F6670"
 _LABEL, _LINE_BACKGROUND = "#7B838E", (0.5, 0.5, 0.5, 0.12)  # on bright pages and dark ones
+_OTHERS = "#B8BDC4"
 _NOT_FINITE = (213, 94, 0)
 _LEAST_SIDE, _GAP = 64, 2
 _FONT_SIZE, _CAPTION_SIZE = 18, 14  # wide pictures shrink most on a phone
@@ -226,6 +227,7 @@ def latent_plot(
     of_points = np.array([index[name] for name in classes or [""] * len(finite)])[finite]
     palette = colormaps["tab10" if len(known) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     colours = [_BLUE] if classes is None else list(palette[: len(known)])
+    colours = [_OTHERS if name == "others" else c for name, c in zip(known, colours, strict=True)]
     figure = _figure(6.5, 4.6 if len(names) == 2 else 2.8)
     axes = figure.add_subplot()
     if len(names) == 2:

@@ -47,6 +47,8 @@ def _can_be_shown(results: dict[str, Any]) -> bool:
     if not all(isinstance(values, dict) for values in (checkpoint, versions, timing)):
         return False
     shown = _is_count(checkpoint.get("step")) and isinstance(checkpoint.get("which"), str)
+    samples = results.get("eval_samples", 1)
+    shown = shown and _is_count(samples) and samples >= 1
     shown = shown and all(isinstance(results.get(name, ""), str) for name in TEXTS)
     return (
         shown

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.flags import command
+from experiments.record.progress import without_announcements
 from experiments.torture.case import Case
 from experiments.torture.victim import ROOT
 
@@ -148,7 +149,7 @@ def why_lost(case: Case, ending: Ending, before: dict[str, str], after: dict[str
         return f"rejected only after {ending.seconds:.1f} s: {last}"
     if BOX in ending.output + ending.errors:  # tyro's own message, which has several lines
         return ""
-    return _what_the_line_lacks(case, text)
+    return _what_the_line_lacks(case, without_announcements(ending.errors).strip())
 
 
 def _what_the_line_lacks(case: Case, text: str) -> str:

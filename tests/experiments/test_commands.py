@@ -13,6 +13,7 @@ import pytest
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import UserError
+from experiments.record.progress import without_announcements
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.checkpoints import load
@@ -151,5 +152,6 @@ def test_a_user_error_gives_one_line_and_exit_code_2(tmp_path):
         check=False,
     )  # fmt: skip
     assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert len(result.stderr.strip().splitlines()) == 1
+    errors = without_announcements(result.stderr)
+    assert errors.startswith("error: ")
+    assert len(errors.strip().splitlines()) == 1

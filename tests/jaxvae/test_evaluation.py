@@ -181,6 +181,26 @@ def test_the_chunk_size_changes_nothing():
     np.testing.assert_allclose(all_at_once, one_by_one, rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_samples", [1, 9, 10, 25])
+def test_one_program_serves_every_number_of_samples(num_samples):
+    run = lambda count: log_likelihood(
+        jax.random.key(4), XS[0], encode=guess, decode=MODEL.decode,
+        prior=MODEL.prior(), num_samples=count,
+    )  # fmt: skip
+    compiled = jax.jit(run)
+    np.testing.assert_allclose(compiled(jnp.int32(num_samples)), run(num_samples), rtol=1e-5)
+    compiled(jnp.int32(3))
+    assert compiled._cache_size() == 1
+
+
+def test_a_known_number_of_samples_has_a_reverse_mode_gradient():
+    run = lambda x: log_likelihood(
+        jax.random.key(4), x, encode=guess, decode=MODEL.decode,
+        prior=MODEL.prior(), num_samples=25,
+    )  # fmt: skip
+    assert np.isfinite(jax.grad(run)(XS[0])).all()
+
+
 def test_scores_are_the_bounds_with_a_key_of_their_own():
     """The example's key is split into one for `prepare`, one for the ELBO, one for the draws."""
     key, params = jax.random.key(4), {"shift": jnp.float32(0.1)}

@@ -16,6 +16,7 @@ from experiments.flags import command, own_code
 from experiments.flags.command import UserError
 from experiments.flags.config import TrainConfig
 from experiments.flags.continuing import flags_of_run
+from experiments.record.progress import without_announcements
 from experiments.train import train
 from jaxvae import Bernoulli, Gaussian
 from jaxvae.testing import check_bound
@@ -85,7 +86,7 @@ def _main(monkeypatch, capsys, module, *arguments):
     default = [commands.flags_of_run] if module == "train" else []
     with pytest.raises(SystemExit) as end:
         command.main(flags, getattr(commands, module), *default)
-    return end.value.code, capsys.readouterr().err
+    return end.value.code, without_announcements(capsys.readouterr().err)
 
 
 def _line_of(source, text):

@@ -23,6 +23,7 @@ from experiments.flags.command import UserError, as_user_errors
 from experiments.flags.processes import LOG_LEVEL, Processes
 from experiments.machine import processes
 from experiments.record.metrics import read_metrics
+from experiments.record.progress import without_announcements
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints
 from jaxvae.training.batches import Batches
@@ -71,7 +72,8 @@ def _ends(both):
     """Wait for processes; return exit codes, printed lines without Gloo's, and errors."""
     texts = [process.communicate(timeout=180) for process in both]
     printed = [[line for line in text.splitlines() if not GLOO.search(line)] for text, _ in texts]
-    return [process.returncode for process in both], printed, [errors for _, errors in texts]
+    errors = [without_announcements(errors) for _, errors in texts]
+    return [process.returncode for process in both], printed, errors
 
 
 def _wait_for_rows(both, run, after):

@@ -210,13 +210,27 @@ def test_display_shows_forced_rows_and_every_evaluation(capsys, clock):
         display.evaluation(503, elbo=-99.1234, standard_error=0.41, is_best=True)
         display.evaluation(504, elbo=math.nan, standard_error=math.nan, is_best=False)
         display.message("stopped [by] hand")
-    header, first, asked, best, worse, message = capsys.readouterr().out.splitlines()
+        display.status("saving")
+    header, first, asked, best, worse, message, status = capsys.readouterr().out.splitlines()
     assert header.split()[0] == "step"
     assert first.split()[0] == "501"
     assert asked.split()[:2] == ["503", "nan"]
     assert best.strip() == "503   validation elbo -99.12 +- 0.41 nats, best so far"
     assert worse.strip() == "504   validation elbo nan nats"
     assert message == "stopped [by] hand"
+    assert status == "saving"
+
+
+def test_the_status_stands_below_the_bar_of_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(display._Output, "isatty", lambda self: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with Display(10) as shown:
+        shown.update(1, elbo=-100.0, **NUMBERS)
+        shown.status("reading [b]")
+        shown.message("a line")
+    printed = capsys.readouterr().out
+    assert "reading [b]" in printed
+    assert "[bold]" not in printed
 
 
 def test_quiet_display_prints_nothing(capsys):
@@ -224,6 +238,7 @@ def test_quiet_display_prints_nothing(capsys):
         display.update(10, elbo=-1.0, row=True, **NUMBERS)
         display.evaluation(10, elbo=-1.0, standard_error=0.1, is_best=True)
         display.message("text")
+        display.status("text")
     assert capsys.readouterr().out == ""
 
 

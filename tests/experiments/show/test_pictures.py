@@ -312,6 +312,10 @@ def test_classes_have_colours_and_rows_that_are_not_finite_are_left_out():
     classes = [("a", "b")[i % 2] for i in range(200)]
     both = scatter(points, ["z[0]", "z[3]"], classes)
     assert near(both, (255, 127, 14), 60).sum() > 1000
+    rare = scatter(
+        points, ["z[0]", "z[3]"], ["others" if name == "b" else name for name in classes]
+    )
+    assert not near(rare, (255, 127, 14), 60).any()
     points[0] = np.nan
     scatter(points, ["z[0]", "z[3]"], classes)
 

@@ -296,7 +296,7 @@ def test_commands_reject_a_run_with_a_missing_file_and_write_nothing(whole_run, 
 def test_train_measures_unreadable_results_again(whole_run, tmp_path, monkeypatch):
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     shutil.copytree(whole_run.run, config.run)
-    monkeypatch.setattr(finish, "_measure", lambda run: {"device": "measured again"})
+    monkeypatch.setattr(finish, "_measure", lambda *_: {"device": "measured again"})
     for text in ('{"steps": 60, "eval', "[]"):
         (config.run / "results.json").write_text(text)
         assert train(config) == 0
