@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from experiments.benchmark.evaluate import EvaluateConfig, evaluate
 from experiments.benchmark.peers import PeersConfig, peers
+from experiments.benchmark.reading import ReadingConfig, reading
 from experiments.benchmark.scaling import ScalingConfig, scaling
 from experiments.benchmark.startup import StartupConfig, startup
 from experiments.benchmark.step import StepConfig, step
@@ -17,6 +18,7 @@ COMMANDS: dict[type, Any] = {
     ScalingConfig: scaling,
     EvaluateConfig: evaluate,
     StartupConfig: startup,
+    ReadingConfig: reading,
 }
 Flags = (
     Annotated[StepConfig, command.subcommand("step")]
@@ -24,6 +26,7 @@ Flags = (
     | Annotated[ScalingConfig, command.subcommand("scaling")]
     | Annotated[EvaluateConfig, command.subcommand("evaluate")]
     | Annotated[StartupConfig, command.subcommand("startup")]
+    | Annotated[ReadingConfig, command.subcommand("reading")]
 )
 
 

@@ -1,4 +1,4 @@
-"""Flags that all subcommands share."""
+"""Flags that subcommands share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +9,13 @@ from experiments.flags.packages import require_packages
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Output:
     """Flags shared by every subcommand."""
 
     rounds: int = 5
     """Timed segments per variant, interleaved. More make median and worst round more certain."""
-    segment_seconds: float = 1.5
-    """Approximate length of a segment."""
-    dataset: str = "mnist_small"
-    """Data set of 8-bit 28 x 28 images: mnist_small (ships with the code), mnist, fashion_mnist,
-    kmnist, npz:PATH or npy:PATH."""
-    manual_dir: str | None = None
-    """Folder with the original files of a data set that cannot be downloaded."""
     output: Path = Path("runs/benchmarks")
     """Folder for the numbers (JSON) and the plot (PNG); the subcommand names both files."""
-    accelerator: Accelerator = "auto"
-    """Platform to run on. auto: what jax finds. Any other value must match what jax finds."""
 
     def check(self) -> None:
         """Reject invalid values, and check that matplotlib is installed for the plot.
@@ -33,8 +24,31 @@ class Measurement:
             ValueError: invalid flag or missing package; the message is one line that names it.
         """
         require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
-        require(self.segment_seconds > 0, "segment_seconds", self.segment_seconds, "positive")
         require_packages("matplotlib")
+
+
+@dataclass(frozen=True)
+class Measurement(Output):
+    """Flags shared by every subcommand that runs a model."""
+
+    segment_seconds: float = 1.5
+    """Approximate length of a segment."""
+    dataset: str = "mnist_small"
+    """Data set of 8-bit 28 x 28 images: mnist_small (ships with the code), mnist, fashion_mnist,
+    kmnist, npz:PATH or npy:PATH."""
+    manual_dir: str | None = None
+    """Folder with the original files of a data set that cannot be downloaded."""
+    accelerator: Accelerator = "auto"
+    """Platform to run on. auto: what jax finds. Any other value must match what jax finds."""
+
+    def check(self) -> None:
+        """Reject invalid values.
+
+        Raises:
+            ValueError: invalid flag or missing package; the message is one line that names it.
+        """
+        super().check()
+        require(self.segment_seconds > 0, "segment_seconds", self.segment_seconds, "positive")
 
     def data(self) -> dict[str, Any]:
         """Arguments that select the data set."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark.flags import Measurement
+from experiments.benchmark.flags import Output
 from experiments.benchmark.rounds import Summary
 from experiments.record import files
 
@@ -52,9 +52,7 @@ def megabytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e6:,.0f}"
 
 
-def write(
-    config: Measurement, name: str, question: str, machine: dict[str, Any], results: Any
-) -> Path:
+def write(config: Output, name: str, question: str, machine: dict[str, Any], results: Any) -> Path:
     """Write the numbers of a subcommand to OUTPUT/NAME.json; return the path of the file.
 
     Args:

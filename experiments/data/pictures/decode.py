@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 
 NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow recognises but does not decode by itself; for EPS it starts Ghostscript."""
+USUAL = frozenset({"BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"})
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
@@ -45,14 +46,6 @@ class Picture(NamedTuple):
     notes: list[str]
 
 
-class Header(NamedTuple):
-    """What a picture's header says: its size as stored, and its channels as shown."""
-
-    width: int
-    height: int
-    channels: int
-
-
 def decode(file: IO[bytes], mode: str) -> np.ndarray:
     """Decode the pixels of an image file as they are stored, converted to a mode of Pillow.
 
@@ -63,12 +56,6 @@ def decode(file: IO[bytes], mode: str) -> np.ndarray:
         accept_large()
         with _open(file) as image:
             return _array(image.convert(mode))
-
-
-def read_header(file: Path) -> Header:
-    """Read the header of a picture, without its pixels."""
-    with _open(file) as image:
-        return Header(*image.size, 1 if _is_grey(image) else 3)
 
 
 def decode_as_shown(
@@ -92,7 +79,8 @@ def decode_as_shown(
             wanted = size if orientation >= ON_ITS_SIDE else size[::-1]
         extent = _draft(image, wanted)
         image.load()
-        if _orientation(image) != orientation:  # Pillow turns TIFF files as it loads them
+        # Pillow turns TIFF files as it loads them.
+        if orientation in TRANSPOSE and _orientation(image) != orientation:
             orientation, extent = 1, image.size
             wanted = None if size is None else size[::-1]
         shown = _on_white(image, notes)
@@ -117,9 +105,11 @@ def accept_large() -> None:
 
 @functools.cache
 def formats() -> list[str]:
-    """Names of the formats that Pillow decodes by itself."""
+    """Names of the formats that Pillow decodes by itself, the usual ones first."""
     Image.init()
-    return [name for name in Image.OPEN if name not in NOT_DECODED]
+    known = [name for name in Image.OPEN if name not in NOT_DECODED]
+    # Pillow tries formats in this order, and opens a file for each that has no quick check.
+    return sorted(known, key=lambda name: name not in USUAL)
 
 
 def _open(file: Path | IO[bytes]) -> Image.Image:

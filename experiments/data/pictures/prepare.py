@@ -1,4 +1,4 @@
-"""Read the pictures of a data set by several threads: first their headers, then their pixels."""
+"""Decode the pictures of a data set by several threads, a few ahead of the one that is needed."""
 
 import itertools
 import math
@@ -14,15 +14,15 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from experiments.data import PictureOptions
-from experiments.data.pictures.decode import Header, decode_as_shown, read_header
+from experiments.data.pictures.decode import decode_as_shown
 from experiments.flags.path_checks import require_file
 from experiments.flags.terminal import one_line
 from experiments.record.progress import counted
 
 MOST_THREADS = 16
-HEADERS_AT_ONCE = 32
-BYTES_AT_ONCE = 2**20
-"""Decoded bytes that a thread reads in one go, so that small pictures cost few hand-overs."""
+MOST_AT_ONCE = 32
+BYTES_AT_ONCE = 2**17
+"""Bytes of files that a thread reads in one go, so that small pictures cost few hand-overs."""
 PIECES_PER_THREAD = 2
 """Pieces that are decoded ahead of the one that is needed next: they bound the memory."""
 SECONDS_UNSHOWN = 2.0
@@ -39,18 +39,8 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-class Plan(NamedTuple):
-    """What the headers say about the pictures of a data set.
-
-    Attributes:
-        channels: Number of channels that all pictures get.
-        picture_bytes: Size of the first readable picture once it is decoded.
-        unreadable: File -> the reason why its header cannot be read.
-    """
-
-    channels: int
-    picture_bytes: int
-    unreadable: dict[str, str]
+class FoundColour(Exception):
+    """Raised at the first picture in colour, if those before it were grey."""
 
 
 class Rows:
@@ -59,107 +49,72 @@ class Rows:
     Args:
         folder: Folder of the pictures.
         files: Their paths, relative to the folder.
-        plan: What their headers say.
         options: How to prepare them.
 
     Attributes:
         shape: Shape [H, W, C] of every row.
-        most: Number of rows if no further picture turns out to be unreadable.
+        most: Number of rows if all pictures can be read.
         unreadable: File -> the reason why it cannot be read; complete at the end.
         notes: Note -> number of pictures that it holds for; complete at the end.
 
     Raises:
         ValueError: No picture can be read; while iterating: a picture cannot be read and is not to
             be skipped, or has another size.
+        FoundColour: While iterating, if `options.channels` is None. Start again with 3.
     """
 
-    def __init__(
-        self, folder: Path, files: Sequence[str], plan: Plan, options: PictureOptions
-    ) -> None:
+    def __init__(self, folder: Path, files: Sequence[str], options: PictureOptions) -> None:
         self._folder, self._files, self._options = folder, files, options
-        self.unreadable, self.notes = dict(plan.unreadable), Counter[str]()
-        self.most = len(files) - len(plan.unreadable)
-        self._rows = self._decoded(plan)
+        self.unreadable: dict[str, str] = {}
+        self.notes = Counter[str]()
+        self.most = len(files)
+        self._rows = self._decoded()
         self._first = next(self._rows)
         self.shape = self._first.shape
 
     @property
     def size(self) -> int:
-        """Bytes of all rows, if no further picture turns out to be unreadable."""
+        """Bytes of all rows if all pictures can be read."""
         return self.most * math.prod(self.shape)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield self._first
         yield from self._rows
 
-    def _decoded(self, plan: Plan) -> Iterator[np.ndarray]:
-        resize = self._options.resize
-        names = [name for name in self._files if name not in plan.unreadable]
-        paths = (os.path.join(self._folder, name) for name in names)
-        first: tuple[str, tuple[int, ...]] | None = None
-        at_once = max(1, min(HEADERS_AT_ONCE, BYTES_AT_ONCE // plan.picture_bytes))
+    def _decoded(self) -> Iterator[np.ndarray]:
+        options, first = self._options, None
         pictures = _in_order(
-            lambda path: decode_as_shown(path, plan.channels, resize), paths, at_once
+            lambda path: decode_as_shown(path, options.channels, options.resize),
+            [os.path.join(self._folder, name) for name in self._files],
         )
-        progress = _counted_if_long("pictures prepared", self.most, quiet=self._options.quiet)
-        for name, found in zip(names, progress(pictures), strict=True):
+        progress = _counted_if_long("pictures prepared", self.most, quiet=options.quiet)
+        for name, found in zip(self._files, progress(pictures), strict=True):
             if isinstance(found, Unreadable):
                 self.unreadable[name] = found.reason
                 continue
-            shape = found.pixels.shape
-            first = first or (name, shape)
-            if shape != first[1]:
-                raise _sizes(self._folder, *first, name, shape)
+            pixels = found.pixels
+            first = first or (name, pixels.shape)
+            if pixels.shape[:2] != first[1][:2]:
+                raise _sizes(self._folder, *first, name, pixels.shape)
+            if pixels.shape[2] > first[1][2]:
+                raise FoundColour
             self.notes.update(found.notes)
-            yield found.pixels
-        _check_readable(self._folder, self._files, self.unreadable, self._options)
+            yield np.broadcast_to(pixels, first[1])  # grey among pictures in colour
+        self._check_readable()
 
-
-def plan(folder: Path, files: Sequence[str], options: PictureOptions) -> Plan:
-    """Read the headers of all pictures.
-
-    Raises:
-        ValueError: Pictures differ in size, or cannot be read, and the options do not allow it.
-    """
-    unreadable: dict[str, str] = {}
-    first: tuple[str, Header] | None = None
-    channels = 1
-    paths = (os.path.join(folder, name) for name in files)
-    headers = _in_order(read_header, paths, HEADERS_AT_ONCE)
-    progress = _counted_if_long("headers of pictures read", len(files), quiet=options.quiet)
-    for name, found in zip(files, progress(headers), strict=True):
-        if isinstance(found, Unreadable):
-            unreadable[name] = found.reason
-            continue
-        channels = max(channels, found.channels)
-        first = first or (name, found)
-        # Turned pictures may have width and height swapped: `Rows` compares them as shown.
-        if options.resize is None and sorted(found[:2]) != sorted(first[1][:2]):
-            one, other = first[1][1::-1], found[1::-1]
-            raise _sizes(folder, first[0], one, name, other)
-    _check_readable(folder, files, unreadable, options, "at least ")
-    assert first is not None, "a picture can be read"
-    channels = options.channels or channels
-    return Plan(channels, first[1].width * first[1].height * channels, unreadable)
-
-
-def _check_readable(
-    folder: Path,
-    files: Sequence[str],
-    unreadable: dict[str, str],
-    options: PictureOptions,
-    at_least: str = "",
-) -> None:
-    if not unreadable or (options.skip_unreadable and len(unreadable) < len(files)):
-        return
-    some = sorted(unreadable.items())[:NAMED]
-    listed = ", ".join(f"{folder / name} ({reason})" for name, reason in some)
-    more = f" and {len(unreadable) - NAMED:,} more" if len(unreadable) > NAMED else ""
-    skip = "" if options.skip_unreadable else ", or add --skip-unreadable to leave them out"
-    raise ValueError(
-        f"All images must be readable; {at_least}{len(unreadable):,} of {len(files):,} are not: "
-        f"{listed}{more}. Repair them or move them away{skip}."
-    )
+    def _check_readable(self) -> None:
+        """Raise if pictures are unreadable, unless they are to be skipped and others are left."""
+        count, skip = len(self.unreadable), self._options.skip_unreadable
+        if not count or (skip and count < len(self._files)):
+            return
+        some = sorted(self.unreadable.items())[:NAMED]
+        listed = ", ".join(f"{self._folder / name} ({reason})" for name, reason in some)
+        more = f" and {count - NAMED:,} more" if count > NAMED else ""
+        remedy = "" if skip else ", or add --skip-unreadable to leave them out"
+        raise ValueError(
+            f"All images must be readable; {count:,} of {len(self._files):,} are not: "
+            f"{listed}{more}. Repair them or move them away{remedy}."
+        )
 
 
 def _sizes(
@@ -174,17 +129,22 @@ def _sizes(
 
 
 def _in_order(
-    read: Callable[[Path], Result], paths: Iterator[str], at_once: int
+    read: Callable[[Path], Result], paths: Sequence[str]
 ) -> Iterator[Result | Unreadable]:
     """Read files by several threads, a few pieces ahead; yield the results in order."""
     count = min(MOST_THREADS, os.cpu_count() or 1)
+    size = os.path.getsize(paths[0]) if os.path.isfile(paths[0]) else 0
+    at_once = max(1, min(MOST_AT_ONCE, BYTES_AT_ONCE // max(1, size)))
+    remaining = iter(paths)
 
     def attempt(path: str) -> Result | Unreadable:
         try:
-            require_file(Path(path))
-            return read(Path(path))
+            file = Path(path)
+            require_file(file)
+            return read(file)
         except Exception as error:  # Pillow raises many types for damaged files
-            return Unreadable(one_line(str(error)) or type(error).__name__)
+            reason = str(error).replace(f" {path!r}", "")  # messages name the path themselves
+            return Unreadable(one_line(reason) or type(error).__name__)
 
     def read_piece(piece: list[str]) -> list[Result | Unreadable]:
         return [attempt(path) for path in piece]
@@ -193,7 +153,7 @@ def _in_order(
     with ThreadPoolExecutor(count) as threads:
         while True:
             while len(pieces) < PIECES_PER_THREAD * count and (
-                piece := list(itertools.islice(paths, at_once))
+                piece := list(itertools.islice(remaining, at_once))
             ):
                 pieces.append(threads.submit(read_piece, piece))
             if not pieces:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from experiments.data import PictureOptions
-from experiments.data.pictures import prepare
 from experiments.data.pictures.cache import Entry, Prepared, in_memory
 from experiments.data.pictures.decode import accept_large
 from experiments.data.pictures.find import NAMES_SHOWN, WHOLE, Found, classes, find, total_bytes
+from experiments.data.pictures.prepare import FoundColour, Rows
 from experiments.data.splits import Examples, Source, random_order
 from experiments.flags.path_checks import path_of
 
@@ -110,19 +110,14 @@ def _prepare(
     files = found.files
     listed = [files[i] for i in listing]
     entry = None if options.cache is None else Entry(found.folder, listed, options, order)
-    prepared, notes = None if entry is None else entry.read(), []
+    prepared = None if entry is None else entry.read()
+    notes: list[str] = []
     if prepared is None:
-        with warnings.catch_warnings():
-            accept_large()
-            plan = prepare.plan(found.folder, files, options)
-            rows = prepare.Rows(found.folder, listed, plan, options)
-            if entry is None or _are_few(found.folder, files, rows):
-                prepared = in_memory(rows)
-            elif entry.is_writable():
-                prepared = entry.write(rows)
-            else:
-                prepared = in_memory(rows)
-                notes.append(f"in memory, as {entry.folder} cannot be written")
+        try:
+            prepared, notes = _decode(found.folder, listed, options, entry)
+        except FoundColour:  # the pictures before it were decoded as grey
+            colour = options._replace(channels=3)
+            prepared, notes = _decode(found.folder, listed, colour, entry)
     if options.resize is not None:
         notes.append("scaled and cropped to {} x {}".format(*options.resize))
     notes += [f"{count:,} {note}" for note, count in prepared.notes.items()]
@@ -136,6 +131,16 @@ def _prepare(
     return prepared, notes
 
 
-def _are_few(folder: Path, files: list[str], rows: prepare.Rows) -> bool:
-    size = total_bytes(folder, files) + rows.size
-    return len(files) <= FEW and size <= FEW_BYTES
+def _decode(
+    folder: Path, files: list[str], options: PictureOptions, entry: Entry | None
+) -> tuple[Prepared, list[str]]:
+    """Decode pictures into the cache if they are many and it can be written, else into memory."""
+    with warnings.catch_warnings():
+        accept_large()
+        rows = Rows(folder, files, options)
+        few = len(files) <= FEW and total_bytes(folder, files) + rows.size <= FEW_BYTES
+        if entry is None or few:
+            return in_memory(rows), []
+        if not entry.is_writable():
+            return in_memory(rows), [f"in memory, as {entry.folder} cannot be written"]
+        return entry.write(rows), []

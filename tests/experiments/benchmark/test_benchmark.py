@@ -12,15 +12,19 @@ from experiments.benchmark import (
     evaluate,
     nets,
     peers,
+    picture_readers,
+    reading,
     scaling,
     startup,
     step,
     tables,
 )
+from experiments.benchmark.flags import Measurement
 from experiments.benchmark.nets import NETS
 from experiments.benchmark.quality import Training, verify, with_differences
 from experiments.benchmark.scaling import Point
 from experiments.benchmark.workers import Variant
+from experiments.data.pictures import source
 from experiments.flags.command import UserError
 
 TRIVIAL = "tests.trivial_variants"
@@ -89,12 +93,19 @@ def test_all_variants_train_again_only_if_one_bound_is_off(others, runs, agrees)
     assert workers.seeds == [seed for seed in range(runs) for _ in "xyz"]
 
 
-@pytest.mark.parametrize("name", ["step", "peers", "scaling", "evaluate", "startup"])
-def test_help_says_what_is_measured_and_lists_the_shared_flags(name, capsys):
+OF_MODELS = ("--accelerator", "--dataset", "--manual-dir")
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [*((name, OF_MODELS) for name in ("step", "peers", "scaling", "evaluate", "startup")),
+     ("reading", ("--num-images",))],
+)  # fmt: skip
+def test_help_says_what_is_measured_and_lists_the_shared_flags(name, own, capsys):
     with pytest.raises(SystemExit, match="0"):
         tyro.cli(__main__.Flags, args=[name, "--help"], config=(tyro.conf.OmitArgPrefixes,))
     text = capsys.readouterr().out
-    for flag in ("--rounds", "--output", "--accelerator", "--dataset", "--manual-dir"):
+    for flag in ("--rounds", "--output", *own):
         assert flag in text
     assert "Measure" in text.split("─")[0]  # the description, above the boxes of flags
 
@@ -250,6 +261,33 @@ def test_startup_prints_and_writes(monkeypatch, tmp_path, capsys):
     assert "train net a, first row of metrics, cached" in capsys.readouterr().out
 
 
+def test_reading_prints_and_writes(trivially, monkeypatch, tmp_path, capsys):
+    trivially(reading, reading._variants)
+    reading.reading(reading.ReadingConfig(num_images=2000, rounds=2, output=tmp_path))
+    found = _json(tmp_path, "reading")
+    _check_common(found, "reading", 2)
+    assert found["results"]["variants"].keys() == {
+        *(reading.FIRST, reading.CACHED, reading.PILLOW, reading.TORCH)
+    }
+    assert found["results"]["same_pixels"]
+    text = capsys.readouterr().out
+    assert "s for 2,000" in text
+    assert "19.9" in text  # 2,000 images at 100.5 a second
+    assert "different pixels" not in text
+
+
+def test_readers_return_the_same_pixels(monkeypatch, tmp_path):
+    monkeypatch.setattr(source, "FEW", 0)
+    folder = str(tmp_path / "pictures")
+    picture_readers.Pictures(folder, 230)
+    first = picture_readers.Ours(folder, str(tmp_path / "first"), True)
+    cached = picture_readers.Ours(folder, str(tmp_path / "cached"), False)
+    segments = [reader.segment() for reader in (first, cached, picture_readers.PillowLoop(folder))]
+    assert {segment["images"] for segment in segments} == {230}
+    assert len({segment["sum"] for segment in segments}) == 1
+    assert len(list((tmp_path / "first").iterdir())) == 2
+
+
 def test_first_step_shows_the_error_of_a_training_command_that_ends_early(tmp_path):
     words = [sys.executable, "-c", "import sys; sys.exit('error: no such data')"]
     with pytest.raises(UserError, match="no such data"):
@@ -265,6 +303,7 @@ def test_first_step_shows_the_error_of_a_training_command_that_ends_early(tmp_pa
         (peers.peers, peers.PeersConfig(verify_runs=0), "--verify-runs must be at least 1"),
         (evaluate.evaluate, evaluate.EvaluateConfig(num_samples=()), "--num-samples must be"),
         (scaling.scaling, scaling.ScalingConfig(batch_size=0), "--batch-size must be at least 1"),
+        (reading.reading, reading.ReadingConfig(num_images=1000), "--num-images must be at least"),
     ],
 )
 def test_subcommand_rejects_invalid_flags(command, config, message):
@@ -273,7 +312,9 @@ def test_subcommand_rejects_invalid_flags(command, config, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", __main__.COMMANDS)
+@pytest.mark.parametrize(
+    "config", [config for config in __main__.COMMANDS if issubclass(config, Measurement)]
+)
 def test_subcommand_rejects_missing_data_before_it_measures(config, tmp_path, capsys):
     flags = {"dataset": f"npz:{tmp_path / 'none.npz'}", "accelerator": "cpu"}
     with pytest.raises(UserError, match=r"there is no .*none.npz. Correct the path.$"):

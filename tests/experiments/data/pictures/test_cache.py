@@ -189,7 +189,7 @@ def test_skipped_pictures_are_remembered(tmp_path, pictures, decodings):
     np.testing.assert_array_equal(
         second.examples[:, 0, 0, 0], [int(name[2:4]) for name in second.files]
     )
-    with pytest.raises(ValueError, match="1 of 30 are not"):
+    with pytest.raises(ValueError, match="2 of 30 are not"):
         load_rows(f"folder:{pictures}", pictures=options(tmp_path))
     assert len(names(tmp_path)) == 2
 
@@ -240,7 +240,7 @@ import sys, time
 from pathlib import Path
 from experiments.data import PictureOptions, load
 from experiments.data.pictures import prepare, source
-source.FEW, prepare.BYTES_AT_ONCE = 0, 1
+source.FEW, prepare.MOST_AT_ONCE = 0, 1
 decode = prepare.decode_as_shown
 def slow(path, channels, size):
     time.sleep(float(sys.argv[3]))

@@ -94,7 +94,7 @@ def test_pictures_of_several_sizes_need_resize(tmp_path):
         smooth(*size).save(tmp_path / name)
     message = r"a.png is 8 x 8 and .*c.jpg is 8 x 9. Add --resize H W \(--resize 8 8, for example"
     with pytest.raises(ValueError, match=message):
-        load(f"folder:{tmp_path}")
+        load_rows(f"folder:{tmp_path}")
     rows = load_rows(f"folder:{tmp_path}", pictures=PictureOptions(resize=(4, 6)))
     assert rows.examples.shape == (4, 4, 6, 3)
     assert "scaled and cropped to 4 x 6" in rows.about
@@ -139,7 +139,7 @@ def pictures(tmp_path):
 
 def test_folder_of_200_pictures_with_broken_and_turned_ones(pictures):
     folder, broken = pictures
-    with pytest.raises(ValueError, match=r"at least 4 of 200 are not: .*and 1 more.*unreadable to"):
+    with pytest.raises(ValueError, match=r"; 8 of 200 are not: .*and 5 more.*unreadable to leave"):
         load(f"folder:{folder}")
     rows = load_rows(f"folder:{folder}", pictures=SKIP)
     assert rows.examples.shape == (192, 96, 128, 3)
@@ -226,10 +226,9 @@ def test_no_more_than_a_few_pictures_are_held(tmp_path, monkeypatch):
         return decode_as_shown(path, channels, size)
 
     monkeypatch.setattr(prepare, "decode_as_shown", counting)
-    monkeypatch.setattr(prepare, "BYTES_AT_ONCE", 64)  # 4 pictures
+    monkeypatch.setattr(prepare, "MOST_AT_ONCE", 4)
     files = [f"{number:03}.png" for number in range(300)]
-    plan = prepare.plan(tmp_path, files, PictureOptions())
-    rows = prepare.Rows(tmp_path, files, plan, PictureOptions())
+    rows = prepare.Rows(tmp_path, files, PictureOptions())
     threads = min(prepare.MOST_THREADS, prepare.os.cpu_count() or 1)
     taken = [pixels[0, 0, 0] for pixels, _ in zip(rows, range(50), strict=False)]
     assert taken == list(range(50))
@@ -253,5 +252,16 @@ def test_work_that_takes_long_shows_its_progress(tmp_path, monkeypatch):
     assert shown == []
     monkeypatch.setattr(prepare, "SECONDS_UNSHOWN", -1)
     load_rows(f"folder:{tmp_path}")
-    assert ("headers of pictures read", 3, 2) in shown
     assert ("pictures prepared", 3, 2) in shown
+
+
+@pytest.mark.parametrize("colour", [0, 2, 299])
+def test_one_picture_in_colour_anywhere_makes_all_colour(tmp_path, colour):
+    for number in range(300):
+        Image.new("L", (4, 4), number % 256).save(tmp_path / f"{number:03}.png")
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / f"{colour:03}.png")
+    rows = load_rows(f"folder:{tmp_path}")
+    assert rows.examples.shape == (300, 4, 4, 3)
+    assert rows.examples[colour, 0, 0].tolist() == [1, 2, 3]
+    others = np.delete(rows.examples, colour, 0)
+    assert (others == np.delete(np.arange(300) % 256, colour)[:, None, None, None]).all()
