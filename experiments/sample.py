@@ -150,7 +150,7 @@ def _all_reconstructions(
         return run.vae.decode(params, mean_of(q, key_mean, MEAN_SAMPLES)).mean()
 
     mesh, rows = make_mesh(devices), run.data.rows
-    with counted("rows", len(rows.examples)) as progress:
+    with counted("Reconstructing rows", len(rows.examples), first="compiling") as progress:
         found = map_dataset(
             make_map(reconstruct, mesh),
             replicate(run.params, mesh),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from experiments.flags import command
 from experiments.flags.config import Accelerator, require, require_representable
 from experiments.flags.path_checks import require_folder, require_new_file
+from experiments.record.progress import announced, counted
 
 if TYPE_CHECKING:
     import jax
@@ -99,14 +100,17 @@ def score(config: ScoreConfig) -> None:
             require_folder(config.run / "scores", "--output")
         else:
             require_new_file(config.output, "--output")
-        from experiments.machine import accelerators, compilation_cache
+        with announced("Starting JAX"):
+            from experiments.machine import accelerators, compilation_cache
 
-        compilation_cache.use(config.compilation_cache)
-        devices = accelerators.start(config.accelerator, config.num_devices)
-        from experiments.record.files import write_text
-        from experiments.run.folder import open_run
-
-        run = open_run(config.run, config.checkpoint, config.dataset, config.split, config.model)
+            compilation_cache.use(config.compilation_cache)
+            devices = accelerators.start(config.accelerator, config.num_devices)
+            from experiments.record.files import write_text
+            from experiments.run.folder import open_run
+        with announced(f"Reading {config.run} and its data"):
+            run = open_run(
+                config.run, config.checkpoint, config.dataset, config.split, config.model
+            )
         data = run.data
         require(len(data.rows.examples) > 0, "split", config.split, "a split that has examples")
         name = f"{config.name_of_scores(data)}.csv"
@@ -126,7 +130,6 @@ def _scores(config: ScoreConfig, run: "OpenRun", devices: "list[jax.Device]") ->
     import numpy as np
 
     from experiments.machine.keys import root_key
-    from experiments.record.progress import counted
     from experiments.show.numbers import make_scorer
     from jaxvae.checkpoints import read_reference
     from jaxvae.trained import ranked
@@ -147,7 +150,7 @@ def _scores(config: ScoreConfig, run: "OpenRun", devices: "list[jax.Device]") ->
         most_samples=num_samples,
         batch_size=config.batch_size,
     )
-    with counted("rows", len(run.data.rows.examples)) as progress:
+    with counted("Scoring rows", len(run.data.rows.examples), first="compiling") as progress:
         found = ranked(scorer(run.data.rows.examples, progress=progress), reference)
     if reference is None:
         print(

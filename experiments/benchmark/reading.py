@@ -46,7 +46,7 @@ class ReadingConfig(Output):
 
 def reading(config: ReadingConfig) -> None:
     """Measure, print the table, and write the numbers and the plot."""
-    with command.refusing():
+    with command.as_user_errors():
         config.check()
     with tempfile.TemporaryDirectory(prefix="jaxvae-benchmark-") as folder:
         say(f"making {config.num_images:,} pictures")

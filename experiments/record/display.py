@@ -163,7 +163,7 @@ class Display:
 
 
 def _columns(step: str, *cells: str) -> str:
-    return f"{step:>9}" + "".join(f"{cell:>12}" for cell in cells)
+    return f"{step:>9}" + "".join(f" {cell:>11}" for cell in cells)
 
 
 def duration(seconds: float) -> str:

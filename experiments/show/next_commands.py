@@ -26,6 +26,7 @@ def next_commands(
     commands = [
         ("Tighter estimate of log p(x)", f"evaluate {where} --num-samples=5000{own}"),
         ("More samples, reconstructions and traversals", f"sample {where} --seed=1{own}"),
+        ("Unusual rows of your data, as a table", f"score {where} --dataset=npz:PATH{own}"),
         ("Latent codes of a split, as arrays", f"encode {where} --split=test{own}"),
     ]
     if results:

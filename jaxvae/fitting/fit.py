@@ -113,7 +113,7 @@ def fit(
         description,
         lines,
         devices=devices,
-    ).with_reference(problem.splits.train, REFERENCE_SAMPLES, best.step)
+    ).with_reference(problem.loaded, REFERENCE_SAMPLES, best.step)
     if folder is not None:
         _save(Path(folder), checkpoints, trained, problem, best)
     return trained

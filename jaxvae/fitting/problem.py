@@ -24,11 +24,21 @@ NAMES = {"mlp": "mlp_vae", "conv": "conv_vae"}
 
 
 class Problem(NamedTuple):
-    """A model and its data, ready for training."""
+    """A model and its data, ready for training.
+
+    Attributes:
+        vae: the model.
+        recipe: its recipe for checkpoints; None for your own model.
+        splits: training and validation rows.
+        loaded: the training rows before any was drawn (`binarize="static"`).
+        preprocessing: preprocessing of the splits.
+        about: its description for checkpoints.
+    """
 
     vae: VAE
     recipe: dict[str, Any] | None
     splits: Splits
+    loaded: np.ndarray
     preprocessing: Preprocessing
     about: dict[str, Any]
 
@@ -52,13 +62,14 @@ def make_problem(
         )
     if not isinstance(model, str):
         standardize = "none"  # the model is built already
+    loaded = splits.train
     splits, preprocessing = preprocess(
         splits, likelihood=likelihood, binarize=binarize, standardize=standardize
     )
-    loaded = Trained(str(splits.train.dtype), float(splits.train.min()), float(splits.train.max()))
-    about = {ABOUT: describe(preprocessing, loaded, resizes=False)}
+    trained = Trained(str(loaded.dtype), float(loaded.min()), float(loaded.max()))
+    about = {ABOUT: describe(preprocessing, trained, resizes=False)}
     if not isinstance(model, str):
-        return Problem(trainable(model), None, splits, preprocessing, about)
+        return Problem(trainable(model), None, splits, loaded, preprocessing, about)
     if model not in NAMES:
         raise ValueError(
             f"model must be {' or '.join(NAMES)}, or a jaxvae.VAE; got {model!r}. Use one of them."
@@ -84,7 +95,7 @@ def make_problem(
         count = made.get("num_components", 50)
         start["pseudo_inputs"] = pseudo_inputs(preprocessing, splits.train, count, seed=0)
     vae = build(recipe, MODELS, **start)
-    return Problem(trainable(vae), recipe, splits, preprocessing, about)
+    return Problem(trainable(vae), recipe, splits, loaded, preprocessing, about)
 
 
 def _stored(x: ArrayLike) -> np.ndarray:

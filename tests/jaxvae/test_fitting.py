@@ -92,6 +92,14 @@ def test_reconstructions_of_vectors_are_in_their_unit():
     assert np.square(errors).mean() < 0.3 * vectors().var(0).mean()
 
 
+def test_rows_drawn_once_are_scored_as_they_were_given():
+    grey = np.where(bars() > 0, 250, 10).astype(np.uint8)
+    trained = fit(grey, likelihood="bernoulli", binarize="static", devices=ONE, **SMALL)
+    quantiles = trained.score(grey).quantile
+    assert abs(quantiles.mean() - 0.5) < 5 * np.sqrt(1 / 12 / len(grey))
+    assert trained.description.trained.high == 250
+
+
 def test_every_choice_is_a_keyword():
     seen = []
     trained = fit(

@@ -225,7 +225,8 @@ def test_runs_from_before_these_flags_are_relu_in_float32():
 
 def test_a_run_is_rebuilt_with_what_it_was_trained_with():
     """evaluate, sample and encode rebuild it from the recipe in its checkpoints."""
-    config = TrainConfig(precision="bfloat16", activation="tanh", latent_dim=2)
+    chosen = {"likelihood": "bernoulli", "sigma": "learned"}
+    config = TrainConfig(precision="bfloat16", activation="tanh", latent_dim=2, **chosen)
     vae = build(recipe(config, (6,)))
     assert decoder_products(vae) == {"bf16"}
     assert "tanh" in str(jax.make_jaxpr(vae.decode)(shapes(vae), jnp.zeros(2)))

@@ -199,7 +199,8 @@ def test_commands_work_in_a_byte_locale(first_release):
         env=os.environ | BYTE_LOCALE | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True, check=False,
     )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.returncode == 0
+    assert {line.split()[0] for line in ended.stderr.splitlines()} <= {b"Evaluating"}
     assert b"written: r\\udcc3\\udcbcn/evaluations/" in ended.stdout
     assert list(run.glob("evaluations/test-best-2*.json"))
 

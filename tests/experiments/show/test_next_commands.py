@@ -12,6 +12,7 @@ from experiments.show.next_commands import next_commands
 FLAGS = {
     "evaluate": "EvaluateConfig",
     "sample": "SampleConfig",
+    "score": "ScoreConfig",
     "encode": "EncodeConfig",
     "replay": "ReplayConfig",
     "train": "TrainConfig",
@@ -41,7 +42,7 @@ def commands(config=None, results=None, rows=ROWS):
 
 def test_all_commands_are_accepted_and_name_the_run():
     found = commands()
-    assert list(found) == ["evaluate", "sample", "encode", "train", "replay"]
+    assert list(found) == ["evaluate", "sample", "score", "encode", "train", "replay"]
     assert found["train"].num_steps == 120
     assert found["train"].decay_steps is None
     assert found["replay"].step == 7

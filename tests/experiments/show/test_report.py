@@ -123,7 +123,7 @@ def test_a_report_is_self_contained(tmp_path):
     assert not re.search(r"https?:|src=|href=|url\(|@import|<script|<link|<iframe", without_data)
     assert len(page.all("img")) == 7
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
-    assert text.count(str(tmp_path)) == 4  # in the commands to type next
+    assert text.count(str(tmp_path)) == 5  # in the commands to type next
 
 
 def test_a_report_is_accessible(tmp_path):
