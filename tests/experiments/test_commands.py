@@ -107,6 +107,7 @@ def test_invalid_flags_and_missing_runs_are_rejected(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_split_without_examples_is_rejected(small, tmp_path):
     run = tmp_path / "run"
     options = {"num_validation": 0, "num_steps": 1, "eval_samples": 1}

@@ -49,6 +49,7 @@ def source(request, tmp_path):
     return f"folder:{place}", ROWS, [f"{i:03}.png" for i in range(25)]
 
 
+@pytest.mark.slow
 def test_every_row_comes_out_with_its_id(whole_run, source, tmp_path):
     """With the same key a row's numbers depend on its place alone, so order can be checked."""
     dataset, rows, ids = source

@@ -27,6 +27,7 @@ def vectors(count=300):
     return 100 + 5 * rng.normal(size=(count, 2)) @ rng.normal(size=(2, 6))
 
 
+@pytest.mark.slow
 def test_fit_learns():
     few, many = (
         fit(bars(), devices=ONE, **SMALL | {"num_steps": steps}, optimizer=optax.adam(1e-2))
@@ -92,6 +93,7 @@ def test_reconstructions_of_vectors_are_in_their_unit():
     assert np.square(errors).mean() < 0.3 * vectors().var(0).mean()
 
 
+@pytest.mark.slow
 def test_rows_drawn_once_are_scored_as_they_were_given():
     grey = np.where(bars() > 0, 250, 10).astype(np.uint8)
     trained = fit(grey, likelihood="bernoulli", binarize="static", devices=ONE, **SMALL)

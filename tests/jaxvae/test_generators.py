@@ -50,6 +50,7 @@ def draws(p, generator):
 # Law
 
 
+@pytest.mark.slow
 @every_generator
 @pytest.mark.parametrize("dim", [2, 12])
 def test_von_mises_fisher_draws_end_and_have_the_mean(generator, dim):
@@ -77,6 +78,7 @@ def test_poisson_draws_have_mean_and_variance_at_every_rate(generator):
     np.testing.assert_array_equal(x, np.round(x))
 
 
+@pytest.mark.slow
 @every_generator
 def test_negative_binomial_draws_have_mean_and_variance(generator):
     log_mean, log_dispersion = jnp.array([0.0, 2.0, 22.0]), jnp.array([-1.0, 1.0, 3.0])
@@ -86,6 +88,7 @@ def test_negative_binomial_draws_have_mean_and_variance(generator):
     np.testing.assert_allclose(x.var(0), mean + mean**2 / theta, rtol=0.35)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.3, 5.0, 9.9, 10.1, 14.0, 300.0])
 def test_poisson_draws_pass_a_chi_square_test(rate):
     count = 200_000

@@ -270,6 +270,7 @@ def sharded_over(mesh, *trees):
     return [jax.device_put(tree, rows) for tree in trees]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -408,6 +409,7 @@ def test_a_run_without_jit_is_the_compiled_run(small, tmp_path):
         assert one["elbo"] == pytest.approx(other["elbo"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_nan_under_debug_nans_ends_in_one_line(small, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(small, run=tmp_path / "run", learning_rate=1e30)
     monkeypatch.setattr(sys, "argv", ["train"])

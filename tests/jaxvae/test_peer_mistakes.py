@@ -40,6 +40,7 @@ def log_likelihoods(case, z):
 # Law: bounds
 
 
+@pytest.mark.slow
 def test_iwae_by_self_normalized_weights_is_not_a_bound():
     """pythae returns sum_k w_k log w_k for normalized w: the gradient is right, but the value is
     above the bound by log K minus the entropy of w."""
@@ -55,6 +56,7 @@ def test_iwae_by_self_normalized_weights_is_not_a_bound():
     np.testing.assert_allclose(published - excess, result.objective, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_iwae_that_weighs_the_worst_most_gets_worse_with_more_samples():
     """PyTorch-VAE weighs samples by the softmax of their losses, with one KL for all of them."""
     published, ours = [], []

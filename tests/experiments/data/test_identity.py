@@ -140,6 +140,7 @@ def test_recorded_data_come_from_the_first_readable_checkpoint():
         recorded_data(Fake(), [3, 2, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -168,6 +169,7 @@ def test_continuing_names_only_the_split_that_differs(run):
         train(run)  # a finished run is checked too
 
 
+@pytest.mark.slow
 def test_continuing_rejects_a_relative_path_to_other_data(run, tmp_path, monkeypatch):
     (tmp_path / "two").mkdir()
     monkeypatch.chdir(tmp_path / "two")

@@ -87,6 +87,7 @@ def test_names_are_absent_where_labels_are(tmp_path):
     assert dataset.rows("test").label_names == ("a",)
 
 
+@pytest.mark.slow
 def test_codes_have_the_names_of_the_classes(whole_run, tmp_path):
     words = np.array(["bird", "ant", "cow", "ant"])
     np.savez(tmp_path / "new.npz", x=np.zeros((4, 8, 8), np.uint8) + 250, y=words)

@@ -154,6 +154,7 @@ def codes_of(config, tmp_path, **flags):
         return {name: codes[name] for name in codes}
 
 
+@pytest.mark.slow
 def test_codes_of_pictures_have_their_ids_and_classes(picture_run, tmp_path, capsys):
     codes = codes_of(picture_run, tmp_path, dataset=picture_run.dataset)
     assert codes["files"].tolist() == [
@@ -196,6 +197,7 @@ def test_flags_of_pictures_may_not_change(picture_run):
             train(dataclasses.replace(picture_run, **change))
 
 
+@pytest.mark.slow
 def test_prepared_pictures_lie_beside_the_run_or_in_data_dir(
     picture_run, all_are_many, tmp_path, capsys
 ):

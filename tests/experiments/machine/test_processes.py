@@ -248,6 +248,7 @@ def test_data_that_one_process_cannot_read_end_all_processes(small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_whose_peers_do_not_join_exits_in_time(rank, tmp_path):
     port = _free_port()

@@ -41,6 +41,7 @@ def test_examples_are_shown_with_the_scores_of_the_final_evaluation(config, monk
     assert all(f"<td>{entry['index']}</td>" in page for entry in shown["extremes"]["least_likely"])
 
 
+@pytest.mark.slow
 def test_vectors_get_tables_and_one_latent_a_histogram(config, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "rows.npz", x=rng.normal(size=(60, 5)), y=np.arange(60) % 2)
@@ -57,6 +58,7 @@ def test_vectors_get_tables_and_one_latent_a_histogram(config, tmp_path):
     assert '<th scope="col" class="number">x[4]</th>' in page
 
 
+@pytest.mark.slow
 def test_times_add_up_over_the_starts_of_a_run(config):
     assert train(config) == 0
     first = json.loads((config.run / "results.json").read_text())["timing"]

@@ -209,6 +209,7 @@ def test_average_of_bfloat16_weights_moves_by_less_than_their_spacing():
     assert ((moved > 0) & (moved < 2**-7)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -406,6 +407,7 @@ def test_a_regularizer_accepts_posteriors_that_contain_a_network(regularizer):
     jax.tree.map(close, found.params, expected.params)
 
 
+@pytest.mark.slow
 def test_functions_of_many_posteriors_accept_ones_that_contain_a_network():
     net = eqx.nn.MLP(3, LATENT_DIM, 4, 1, key=KEY)
     h = jax.random.normal(KEY, (5, 3))
@@ -468,6 +470,7 @@ def test_an_equinox_model_trains_continues_bit_for_bit_and_loads(own, tmp_path):
     _assert_same(load(stopped.run, "latest", models)[1], params)
 
 
+@pytest.mark.slow
 def test_replay_diagnoses_a_model_with_integers():
     vae = jaxvae.trainable(_vae(EXTRA["integer"]))
     params = jax.device_get(vae.init(jax.random.key(0)))

@@ -293,6 +293,7 @@ def test_commands_reject_a_run_with_a_missing_file_and_write_nothing(whole_run, 
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_train_measures_unreadable_results_again(whole_run, tmp_path, monkeypatch):
     config = dataclasses.replace(whole_run, run=tmp_path / "run")
     shutil.copytree(whole_run.run, config.run)

@@ -59,6 +59,7 @@ IN_NUMPY = {
 # Golden
 
 
+@pytest.mark.slow
 @cases
 def test_every_term_is_scipys_at_the_same_draws(case):
     (results, _), precision = drawn(case), PRECISION[case]

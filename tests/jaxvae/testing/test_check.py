@@ -54,6 +54,7 @@ RIGHT_LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RIGHT)
 def test_our_bounds_pass(name):
     objective, trend = RIGHT[name]

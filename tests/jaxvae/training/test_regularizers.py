@@ -72,6 +72,7 @@ def regularized_state(name):
     return jax.device_get(state._replace(regularizer=carried))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["all", *(pytest.param(name, marks=pytest.mark.long) for name in EACH)]
 )

@@ -77,6 +77,7 @@ def test_every_device_count_takes_the_same_steps_bit_for_bit(model, num_devices)
     assert _equal(_train(model, num_devices, virtual_shards=SHARDS), reference)
 
 
+@pytest.mark.slow
 def test_steps_of_virtual_shards_are_those_of_the_whole_batch_to_rounding():
     params, metrics = _train("mlp", 1, virtual_shards=SHARDS)
     whole, of_whole = _train("mlp", 1)
