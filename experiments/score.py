@@ -171,7 +171,7 @@ def _table(rows: "Rows", scores: "Score") -> str:
     if rows.labels is not None:
         names = rows.label_names
         columns["label"] = rows.labels if names is None else [names[i] for i in rows.labels]
-    numbers = {name: values for name, values in scores._asdict().items()}
+    numbers = scores._asdict()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*columns, *numbers])
@@ -182,7 +182,7 @@ def _table(rows: "Rows", scores: "Score") -> str:
 
 
 def _number(value: Any) -> str:
-    """Six digits; empty where a number is not known."""
+    """Format a number with six digits; empty if it is not known (NaN)."""
     return "" if value != value else f"{value:.6g}"
 
 

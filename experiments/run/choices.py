@@ -1,4 +1,4 @@
-"""Flags that a run's data choose when it starts; from then on they are the run's own."""
+"""Flags that a new run's data choose; a continued run takes them from its first start."""
 
 import dataclasses
 from typing import Any, Literal
@@ -17,7 +17,7 @@ OPEN: dict[str, Any] = {
     "standardize": "auto",
     "sigma_rate": None,
 }
-"""Flag -> the value that leaves it open."""
+"""Flag -> the value that leaves the choice to the data."""
 
 
 def choices_of(saved: TrainConfig, config: TrainConfig) -> TrainConfig:

@@ -33,14 +33,15 @@ def load_trained(
         trained.score(images)
 
     Args:
-        run, which, models: as for `load`; nothing in the folder is ever run.
+        run, which, models: as for `load`.
         devices: devices to use; None: all.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`; or the run is of a release that did not store its
-            preprocessing.
+        FileNotFoundError, ValueError: as `load`; or the release that trained the run did not store
+            its preprocessing.
     """
     loaded = load_described(run, which, models)
+    run = Path(run).parent if Path(run).name == "checkpoints" else Path(run)
     description = read_description(loaded.about)
     if description is None:
         raise ValueError(
@@ -53,13 +54,13 @@ def load_trained(
         tuple(loaded.about["data_shape"]),
         description,
         _summary(loaded),
-        read_reference(Path(run), loaded.step),
+        read_reference(run, loaded.step),
         devices,
     )
 
 
 def read_reference(run: Path, step: int) -> Reference | None:
-    """Read the scores of training rows; None if there are none of this step.
+    """Read the scores of training rows; None if the folder has none for this step.
 
     Raises:
         ValueError: the file is not as training writes it.

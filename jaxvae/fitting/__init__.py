@@ -1,4 +1,4 @@
-"""From an array to a trained model in a few lines."""
+"""`fit`: from an array to a trained model in a few lines."""
 
 from jaxvae.fitting.fit import fit
 

@@ -1,4 +1,4 @@
-"""`fit`: train a VAE on an array in a few lines, with the functions of the library."""
+"""Train a VAE on an array with the functions of the library."""
 
 import dataclasses
 import sys
@@ -85,10 +85,10 @@ def fit(
     (3, 8, 8, 1)
     """
     _check(num_steps, batch_size, eval_every, folder, model)
-    checkpoints = None if folder is None else _opened(Path(folder))
     key = jax.random.key(0, impl="threefry2x32") if key is None else key
     key_init, key_train, key_scores = jax.random.split(key, 3)
     problem = make_problem(x, validation, model, likelihood, binarize, standardize, arguments)
+    checkpoints = None if folder is None else _opened(Path(folder))
     mesh = make_mesh(jax.devices() if devices is None else devices)
     optimizer = with_sigma_rate(optax.adam(1e-3), 10.0) if optimizer is None else optimizer
     state = init_state(problem.vae, optimizer, key_init, averaging=average_decay is not None)
@@ -129,7 +129,7 @@ def _check(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if folder is None:
         return
-    if (Path(folder) / "checkpoints").exists():
+    if any((Path(folder) / "checkpoints").glob("*")):
         raise ValueError(f"{folder} holds a run already. Give a new folder.")
     if not isinstance(model, str):
         raise ValueError(
@@ -163,7 +163,7 @@ def _about(
 
 
 def _opened(folder: Path) -> Any:
-    """Open the checkpoints of a new run: a folder that cannot be written is an error now."""
+    """Open the checkpoints of a new run; before training, so that an unwritable folder fails."""
     from jaxvae.checkpoints import Checkpoints  # orbax: only for files
 
     return Checkpoints(folder / "checkpoints")
@@ -187,7 +187,7 @@ def _save(
         checkpoints.wait()
         assert trained.reference is not None
         write_reference(folder, trained.reference)
-    except (OSError, ValueError) as error:  # the model in memory must not be lost with it
+    except (OSError, ValueError) as error:  # the caller still gets the model
         warnings.warn(f"{folder} was not saved: {error}", stacklevel=3)
     finally:
         checkpoints.close()
@@ -195,7 +195,7 @@ def _save(
 
 @dataclasses.dataclass
 class _Line:
-    """A line on the screen that is written anew."""
+    """Progress line that overwrites itself."""
 
     start: float
     elbo: str = ""

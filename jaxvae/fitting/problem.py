@@ -1,4 +1,4 @@
-"""Model and data of a fit: rows are checked, split and prepared, and the model starts from them."""
+"""Check, split and prepare the rows of a fit, and build the model that starts from them."""
 
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
         vae: the model.
         recipe: its recipe for checkpoints; None for your own model.
         splits: training and validation rows.
-        loaded: the training rows before any was drawn (`binarize="static"`).
+        loaded: the training rows as given: `binarize="static"` replaces those of `splits`.
         preprocessing: preprocessing of the splits.
         about: its description for checkpoints.
     """
@@ -53,7 +53,7 @@ def make_problem(
     arguments: dict[str, Any],
 ) -> Problem:
     """Split and prepare the data, and build the model."""
-    splits = _split(_stored(x), validation)
+    splits = _split(_stored(x, "x"), validation)
     if likelihood == "auto":
         choice = choose_likelihood(splits.train)
         likelihood, binarize = (
@@ -98,7 +98,7 @@ def make_problem(
     return Problem(trainable(vae), recipe, splits, loaded, preprocessing, about)
 
 
-def _stored(x: ArrayLike) -> np.ndarray:
+def _stored(x: ArrayLike, name: str) -> np.ndarray:
     """Rows [N, D] or [N, H, W, C] as uint8, int32 or float32.
 
     Raises:
@@ -107,7 +107,7 @@ def _stored(x: ArrayLike) -> np.ndarray:
     rows = np.asarray(x)
     if rows.ndim not in (2, 3, 4) or 0 in rows.shape or rows.dtype.kind not in "biuf":
         raise ValueError(
-            "x must be numbers of shape [N, D], [N, H, W] or [N, H, W, C], got "
+            f"{name} must be numbers of shape [N, D], [N, H, W] or [N, H, W, C], got "
             f"{list(rows.shape)} of {rows.dtype}. Reshape or convert it."
         )
     rows = rows[..., None] if rows.ndim == 3 else rows
@@ -115,25 +115,35 @@ def _stored(x: ArrayLike) -> np.ndarray:
         with np.errstate(over="ignore"):
             rows = rows.astype(np.float32)
         if not np.isfinite(rows).all():
-            raise ValueError("x must be finite in float32. Repair or drop the other rows.")
+            raise ValueError(f"{name} must be finite in float32. Repair or drop the other rows.")
         return rows
     if rows.dtype.kind == "b" or rows.dtype == np.uint8:
         return rows.view(np.uint8)
     if rows.min() < -(2**31) or rows.max() >= 2**31:
-        raise ValueError("x must have integers that fit 32 bits. Rescale them, or give floats.")
+        raise ValueError(
+            f"{name} must have integers that fit 32 bits. Rescale them, or give floats."
+        )
     return rows.astype(np.int32)
 
 
 def _split(rows: np.ndarray, validation: float | ArrayLike) -> Splits:
-    """Set aside validation rows: a share, in an order that is always the same, or those given."""
+    """Set aside validation rows: the given ones, or a share of `rows` in a fixed random order."""
     if not np.isscalar(validation):
-        others = _stored(validation)
+        others = _stored(validation, "validation")
         if others.shape[1:] != rows.shape[1:]:
             raise ValueError(
                 f"validation must have rows of shape {list(rows.shape[1:])} as x has, got "
                 f"{list(others.shape[1:])}."
             )
-        return Splits("x", rows, others.astype(rows.dtype), rows[:0])
+        with np.errstate(invalid="ignore"):
+            converted = others.astype(rows.dtype)
+        if rows.dtype.kind != "f" and not np.array_equal(converted, others):
+            raise ValueError(
+                f"validation must have values that x's type {rows.dtype} can hold, got "
+                f"{others.dtype} from {others.min():.6g} to {others.max():.6g}. Convert x or "
+                "validation."
+            )
+        return Splits("x", rows, converted, rows[:0])
     share = float(validation)  # type: ignore[arg-type]
     if not 0 <= share < 1:
         raise ValueError(f"validation must be a share from 0 to below 1, or rows; got {share}.")

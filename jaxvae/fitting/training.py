@@ -90,10 +90,10 @@ def train(
 
 
 def _check_finite(state: TrainState) -> None:
-    """Check that steps still change the parameters.
+    """Check that training has not come to a halt.
 
     Raises:
-        FloatingPointError: they have not for `MOST_SKIPPED` steps.
+        FloatingPointError: the last `MOST_SKIPPED` steps were all skipped.
     """
     skipped = int(state.skipped_in_row)
     if skipped >= MOST_SKIPPED:
@@ -112,7 +112,7 @@ def _better(
     mesh: Mesh,
     key: jax.Array,
 ) -> Best:
-    """Measure the parameters on the validation rows, and return the better of both."""
+    """Score the parameters on the validation rows; return them if they are the best so far."""
     params = state.evaluation_params()
     if not len(validation):
         return Best(float("nan"), step, jax.device_get(params))

@@ -70,7 +70,7 @@ def doubt(likelihood: str, train: np.ndarray) -> str | None:
             f"likelihood=bernoulli turns the data, {suited.reason}, into random black and white "
             "pixels; likelihood=logistic_mixture models them as they are."
         )
-    if suited.reason == "values of two kinds" and likelihood not in ("categorical",):
+    if suited.reason == "values of two kinds" and likelihood != "categorical":
         return (
             f"likelihood={likelihood} does not suit data of only two values; "
             "likelihood=bernoulli does."

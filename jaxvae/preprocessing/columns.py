@@ -7,7 +7,8 @@ import numpy as np
 ENTRIES_AT_ONCE = 2**21
 """Numbers converted to float64 at once: 16 MB."""
 SMALLEST, LARGEST = 1e-15, 1e15
-"""Range of units in which float32 can represent squares of data and of a sigma of a thousandth."""
+"""Range of units for which float32 can represent the squares of the data, and that of a sigma of a
+thousandth of the unit."""
 RESOLVED = 2.0**-21
 """Smallest ratio of a column's unit to its location: two to four steps of float32."""
 RARE = 50.0
@@ -31,10 +32,10 @@ class ColumnUnits(NamedTuple):
 def units_of(train: np.ndarray, name: str) -> ColumnUnits:
     """Compute the units of a training split [N, ..., C], in pieces, as it may be on disk.
 
-    A constant column has no spread, and the spread of one that rarely varies may be exceeded a
-    thousandfold by new rows: both get the median unit of the other columns, if that is larger. So
-    all units scale with the data. A column whose spread is too small for float32 to resolve at its
-    location gets the smallest unit that float32 resolves there.
+    The unit is the standard deviation, with two exceptions. Columns that are constant or rarely
+    vary get the median unit of the other columns, if that is larger: new rows may exceed their own
+    deviation a thousandfold. Columns whose deviation float32 cannot resolve at their location get
+    the smallest unit that it resolves there. All units scale with the data.
 
     Args:
         train: training split, of any real type.
@@ -57,12 +58,12 @@ def units_of(train: np.ndarray, name: str) -> ColumnUnits:
             f"needs one between {SMALLEST:g} and {LARGEST:g}. Give the data in another unit."
         )
     # Phrases that follow a number of columns.
-    said = [
+    notes = [
         (constant, "constant"),
         (rare, "that rarely vary"),
         (coarse, "with a spread that float32 does not resolve"),
     ]
-    about = ", ".join(f"{found.sum():,} {what}" for found, what in said if found.any())
+    about = ", ".join(f"{found.sum():,} {what}" for found, what in notes if found.any())
     return ColumnUnits(_float32(mean), _float32(unit), about)
 
 

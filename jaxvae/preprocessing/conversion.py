@@ -18,7 +18,7 @@ class Conversion(NamedTuple):
         dequantized    x = (v + u) / top with u ~ U[0, 1), whose density bounds the mass of v below
 
     Attributes:
-        kind: one of these three.
+        kind: one of the three above.
         top: stored value that becomes 1, or the number of values if x is dequantized.
 
     Ref: Theis, van den Oord and Bethge, A note on the evaluation of generative models, 2016, ICLR.
@@ -32,7 +32,7 @@ class Conversion(NamedTuple):
     top: int
 
     def prepare(self, key: jax.Array, stored: jax.Array) -> jax.Array:
-        """x of one stored example: [*data_shape] of any type to [*data_shape] float32."""
+        """Convert one stored example [*data_shape], of any type, to x [*data_shape] float32."""
         if self.kind == "binarized":
             p = stored.ravel().astype(jnp.float32) / self.top  # flat: draws several entries at once
             return threefry.bernoulli(key, p).astype(jnp.float32).reshape(stored.shape)
@@ -54,7 +54,7 @@ class Conversion(NamedTuple):
         """Read a conversion from the description that a checkpoint stores.
 
         Raises:
-            ValueError: the values are no conversion.
+            ValueError: the values do not describe a conversion.
         """
         if not isinstance(values, dict):
             values = {}

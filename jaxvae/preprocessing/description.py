@@ -19,7 +19,7 @@ class Description(NamedTuple):
 
     Attributes:
         conversion: (key, stored example) -> x.
-        support: values that it is defined for.
+        support: stored values that the conversion is defined for.
         trained: type and range of the training data as stored.
         resizes: True if images of other sizes are resized to the model's.
         name, unit, offset_bits, standardizes: as in `Preprocessing`.
@@ -57,7 +57,7 @@ def describe(preprocessing: Preprocessing, train: Trained, *, resizes: bool) -> 
 
     Args:
         preprocessing: the preprocessing of the training data.
-        train: their type and range as they were loaded.
+        train: type and range of the training data as loaded.
         resizes: True if images were resized.
     """
     support = preprocessing.support
@@ -92,7 +92,7 @@ def read_description(about: dict[str, Any]) -> Description | None:
             standardizes=values["standardizes"],
         )
         _check_types(found)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise ValueError(
             f"the checkpoint's {ABOUT} must have the form that training writes; reading it gave: "
             f"{str(error)[:80]}. Restore the checkpoint."

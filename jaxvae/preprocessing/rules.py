@@ -1,4 +1,4 @@
-"""Rules by which a likelihood's kind of data is made from stored examples.
+"""Rules that turn stored examples into the kind of data that a likelihood needs.
 
 A likelihood needs data of its kind: binary pixels for a Bernoulli, real numbers for a Gaussian.
 `preprocess` chooses the conversion from the stored type and rejects meaningless combinations. A
@@ -40,9 +40,9 @@ class Preprocessing(NamedTuple):
         mean: [*data_shape] float32, mean of x over the training split.
         standardizes: True if the model sees x in units of the training split
             (`jaxvae.preprocessing.units_of`); `conversion` does not apply them.
-        support: values that it is defined for.
-        drawn_once: conversion of rows as loaded, where the splits were binarized once and
-            `conversion` only scales them; else None.
+        support: stored values that the conversion is defined for.
+        drawn_once: conversion of rows as loaded, if the splits were binarized once; `conversion`
+            then only scales the drawn pixels. Else None.
     """
 
     conversion: Conversion
@@ -135,7 +135,7 @@ def _for_bernoulli(
             "levels. Use binarize=dynamic, or grey_probabilities to take them as they are."
         )
     name = "grey levels as Bernoulli probabilities"
-    unit = "grey levels, which are no binary pixels"
+    unit = "grey levels, which are not binary pixels"
     return dataset, _scaled(dataset, top, name, unit, _grey(top))
 
 
@@ -221,7 +221,7 @@ RULES = {
 
 
 def as_pixels(dataset: Splits) -> Splits:
-    """Store whole numbers from 0 to 255 as uint8, if the highest is above 127; else as they are."""
+    """Store whole numbers from 0 to 255, the highest above 127, as uint8; keep other data."""
     if dataset.train.dtype == np.uint8 or not _are_pixels(dataset):
         return dataset
     return dataset._replace(**{split: getattr(dataset, split).astype(np.uint8) for split in SPLITS})

@@ -48,5 +48,5 @@ def _errors(preprocessing: Preprocessing, train: np.ndarray) -> jax.Array:
 
 
 def _key(seed: int) -> jax.Array:
-    """Key of this generator on every machine: `rbg` keys depend on the batch."""
+    """Threefry key, whatever jax's default: draws with `rbg` keys depend on the batch."""
     return jax.random.key(seed, impl="threefry2x32")

@@ -1,4 +1,4 @@
-"""Values that a model can be given: those its conversion is defined for, near its training data."""
+"""Checks that new rows suit a model: the values its conversion takes, and the training range."""
 
 from typing import Any, NamedTuple
 
@@ -52,8 +52,8 @@ def check_rows(rows: np.ndarray, support: Support, trained: Trained) -> None:
         trained: training data.
 
     Raises:
-        ValueError: a value is not finite, outside the support, far outside the training range; or
-            8-bit data are given on the scale from 0 to 1. The text has both ranges.
+        ValueError: a value is not finite, outside the support, or far outside the training range;
+            or 8-bit data are given on the scale from 0 to 1. The message gives both ranges.
 
     >>> check_rows(np.array([[0.5]]), Support(0, 255, True), Trained("uint8", 0, 255))
     Traceback (most recent call last):
@@ -65,17 +65,17 @@ def check_rows(rows: np.ndarray, support: Support, trained: Trained) -> None:
     seen = f"{trained.dtype} from {trained.low:.6g} to {trained.high:.6g}"
     given = f"{rows.dtype} from {low:.6g} to {high:.6g}"
     if not np.isfinite([low, high]).all():
-        problem = "Repair or drop the rows that are not finite."
+        remedy = "Repair or drop the rows that are not finite."
     elif low < support.low or high > support.high or trained.far(low, high):
-        problem = "Rescale them."
+        remedy = "Rescale them."
     elif support.whole and not are_whole(rows):
-        problem = "Give whole numbers, as they were stored."
-    elif trained.high > 1 and support.whole and rows.dtype.kind == "f" and 0 < high <= 1:
-        problem = "Multiply them by 255, or convert them to an integer type if they are right."
+        remedy = "Give whole numbers, as they were stored."
+    elif trained.high > 1 and support.high == 255 and rows.dtype.kind == "f" and 0 < high <= 1:
+        remedy = "Multiply them by 255, or convert them to an integer type if they are right."
     else:
         return
     raise ValueError(
-        f"the rows must be on the scale of the training data, {seen}; they are {given}. {problem}"
+        f"the rows must be on the scale of the training data, {seen}; they are {given}. {remedy}"
     )
 
 
@@ -83,7 +83,7 @@ def require_support(rows: np.ndarray, support: Support, name: str) -> None:
     """Check that rows of a data set are in the support.
 
     Raises:
-        ValueError: a value is outside it, or has a fraction; the text names the data set.
+        ValueError: a value is outside the support, or must be a whole number and is not.
     """
     low, high = (float(rows.min()), float(rows.max())) if rows.size else (0.0, 0.0)
     if not (low >= support.low and high <= support.high):
@@ -113,12 +113,12 @@ def support_from_json(values: Any) -> Support:
     """Read a support from the JSON list [low, high, whole], in which null stands for infinity.
 
     Raises:
-        ValueError: the values are no support.
+        ValueError: the values do not describe a support.
     """
     match values:
         case [low, high, bool(whole)]:
             low = -np.inf if low is None else low
             high = np.inf if high is None else high
             if all(type(limit) in (int, float) for limit in (low, high)):
-                return Support(low, high, whole)
+                return Support(float(low), float(high), whole)
     raise ValueError(f"a support must be [low, high, whole], got {str(values)[:60]}.")

@@ -47,13 +47,13 @@ class Reference(NamedTuple):
         try:
             scores = values["log_likelihood"]
             found = cls(np.array(scores, np.float32), values["num_samples"], values["step"])
-            right = found.log_likelihood.ndim == 1 and 1 <= len(scores) <= MOST_ROWS
-            right = right and not np.isnan(found.log_likelihood).any()
-            right = right and all(type(number) is int for number in found[1:])
-            right = right and 1 <= found.num_samples <= MOST_SAMPLES
+            valid = found.log_likelihood.ndim == 1 and 1 <= len(scores) <= MOST_ROWS
+            valid = valid and not np.isnan(found.log_likelihood).any()
+            valid = valid and all(type(number) is int for number in found[1:])
+            valid = valid and 1 <= found.num_samples <= MOST_SAMPLES
         except (TypeError, KeyError, ValueError, OverflowError):
-            right = False
-        if not right:
+            valid = False
+        if not valid:
             raise ValueError(
                 "the reference must have log_likelihood, num_samples and step, as training writes "
                 f"them, got {str(values)[:60]}."
@@ -86,6 +86,6 @@ def ranked(scores: Scores, reference: Reference | None) -> Score:
 
 
 def spread_evenly(rows: np.ndarray) -> np.ndarray:
-    """Return at most `MOST_ROWS` rows, spread evenly over all, as sorted files need."""
+    """Return at most `MOST_ROWS` rows, spread evenly over all, since a file may be sorted."""
     count = min(len(rows), MOST_ROWS)
     return rows[np.linspace(0, len(rows) - 1, count).astype(int)]

@@ -39,9 +39,9 @@ class TrainedVAE:
     """A VAE with its parameters and preprocessing.
 
     Rows [N, *data_shape] go in as they were stored: 8-bit images, counts, real numbers in the
-    data's unit. Values on another scale are an error with the range of the training data. All
-    methods work in batches, on all devices, with programs that are compiled once. Row i uses the
-    key fold_in(key, i), so a row's result does not depend on the rows after it.
+    data's unit. Values on another scale raise an error that gives the range of the training data.
+    All methods work in batches, on all devices, with programs that are compiled once. Row i uses
+    the key fold_in(key, i), so a row's result does not depend on the rows after it.
 
     Attributes:
         vae, params: pure functions of one prepared example, and their parameters.
@@ -176,14 +176,15 @@ class TrainedVAE:
             raise ValueError(f"rows must be numbers, got {rows.dtype}. Convert them.")
         if rows.shape[1:] == self.data_shape[:-1] and self.data_shape[-1:] == (1,):
             rows = rows[..., None]  # grey images without the axis of channels
-        if rows.ndim == 4 and rows.shape[3:] == self.data_shape[2:] and self.description.resizes:
-            rows = self._resized(rows)
-        if rows.shape[1:] != self.data_shape:
+        images = rows.ndim == 4 and rows.shape[3:] == self.data_shape[2:]
+        resizes = images and self.description.resizes
+        if not resizes and rows.shape[1:] != self.data_shape:
             raise ValueError(
                 f"rows must have shape [N, {', '.join(map(str, self.data_shape))}], got "
                 f"{list(rows.shape)}. For one example x, give x[None]."
             )
         self.description.check(rows)
+        rows = self._resized(rows) if resizes else rows
         return rows if rows.dtype.kind != "f" else rows.astype(np.float32)
 
     def __repr__(self) -> str:
@@ -193,9 +194,12 @@ class TrainedVAE:
 
     def _resized(self, rows: np.ndarray) -> np.ndarray:
         target = (self.data_shape[0], self.data_shape[1])
-        if rows.shape[1:3] == target:
+        if rows.shape[1:3] == target or not len(rows):
             return rows
-        resized = jax.jit(jax.vmap(lambda image: resize(image, target)))
+        if "resize" not in self._programs:
+            self._programs["resize"] = jax.jit(jax.vmap(lambda image: resize(image, target)))
+        resized = self._programs["resize"]
+        rows = rows.astype(self.description.trained.dtype)  # `resize` rounds and limits only uint8
         found = [resized(rows[i : i + 64]) for i in range(0, len(rows), 64)]
         return np.concatenate(found).astype(rows.dtype)
 
@@ -228,7 +232,7 @@ class TrainedVAE:
 
     @cached_property
     def _programs(self) -> dict[str, Callable[..., Any]]:
-        """Mapped functions by name: a new one would be compiled again."""
+        """Mapped functions by name, kept since a new one would be compiled again."""
         return {}
 
     def _array(
@@ -253,7 +257,7 @@ class TrainedVAE:
         # Few sizes of a batch mean few programs: powers of two up to the batch size.
         fewer = min(self.batch_size, 2 ** (len(rows) - 1).bit_length())
         padded = rows if len(rows) >= fewer else np.resize(rows, (fewer, *rows.shape[1:]))
-        default = jax.random.key(0, impl="threefry2x32")  # of other generators, batches matter
+        default = jax.random.key(0, impl="threefry2x32")  # rbg depends on the batch
         found = map_dataset(
             self._programs[name],
             self._on_devices,

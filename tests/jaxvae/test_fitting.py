@@ -59,6 +59,8 @@ def test_a_folder_holds_the_model_that_fit_returns(tmp_path):
     x = bars()[:9]
     for name, values in trained.score(x)._asdict().items():
         np.testing.assert_allclose(getattr(again.score(x), name), values, atol=1e-3)
+    inside = load_trained(tmp_path / "run" / "checkpoints", devices=ONE)
+    np.testing.assert_array_equal(inside.score(x).quantile, again.score(x).quantile)
     np.testing.assert_array_equal(again.reconstruct(x), trained.reconstruct(x))
     assert repr(again) == repr(trained)
     assert "bernoulli" in repr(trained)
@@ -141,6 +143,8 @@ def test_your_own_vae_is_fitted_and_cannot_be_saved_by_recipe(tmp_path):
         (vectors(), {"model": "vit"}, "model must be mlp or conv, or a jaxvae.VAE; got 'vit'"),
         (vectors(), {"validation": 1.0}, "validation must be a share from 0 to below 1"),
         (vectors(), {"validation": bars()}, "validation must have rows of shape"),
+        (vectors(), {"validation": None}, r"validation must be numbers .* got \[\] of object"),
+        (bars(), {"validation": bars() / 2}, "x's type uint8 can hold, got float32 from 0 to 0.5"),
         (vectors(), {"likelihood": "bernoulli"}, r"bernoulli needs values in \[0, 1\]"),
         (vectors(), {"latent_dims": 3}, "latent_dims"),
         (vectors(), {"num_steps": 0}, "num_steps must be at least 1, got 0"),
@@ -158,7 +162,7 @@ def test_a_loss_that_is_never_finite_is_an_error():
         fit(vectors(), devices=ONE, objective=_not_finite, **SMALL)
 
 
-def test_ctrl_c_gives_the_best_parameters_so_far():
+def test_ctrl_c_gives_the_best_parameters_so_far(tmp_path):
     def interrupt(at, done, num_steps, elbo):
         if done >= at:
             raise KeyboardInterrupt
@@ -167,8 +171,11 @@ def test_ctrl_c_gives_the_best_parameters_so_far():
     with pytest.warns(UserWarning, match=r"interrupted\. The result is that of step (10|20)"):
         trained = fit(vectors(), devices=ONE, **flags | {"progress": partial(interrupt, 20)})
     assert trained.reference.step in (10, 20)
+    flags |= {"devices": ONE, "folder": tmp_path / "run"}
     with pytest.raises(KeyboardInterrupt):  # before any evaluation
-        fit(vectors(), devices=ONE, **flags | {"progress": partial(interrupt, 1)})
+        fit(vectors(), **flags | {"progress": partial(interrupt, 1)})
+    fit(vectors(), **flags)  # the folder is still new
+    assert (tmp_path / "run" / "reference.json").is_file()
 
 
 def test_a_model_that_cannot_be_saved_is_returned_all_the_same(tmp_path, monkeypatch):

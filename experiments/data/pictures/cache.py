@@ -1,8 +1,8 @@
 """Prepared pixels on disk: a memory-mapped .npy file, and a JSON file that describes it.
 
 The names of both files hold a digest of the options and of all names, sizes and times of the
-pictures, so a file is valid for its name: processes that prepare the same pictures at once replace
-a file by an equal one. A file is written under a temporary name and renamed when it is whole.
+pictures: processes that prepare the same pictures at once replace a file by an equal one. A file is
+written under a temporary name and renamed when it is complete.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ FORMAT = 1
 SLUG_CHARACTERS = 40
 PART = ".part"
 ABANDONED_SECONDS = 60
-"""Age from which a temporary file without a lock is removed: a new one is locked at once."""
+"""Age above which a temporary file without a lock is removed; a younger one may be locked soon."""
 
 
 class Prepared(NamedTuple):
@@ -87,7 +87,7 @@ class Entry:
         self._digest = _hash(f"{how} {pillow_version} {fingerprint(pictures, files)}", 24)
 
     def read(self) -> Prepared | None:
-        """Memory-map the pixels; None if they are not there, or not whole."""
+        """Memory-map the pixels; None if they are missing or incomplete."""
         # Under any name of the source: the folder of pictures may have been moved.
         for path in self.folder.glob(f"*-{self._digest}.json"):
             with contextlib.suppress(Exception):  # numpy raises many types for damaged files
@@ -107,7 +107,7 @@ class Entry:
         return [path for path in self.folder.glob(f"{self._source}-*") if path.stem != own]
 
     def is_writable(self) -> bool:
-        """Return True if the folder is there, or can be made, and can be written."""
+        """Return True if the folder exists or can be created, and can be written."""
         try:
             require_folder(self.folder, "the cache")
         except ValueError:
@@ -188,7 +188,7 @@ def _write_npy(path: Path, rows: Rows) -> list[int]:
 
 
 def _header(count: int, shape: tuple[int, ...]) -> bytes:
-    """Header of an .npy file; its length is the same for every count, for which numpy pads it."""
+    """Header of an .npy file; numpy pads it, so that its length is the same for every count."""
     file = io.BytesIO()
     about = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
     npy_format.write_array_header_1_0(file, about)

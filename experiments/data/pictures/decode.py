@@ -132,7 +132,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation; 1, upright, if there is none."""
+    """EXIF orientation; 1 (upright) if the picture does not give one."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # viewers, too, ignore EXIF data that they cannot read

@@ -1,4 +1,4 @@
-"""Decode the pictures of a data set by several threads, a few ahead of the one that is needed."""
+"""Decode the pictures of a data set in several threads, a few pictures ahead."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ MOST_AT_ONCE = 32
 BYTES_AT_ONCE = 2**17
 """Bytes of files that a thread reads in one go, so that small pictures cost few hand-overs."""
 PIECES_PER_THREAD = 2
-"""Pieces that are decoded ahead of the one that is needed next: they bound the memory."""
+"""Pieces that are decoded ahead; few, to bound the memory."""
 SECONDS_UNSHOWN = 2.0
 """Time after which progress is shown."""
 NAMED = 3
@@ -95,7 +95,7 @@ class Rows:
             pixels = found.pixels
             first = first or (name, pixels.shape)
             if pixels.shape[:2] != first[1][:2]:
-                raise _sizes(self._folder, *first, name, pixels.shape)
+                raise _different_sizes(self._folder, *first, name, pixels.shape)
             if pixels.shape[2] > first[1][2]:
                 raise FoundColour
             self.notes.update(found.notes)
@@ -117,7 +117,7 @@ class Rows:
         )
 
 
-def _sizes(
+def _different_sizes(
     folder: Path, first: str, one: tuple[int, ...], file: str, other: tuple[int, ...]
 ) -> ValueError:
     (first, one), (file, other) = sorted([(first, one), (file, other)])
@@ -131,7 +131,7 @@ def _sizes(
 def _in_order(
     read: Callable[[Path], Result], paths: Sequence[str]
 ) -> Iterator[Result | Unreadable]:
-    """Read files by several threads, a few pieces ahead; yield the results in order."""
+    """Read files in several threads, a few pieces ahead; yield the results in order."""
     count = min(MOST_THREADS, os.cpu_count() or 1)
     size = os.path.getsize(paths[0]) if os.path.isfile(paths[0]) else 0
     at_once = max(1, min(MOST_AT_ONCE, BYTES_AT_ONCE // max(1, size)))

@@ -1,4 +1,4 @@
-"""What a run writes after training."""
+"""Files that a run writes after training."""
 
 import dataclasses
 import json

@@ -53,7 +53,7 @@ def prepared(preprocessing: Preprocessing, key: jax.Array, values: np.ndarray) -
             {"grey_probabilities": True},
             "grey levels as Bernoulli probabilities",
             0,
-            "grey levels, which are no binary pixels",
+            "grey levels, which are not binary pixels",
         ),
         (grey() // 128, "bernoulli", {}, "none", 0, "binary pixels"),
         (grey(), "gaussian", {}, "uniform dequantization to [0, 1]", 8, "8-bit pixels"),

@@ -14,7 +14,7 @@ import scipy.stats
 import jaxvae
 from jaxvae.preprocessing.conversion import Conversion
 from jaxvae.preprocessing.description import Description
-from jaxvae.preprocessing.support import REALS, Support, Trained
+from jaxvae.preprocessing.support import REALS, Support, Trained, check_rows
 from jaxvae.testing import LinearGaussian
 from jaxvae.trained import Reference, TrainedVAE
 
@@ -143,7 +143,13 @@ def test_samples_have_the_moments_of_the_model():
 
 def test_images_of_another_size_are_resized_if_training_resized():
     trained = grey_model()
-    assert trained.reconstruct(images(3, side=20)).shape == (3, 8, 8, 1)
+    resized = trained.rows(images(3, side=20))
+    assert resized.shape == (3, 8, 8, 1)
+    small = images(3, side=5)  # enlarged, so that the cubic goes below 0 and above 255
+    for dtype in (np.int64, np.float64):
+        np.testing.assert_array_equal(trained.rows(small.astype(dtype)), trained.rows(small))
+    with pytest.raises(ValueError, match="at least one row"):
+        trained.score(images(0, side=20))
     kept = dataclasses.replace(trained, description=GREY._replace(resizes=False))
     with pytest.raises(ValueError, match=r"must have shape \[N, 8, 8, 1\], got \[3, 20, 20, 1\]"):
         kept.reconstruct(images(3, side=20))
@@ -164,6 +170,11 @@ def test_images_of_another_size_are_resized_if_training_resized():
 def test_rows_of_another_kind_are_rejected(rows, message):
     with pytest.raises(ValueError, match=message):
         grey_model().score(rows)
+
+
+def test_counts_of_0_and_1_are_on_the_scale_of_counts():
+    counts = Support(0, 2**24, True)
+    check_rows(np.array([[0.0, 1.0]]), counts, Trained("float32", 0, 10))
 
 
 def test_real_rows_far_outside_the_training_range_are_rejected():
