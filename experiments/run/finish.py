@@ -118,11 +118,11 @@ def _measure(loop: Loop, samples_before: int | None) -> dict[str, Any]:
     loop.recorder.display.message(f"Measuring step {step:,}.")
     began = time.perf_counter()
     measured, num_samples = _score_splits(loop, params, samples_before)
-    of_training = np.sort(measured.pop(TRAINING).log_likelihood)
-    if is_first():
+    reference = Reference.of(measured.pop(TRAINING).log_likelihood, num_samples, step)
+    if is_first() and reference is not None:
         from jaxvae.checkpoints import write_reference  # orbax, which loads while a step compiles
 
-        write_reference(loop.built.config.folder, Reference(of_training, num_samples, step))
+        write_reference(loop.built.config.folder, reference)
     for split, scores in measured.items():
         shape = getattr(loop.built.dataset, split).shape[1:]
         results[split] = summarize(scores, shape, loop.built.preprocessing, num_samples)

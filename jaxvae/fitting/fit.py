@@ -185,8 +185,8 @@ def _save(
     try:
         checkpoints.save(best.step, {"params": best.params}, about, metric)
         checkpoints.wait()
-        assert trained.reference is not None
-        write_reference(folder, trained.reference)
+        if trained.reference is not None:
+            write_reference(folder, trained.reference)
     except (OSError, ValueError) as error:  # the caller still gets the model
         warnings.warn(f"{folder} was not saved: {error}", stacklevel=3)
     finally:

@@ -118,6 +118,6 @@ def _better(
         return Best(float("nan"), step, jax.device_get(params))
     scores = map_dataset(score, params, replicate(key, mesh), validation, mesh=mesh, batch_size=500)
     value = float(scores.elbo.mean())
-    if best is not None and not value > best.elbo:
+    if best is not None and not np.isnan(best.elbo) and not value > best.elbo:
         return best
     return Best(value, step, jax.device_get(params))

@@ -24,6 +24,16 @@ class Reference(NamedTuple):
     num_samples: int
     step: int
 
+    @classmethod
+    def of(cls, log_likelihood: np.ndarray, num_samples: int, step: int) -> "Reference | None":
+        """Make the reference of scores in any order, without those that are NaN; None if all are.
+
+        >>> Reference.of(np.array([2.0, np.nan, 1.0]), 10, 0).log_likelihood.tolist()
+        [1.0, 2.0]
+        """
+        known = log_likelihood[~np.isnan(log_likelihood)]
+        return cls(np.sort(known), num_samples, step) if len(known) else None
+
     def quantile(self, values: np.ndarray) -> np.ndarray:
         """Share of the training rows whose estimate is at most each value: in [0, 1].
 

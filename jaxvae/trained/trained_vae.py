@@ -156,7 +156,7 @@ class TrainedVAE:
     ) -> TrainedVAE:
         """Copy with the scores of up to 2,000 training rows as reference."""
         found = self._scores(None, spread_evenly(train), num_samples, progress)
-        reference = Reference(np.sort(found.log_likelihood), num_samples, step)
+        reference = Reference.of(found.log_likelihood, num_samples, step)
         return dataclasses.replace(self, reference=reference)
 
     def export(self, path: str | Path, *, num_samples: int = 100) -> None:
