@@ -7,7 +7,7 @@ that suits the data. `units_of` gives the location and unit of each column.
 from jaxvae.preprocessing.choice import Choice, choose_likelihood, doubt
 from jaxvae.preprocessing.columns import ColumnUnits, units_of
 from jaxvae.preprocessing.conversion import Conversion
-from jaxvae.preprocessing.images import resize
+from jaxvae.preprocessing.images import cover, resize
 from jaxvae.preprocessing.rules import RULES, Preprocessing, Splits, preprocess
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Preprocessing",
     "Splits",
     "choose_likelihood",
+    "cover",
     "doubt",
     "preprocess",
     "resize",

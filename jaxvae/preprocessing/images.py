@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def cover(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
+def cover(size: tuple[float, float], target: tuple[int, int]) -> tuple[float, float, float, float]:
     """Return the largest centred box of an image with the target's aspect ratio.
 
     Args:

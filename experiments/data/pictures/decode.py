@@ -9,6 +9,8 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
+from jaxvae.preprocessing import cover
+
 NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow recognises but does not decode by itself; for EPS it starts Ghostscript."""
 USUAL = frozenset({"BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"})
@@ -171,9 +173,7 @@ def _on_white(image: Image.Image, notes: list[str]) -> Image.Image:
 
 def _cover(image: Image.Image, extent: tuple[float, float], wanted: tuple[int, int]) -> Image.Image:
     """Resample the largest centred box of the wanted proportions, in one step."""
-    scale = min(extent[0] / wanted[0], extent[1] / wanted[1])
-    width, height = wanted[0] * scale, wanted[1] * scale
-    left, top = (extent[0] - width) / 2, (extent[1] - height) / 2
+    top, left, height, width = cover(extent[::-1], wanted[::-1])
     box = (
         max(left, 0.0),
         max(top, 0.0),
