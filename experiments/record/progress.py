@@ -1,6 +1,7 @@
 """Progress of work that takes more than a moment: what is being done, and how far it is."""
 
 import contextlib
+import re
 import sys
 import threading
 import time
@@ -23,11 +24,12 @@ def to_stderr(line: str) -> None:
 def without_announcements(text: str) -> str:
     """Remove the lines of `announced` from a text: on a slow machine there are more of them.
 
-    >>> without_announcements("Starting JAX ...\\nReading mnist: 11 s so far\\nerror: no.\\n")
+    >>> without_announcements("Starting JAX ...\\nRows: 7 of 10, compiling\\nerror: no.\\n")
     'error: no.\\n'
     """
+    announcement = re.compile(r".* (\.\.\.|so far)$|.*: [\d,]+ of [\d,]+(, .*)?$")
     lines = text.splitlines(keepends=True)
-    return "".join(line for line in lines if not line.rstrip().endswith((" ...", " so far")))
+    return "".join(line for line in lines if not announcement.match(line.rstrip()))
 
 
 @contextlib.contextmanager

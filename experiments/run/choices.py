@@ -45,9 +45,8 @@ def choose(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, list[str
     if config.likelihood == "auto":
         choice, implied = choose_likelihood(dataset.train), implied_likelihood(config)
         if implied is None:
-            config = dataclasses.replace(
-                config, likelihood=choice.likelihood, binarize=choice.binarize
-            )
+            binarize = choice.binarize if config.binarize == "auto" else config.binarize
+            config = dataclasses.replace(config, likelihood=choice.likelihood, binarize=binarize)
             lines.append(
                 f"likelihood: {choice.likelihood}, as the data are {choice.reason} "
                 "(--likelihood chooses another)."

@@ -156,7 +156,7 @@ def test_gradients_trace_under_strict_promotion_and_with_legacy_keys(case):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @every_case
 def test_gradients_trace_in_x64_of_parameters_in_float32(case):
     """The prior, which has no parameters, is float64 in x64."""
@@ -231,7 +231,7 @@ def test_bounds_run_without_jit_and_make_no_nan(case):
     assert np.isfinite([value, slope]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", FAMILIES, ids=name_of)
 def test_families_run_without_jit_and_make_no_nan(case):
     """The gradients by every parameter are computed too."""

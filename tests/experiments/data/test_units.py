@@ -174,7 +174,7 @@ def trained_elbo(x, num_steps, build, **own):
     return elbos(vae, state.params, x[-40:].astype(np.float32), keys).mean()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("likelihood", "sigma"), KINDS[: len(SIGMAS) + 1])
 def test_trained_elbo_of_vectors_moves_by_d_log_unit(likelihood, sigma):
     """After 200 steps, the ELBO may differ by at most 1 nat, because of rounding."""
@@ -186,7 +186,7 @@ def test_trained_elbo_of_vectors_moves_by_d_log_unit(likelihood, sigma):
     assert found[1.0] > -9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("sigma", ["learned", "optimal"])
 def test_trained_elbo_of_16_bit_images_moves_by_d_log_unit(sigma):
     own = {"likelihood": "gaussian", "sigma": sigma, "hidden": (4,), "width": 8}

@@ -129,7 +129,7 @@ def test_a_warning_names_the_steps_that_have_no_learning_rate(flags, step, num_s
         assert re.search(warned, line)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_steps_after_cosine_give_a_warning(copied, capsys):
     before = _weights(copied.run)
     assert train(dataclasses.replace(copied, num_steps=9)) == 0
