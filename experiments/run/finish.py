@@ -21,7 +21,7 @@ from experiments.run.build import Built
 from experiments.run.final_samples import CHOICES, choose_num_samples
 from experiments.run.loop import Loop
 from experiments.run.optimization import evaluated_at_once
-from experiments.show import pictures, report
+from experiments.show import plots, report
 from experiments.show.drawing import (
     draw,
     make_decoder,
@@ -212,11 +212,11 @@ def _draw(built: Built, params: Params, measured: dict[str, Scores]) -> dict[str
 
     extremes = show_extremes(rows, scores, prepared, reconstructed, names, folder)
     if scores.kl_per_latent is not None:
-        pictures.latent_kl_bars(scores.kl_per_latent.mean(0), folder / "latent_kl.png")
+        plots.latent_kl_bars(scores.kl_per_latent.mean(0), folder / "latent_kl.png")
     shown: dict[str, Any] = {"split": split, "extremes": extremes}
     view = view_latents(rows, scores, names)
     if view is not None:
         axes = [f"z[{i}]" for i in view.latents]
-        pictures.latent_plot(view.points, axes, view.classes, folder / "latents.png")
+        plots.latent_plot(view.points, axes, view.classes, folder / "latents.png")
         shown["latents"] = view.about()
     return {"shown": shown}

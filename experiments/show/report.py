@@ -17,7 +17,7 @@ from experiments.record.metrics import read_metrics
 from experiments.show import page
 from experiments.show.next_commands import next_commands
 from experiments.show.picture_sections import picture_sections
-from experiments.show.pictures import curves, quantities
+from experiments.show.plots import curves, quantities
 from experiments.show.saved_results import with_current_names
 
 _QUANTITIES = {

@@ -24,6 +24,7 @@ from jaxvae.evaluation import (
 from jaxvae.models.vae import VAE, Params
 from jaxvae.preprocessing import resize
 from jaxvae.preprocessing.description import Description
+from jaxvae.trained.export import export as write
 from jaxvae.trained.reference import Reference, Score, ranked, spread_evenly
 from jaxvae.training.devices import make_map, make_mesh, replicate
 
@@ -161,9 +162,15 @@ class TrainedVAE:
 
     def export(self, path: str | Path, *, num_samples: int = 100) -> None:
         """Write encode, decode and log_likelihood as StableHLO: `jaxvae.trained.export`."""
-        from jaxvae.trained.export import export
-
-        export(self, Path(path), num_samples)
+        write(
+            self.vae,
+            self.params,
+            self.data_shape,
+            self.description,
+            num_samples=num_samples,
+            about=self.about,
+            folder=Path(path),
+        )
 
     def rows(self, x: ArrayLike) -> np.ndarray:
         """Rows as stored, checked; images of another size are resized if training did so.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.show import pictures
+from experiments.show import pictures, plots
 
 BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
 
@@ -225,7 +225,7 @@ def curves(rows, name="elbo"):
     png = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pictures.curves(rows, name, png)
+        plots.curves(rows, name, png)
     return decoded(png)
 
 
@@ -247,7 +247,7 @@ def test_curves_need_no_training_rows():
 
 def test_quantities_are_those_of_the_rows_and_the_elbo():
     row = {"step": 1, "split": "train", "kl": 1.0, "gradient_norm": 1.0, "other": 2.0}
-    assert pictures.quantities([row]) == ["elbo", "kl", "gradient_norm"]
+    assert plots.quantities([row]) == ["elbo", "kl", "gradient_norm"]
     assert near(curves([row], "kl"), BLUE).any()
     assert curves([row], "kl").shape[1] == 900
 
@@ -265,23 +265,23 @@ def test_curves_accept_nan_and_values_that_are_not_positive(value):
 def test_equal_rows_give_equal_files():
     first, second = io.BytesIO(), io.BytesIO()
     for png in (first, second):
-        pictures.curves([{"step": 1, "split": "train", "elbo": -1.0}], "elbo", png)
+        plots.curves([{"step": 1, "split": "train", "elbo": -1.0}], "elbo", png)
     assert first.getvalue() == second.getvalue()
 
 
 def test_quantities_without_a_row_are_rejected():
     with pytest.raises(ValueError, match=r"at least one row of metrics, got none. Train first"):
-        pictures.quantities([])
+        plots.quantities([])
 
 
 def test_smoothing_keeps_lines_and_ignores_gaps():
     line = np.linspace(-5.0, 5.0, 200)
-    np.testing.assert_allclose(pictures._smoothed(line)[10:-10], line[10:-10], atol=1e-12)
+    np.testing.assert_allclose(plots._smoothed(line)[10:-10], line[10:-10], atol=1e-12)
     level = np.full(200, -90.0)
     level[50:60] = np.nan
-    np.testing.assert_allclose(pictures._smoothed(level), level, atol=1e-9)
+    np.testing.assert_allclose(plots._smoothed(level), level, atol=1e-9)
     noise = np.random.default_rng(0).normal(size=2000)
-    assert pictures._smoothed(noise).std() < 0.25
+    assert plots._smoothed(noise).std() < 0.25
 
 
 @pytest.mark.parametrize("captions", [list("abcdefg"), ["a wide caption\nof two lines"] * 7])
@@ -300,7 +300,7 @@ def test_captioned_examples_stand_above_their_captions(captions):
 
 def scatter(points, names, classes):
     png = io.BytesIO()
-    pictures.latent_plot(np.asarray(points, float), names, classes, png)
+    plots.latent_plot(np.asarray(points, float), names, classes, png)
     return decoded(png)
 
 
@@ -336,12 +336,12 @@ def test_a_class_may_have_any_name(name):
 
 def test_numbers_are_sorted_by_value_and_the_others_come_last():
     names = ["others", "b", "10", "9", "-1"]
-    assert sorted(names, key=pictures._by_number) == ["-1", "9", "10", "b", "others"]
+    assert sorted(names, key=plots._by_number) == ["-1", "9", "10", "b", "others"]
 
 
 def test_latents_are_ordered_by_their_kl():
     png = io.BytesIO()
-    pictures.latent_kl_bars([0.5, 3.0, np.nan, 0.0, 1.5], png)
+    plots.latent_kl_bars([0.5, 3.0, np.nan, 0.0, 1.5], png)
     bars = near(decoded(png), BLUE).sum(axis=0)
     edges = np.flatnonzero(np.diff((bars > 0).astype(int)) == 1)
     heights = bars[edges + 20]

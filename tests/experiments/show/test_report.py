@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.flags.config import TrainConfig
-from experiments.show import pictures, report
+from experiments.show import pictures, plots, report
 from experiments.show.report import write_report
 from experiments.show.saved_results import is_shown
 
@@ -318,7 +318,7 @@ def test_the_last_numbered_picture_is_shown_and_unknown_kinds_follow(tmp_path):
 
 
 def test_a_report_with_real_curves_is_well_formed_and_reproducible(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "curves", pictures.curves)
+    monkeypatch.setattr(report, "curves", plots.curves)
     run = full_run(tmp_path)
     page_of(run)
     first = (run / "report.html").read_bytes()
