@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxvae.preprocessing.rules import MOST_COUNTS
 from jaxvae.preprocessing.support import EXAMPLES_AT_ONCE, are_whole
 
 MOST_ROWS = 2000
@@ -35,8 +36,10 @@ def choose_likelihood(train: np.ndarray) -> Choice:
         values 0 and 1, or black and white       bernoulli
         grey levels that are mostly extreme      bernoulli, drawn anew at each use
         8-bit colours and photographs            logistic_mixture
-        other whole numbers from 0 up            negative_binomial
+        other whole numbers from 0 to 2^24       negative_binomial
         all others                               gaussian
+
+    uint8 vectors without a value above 127 are counts.
 
     Args:
         train: [N, *data_shape] of uint8, int32 or float32. Images are [N, H, W, C].
@@ -49,13 +52,14 @@ def choose_likelihood(train: np.ndarray) -> Choice:
     colour = train.ndim == 4 and train.shape[3] > 1
     if whole and (high <= 1 or _are_black_or_white(train)):
         return Choice("bernoulli", "auto", "values of two kinds")
-    pixels = whole and (train.dtype == np.uint8 or 128 <= high <= 255)
-    if (pixels or (low >= 0 and high <= 1)) and not colour and _are_drawings(train, high):
+    vectors = train.ndim == 2
+    pixels = whole and (128 <= high <= 255 or (train.dtype == np.uint8 and not vectors))
+    if (pixels or (low >= 0 and high <= 1)) and not colour and _are_drawings(train, low, high):
         dynamic = "auto" if pixels else "dynamic"
         return Choice("bernoulli", dynamic, "grey levels that are mostly black or white")
     if pixels:
         return Choice("logistic_mixture", "auto", f"8-bit {'colours' if colour else 'grey levels'}")
-    if whole and train.ndim == 2:
+    if whole and vectors and high <= MOST_COUNTS:
         return Choice("negative_binomial", "auto", f"counts from {low:g} to {high:g}")
     return Choice("gaussian", "auto", f"real numbers from {low:.3g} to {high:.3g}")
 
@@ -65,10 +69,10 @@ def doubt(likelihood: str, train: np.ndarray) -> str | None:
     suited = choose_likelihood(train)
     if likelihood == suited.likelihood:
         return None
-    if likelihood == "bernoulli" and suited.likelihood == "logistic_mixture":
+    if likelihood == "bernoulli" and suited.likelihood in ("logistic_mixture", "negative_binomial"):
         return (
             f"likelihood=bernoulli turns the data, {suited.reason}, into random black and white "
-            "pixels; likelihood=logistic_mixture models them as they are."
+            f"pixels; likelihood={suited.likelihood} models them as they are."
         )
     if suited.reason == "values of two kinds" and likelihood != "categorical":
         return (
@@ -85,8 +89,11 @@ def _are_black_or_white(train: np.ndarray) -> bool:
     )
 
 
-def _are_drawings(train: np.ndarray, high: float) -> bool:
+def _are_drawings(train: np.ndarray, low: float, high: float) -> bool:
     top = 255 if high > 1 else 1
+    # Small counts and shares are near 0 as well, but nothing among them is white.
+    if low > NEAR * top or high < (1 - NEAR) * top:
+        return False
     rows = np.linspace(0, len(train) - 1, min(len(train), MOST_ROWS)).astype(int)
     share = train[rows] / np.float32(top)
     return bool(((share <= NEAR) | (share >= 1 - NEAR)).mean() >= EXTREME)

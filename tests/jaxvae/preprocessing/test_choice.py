@@ -26,6 +26,14 @@ KINDS = {
     "counts": (RNG.poisson(300, (50, 4)).astype(np.int32), "negative_binomial"),
     "few counts": (RNG.poisson(3, (50, 4)).astype(np.int32), "negative_binomial"),
     "counts as floats": (RNG.poisson(300, (50, 4)).astype(np.float32), "negative_binomial"),
+    "few counts of 8 bits": (RNG.poisson(3, (50, 4)).astype(np.uint8), "negative_binomial"),
+    "rare counts up to 150": (
+        150 * RNG.binomial(1, 0.1, (50, 4)).astype(np.int32),
+        "logistic_mixture",
+    ),
+    "counts beyond float32": (RNG.poisson(3, (50, 4)).astype(np.int32) * 10**8, "gaussian"),
+    "dark pictures": ((DRAWING // 9).astype(np.uint8), "logistic_mixture"),
+    "small shares": (RNG.dirichlet(np.ones(99), 50).astype(np.float32), "gaussian"),
     "negative integers": (RNG.integers(-5, 5, (50, 4)).astype(np.int32), "gaussian"),
 }
 
@@ -51,6 +59,7 @@ def test_the_chosen_likelihood_is_never_doubted(kind):
     [
         ("colours", "bernoulli", "turns the data, 8-bit colours, into random black and white"),
         ("photographs", "bernoulli", "8-bit grey levels, into random black and white pixels"),
+        ("few counts of 8 bits", "bernoulli", "counts from 0 to 8, into random black"),
         ("bits", "gaussian", "does not suit data of only two values"),
     ],
 )
