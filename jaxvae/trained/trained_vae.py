@@ -82,6 +82,8 @@ class TrainedVAE:
     def encode(self, x: ArrayLike, *, key: jax.Array | None = None) -> Distribution:
         """q(z|x) of every row, as one distribution object whose arrays have a leading axis N.
 
+        Its methods are those of one row: `jax.vmap(lambda q: q.sample(key))(posteriors)`.
+
         Args:
             x: [N, *data_shape] rows as stored.
             key: key of a random preprocessing, such as binarization; None: key(0).

@@ -186,6 +186,19 @@ def test_a_folder_of_a_fit_that_failed_can_be_used_again(tmp_path):
     assert load_trained(tmp_path / "run", devices=ONE).reconstruct(vectors()[:2]).shape == (2, 6)
 
 
+def test_models_whose_first_parameters_share_memory_are_fitted():
+    """Steps donate their state: they must neither get a buffer twice, nor delete the model's."""
+    flags = SMALL | {"num_steps": 2, "devices": ONE}
+    trained = fit(vectors(), posterior="coupling", **flags)
+    assert np.isfinite(trained.score(vectors()[:2]).elbo).all()
+    pretrained = OWN.init(jax.random.key(0))
+    own = OWN._replace(init=lambda key: pretrained)
+    first, again = (
+        fit(vectors(), model=own, devices=ONE, num_steps=2, progress=False) for _ in range(2)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+
+
 def test_numbers_of_numpy_are_arguments_too(tmp_path):
     flags = SMALL | {"latent_dim": np.int64(2), "hidden": np.array([16]), "sigma": np.float32(0.5)}
     trained = fit(vectors(), devices=ONE, folder=tmp_path / "run", **flags | {"num_steps": 1})
