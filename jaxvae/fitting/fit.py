@@ -14,6 +14,7 @@ import optax
 from numpy.typing import ArrayLike
 
 from jaxvae.bounds import elbo
+from jaxvae.fitting.arguments import check_folder, check_functions, check_numbers
 from jaxvae.fitting.problem import Problem, make_problem
 from jaxvae.fitting.training import Best, Progress, train
 from jaxvae.models.vae import VAE
@@ -54,7 +55,7 @@ def fit(
         x: rows as stored: [N, D] vectors, [N, H, W] or [N, H, W, C] images, of bool, integers or
             floats.
         model: "mlp" (`jaxvae.mlp_vae`), "conv" (`jaxvae.conv_vae`), or your own `jaxvae.VAE` of
-            prepared examples.
+            prepared examples; likelihood then only says how the rows are prepared.
         likelihood: a name in `jaxvae.models.likelihoods`; "auto": `choose_likelihood` chooses.
         binarize, standardize: as for `jaxvae.preprocessing.preprocess`.
         objective: `jaxvae.elbo`, or partial(jaxvae.iwae, num_samples=8), ...
@@ -84,7 +85,11 @@ def fit(
     >>> trained.reconstruct(images[:3]).shape
     (3, 8, 8, 1)
     """
-    _check(num_steps, batch_size, eval_every, folder, model)
+    sizes = {"num_steps": num_steps, "batch_size": batch_size, "eval_every": eval_every}
+    check_numbers(average_decay, key, **sizes)
+    check_functions(objective, optimizer)
+    if folder is not None:
+        check_folder(Path(folder), model)
     key = jax.random.key(0, impl="threefry2x32") if key is None else key
     key_init, key_train, key_scores = jax.random.split(key, 3)
     problem = make_problem(x, validation, model, likelihood, binarize, standardize, arguments)
@@ -117,25 +122,6 @@ def fit(
     if folder is not None:
         _save(Path(folder), checkpoints, trained, problem, best)
     return trained
-
-
-def _check(
-    num_steps: int, batch_size: int, eval_every: int, folder: str | Path | None, model: str | VAE
-) -> None:
-    """Check the arguments that no other function checks."""
-    sizes = {"num_steps": num_steps, "batch_size": batch_size, "eval_every": eval_every}
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    if folder is None:
-        return
-    if any((Path(folder) / "checkpoints").glob("*")):
-        raise ValueError(f"{folder} holds a run already. Give a new folder.")
-    if not isinstance(model, str):
-        raise ValueError(
-            "folder needs a model by name, as a checkpoint stores a recipe and no code. Leave it "
-            "out, and save the parameters yourself."
-        )
 
 
 def _about(

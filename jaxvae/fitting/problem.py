@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxvae.fitting.arguments import NAMES, check_sigma, model_arguments
 from jaxvae.models.registry import MODELS, build
 from jaxvae.models.stored_parameters import trainable
 from jaxvae.models.vae import VAE
@@ -17,10 +18,7 @@ from jaxvae.preprocessing import (
 )
 from jaxvae.preprocessing.description import ABOUT, describe
 from jaxvae.preprocessing.statistics import data_scale, pseudo_inputs
-from jaxvae.preprocessing.support import Trained
-
-NAMES = {"mlp": "mlp_vae", "conv": "conv_vae"}
-"""Name of a model -> name in `jaxvae.models.registry.MODELS`."""
+from jaxvae.preprocessing.support import REALS, Support, Trained, check_rows
 
 
 class Problem(NamedTuple):
@@ -53,27 +51,29 @@ def make_problem(
     arguments: dict[str, Any],
 ) -> Problem:
     """Split and prepare the data, and build the model."""
-    splits = _split(_stored(x, "x"), validation)
+    arguments = model_arguments(model, arguments)
+    splits, range_of_rows = _split(_stored(x, "x"), validation)
     if likelihood == "auto":
         choice = choose_likelihood(splits.train)
         likelihood, binarize = (
             choice.likelihood,
             choice.binarize if binarize == "auto" else binarize,
         )
+    check_sigma(arguments, likelihood)
     if not isinstance(model, str):
-        standardize = "none"  # the model is built already
+        if standardize == "columns":
+            raise ValueError(
+                "standardize=columns is for models by name; yours is built already. Leave it out, "
+                "and use jaxvae.in_units."
+            )
+        standardize = "none"
     loaded = splits.train
     splits, preprocessing = preprocess(
         splits, likelihood=likelihood, binarize=binarize, standardize=standardize
     )
-    trained = Trained(str(loaded.dtype), float(loaded.min()), float(loaded.max()))
-    about = {ABOUT: describe(preprocessing, trained, resizes=False)}
+    about = {ABOUT: describe(preprocessing, range_of_rows, resizes=False)}
     if not isinstance(model, str):
         return Problem(trainable(model), None, splits, loaded, preprocessing, about)
-    if model not in NAMES:
-        raise ValueError(
-            f"model must be {' or '.join(NAMES)}, or a jaxvae.VAE; got {model!r}. Use one of them."
-        )
     vectors = splits.train.ndim == 2
     made: dict[str, Any] = {
         "data_shape": list(splits.train.shape[1:]),
@@ -110,6 +110,8 @@ def _stored(x: ArrayLike, name: str) -> np.ndarray:
             f"{name} must be numbers of shape [N, D], [N, H, W] or [N, H, W, C], got "
             f"{list(rows.shape)} of {rows.dtype}. Reshape or convert it."
         )
+    if np.ma.is_masked(x):
+        raise ValueError(f"{name} has masked values. Fill them, or drop their rows.")
     rows = rows[..., None] if rows.ndim == 3 else rows
     if rows.dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -126,27 +128,35 @@ def _stored(x: ArrayLike, name: str) -> np.ndarray:
     return rows.astype(np.int32)
 
 
-def _split(rows: np.ndarray, validation: float | ArrayLike) -> Splits:
-    """Set aside validation rows: the given ones, or a share of `rows` in a fixed random order."""
-    if not np.isscalar(validation):
+def _split(rows: np.ndarray, validation: float | ArrayLike) -> tuple[Splits, Trained]:
+    """Set aside validation rows: the given ones, or a share of `rows` in a fixed random order.
+
+    Also returns type and range of all rows, as a rare value may be in either part.
+    """
+    about = Trained(str(rows.dtype), float(rows.min()), float(rows.max()))
+    if np.ndim(validation):
         others = _stored(validation, "validation")
         if others.shape[1:] != rows.shape[1:]:
             raise ValueError(
                 f"validation must have rows of shape {list(rows.shape[1:])} as x has, got "
                 f"{list(others.shape[1:])}."
             )
-        with np.errstate(invalid="ignore"):
-            converted = others.astype(rows.dtype)
-        if rows.dtype.kind != "f" and not np.array_equal(converted, others):
-            raise ValueError(
-                f"validation must have values that x's type {rows.dtype} can hold, got "
-                f"{others.dtype} from {others.min():.6g} to {others.max():.6g}. Convert x or "
-                "validation."
-            )
-        return Splits("x", rows, converted, rows[:0])
-    share = float(validation)  # type: ignore[arg-type]
-    if not 0 <= share < 1:
-        raise ValueError(f"validation must be a share from 0 to below 1, or rows; got {share}.")
-    count = min(len(rows) - 1, round(share * len(rows)))
+        support = REALS
+        if rows.dtype.kind != "f":
+            limits = np.iinfo(rows.dtype)
+            support = Support(limits.min, limits.max, True)
+        try:
+            check_rows(others, support, about)
+        except ValueError as error:
+            raise ValueError(f"validation: {error}") from None
+        low, high = min(about.low, float(others.min())), max(about.high, float(others.max()))
+        about = about._replace(low=low, high=high)
+        return Splits("x", rows, others.astype(rows.dtype), rows[:0]), about
+    share = np.asarray(validation)
+    if share.dtype.kind not in "iuf" or not 0 <= share < 1:
+        raise ValueError(
+            f"validation must be a share from 0 to below 1, or rows; got {validation!r}."
+        )
+    count = min(len(rows) - 1, round(float(share) * len(rows)))
     order = np.random.default_rng(0).permutation(len(rows))
-    return Splits("x", rows[order[count:]], rows[order[:count]], rows[:0])
+    return Splits("x", rows[order[count:]], rows[order[:count]], rows[:0]), about

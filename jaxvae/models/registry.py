@@ -134,7 +134,7 @@ def _check_value(name: str, key: str, value: Any) -> None:
         what = f"text of at most {LONGEST_TEXT} characters"
     if not right:
         raise ValueError(
-            f"{name}: {key[:80]} must be {what}, got {str(value)[:60]}. Correct the flag, or "
+            f"{name}: {key[:80]} must be {what}, got {repr(value)[:60]}. Correct it, or "
             "restore the checkpoint from a copy."
         )
 

@@ -91,6 +91,10 @@ def preprocess(
         raise ValueError(
             f"binarize must be auto, dynamic, static or none; got {binarize!r}. Use one of them."
         )
+    if standardize not in ("auto", "columns", "none"):
+        raise ValueError(
+            f"standardize must be auto, columns or none; got {standardize!r}. Use one of them."
+        )
     if grey_probabilities and binarize in ("dynamic", "static"):
         raise ValueError(
             "grey_probabilities needs binarize none, as binary pixels have no grey levels left; "

@@ -70,7 +70,7 @@ def check_rows(rows: np.ndarray, support: Support, trained: Trained) -> None:
         remedy = "Rescale them."
     elif support.whole and not are_whole(rows):
         remedy = "Give whole numbers, as they were stored."
-    elif trained.high > 1 and support.high == 255 and rows.dtype.kind == "f" and 0 < high <= 1:
+    elif trained.high > 1 and support.high == 255 and rows.dtype.kind in "bf" and 0 < high <= 1:
         remedy = "Multiply them by 255, or convert them to an integer type if they are right."
     else:
         return

@@ -35,6 +35,11 @@ def _silent(done: int) -> None:
     pass
 
 
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TrainedVAE:
     """A VAE with its parameters and preprocessing.
@@ -78,6 +83,8 @@ class TrainedVAE:
     def encode(self, x: ArrayLike, *, key: jax.Array | None = None) -> Distribution:
         """q(z|x) of every row, as one distribution object whose arrays have a leading axis N.
 
+        Its methods are those of one row: `jax.vmap(lambda q: q.sample(key))(posteriors)`.
+
         Args:
             x: [N, *data_shape] rows as stored.
             key: key of a random preprocessing, such as binarization; None: key(0).
@@ -90,8 +97,20 @@ class TrainedVAE:
         return self._array("reconstruct", self._reconstruct_one, self.rows(x), key)
 
     def decode(self, z: ArrayLike) -> np.ndarray:
-        """Mean of p(x|z): latents [N, Z] to [N, *data_shape], in the unit of the rows."""
-        return self._array("decode", self._decode_one, np.asarray(z, np.float32), None)
+        """Mean of p(x|z): latents [N, Z] to [N, *data_shape], in the unit of the rows.
+
+        Raises:
+            ValueError: the latents have another shape than those of the model.
+        """
+        latents = np.asarray(z, np.float32)
+        prior = self.vae.prior(self.params)
+        shape = jax.eval_shape(prior.sample, jax.random.key(0)).shape
+        if latents.shape[1:] != shape or not latents.ndim:
+            raise ValueError(
+                f"z must have shape [N, {', '.join(map(str, shape))}], got {list(latents.shape)}. "
+                "For one latent z, give z[None]."
+            )
+        return self._array("decode", self._decode_one, latents, None)
 
     def sample(
         self, key: jax.Array, n: int, *, temperature: float = 1.0, noise: bool = False
@@ -105,8 +124,9 @@ class TrainedVAE:
             noise: True: x ~ p(x|z); False: the mean of p(x|z), as pictures show it.
 
         Raises:
-            ValueError: the temperature is not 1 and the prior is not a Gaussian.
+            ValueError: n is below 1; or the temperature is not 1 and the prior is not a Gaussian.
         """
+        _check_count("n", n)
         scale = float(temperature)
         if scale != 1 and not isinstance(self.vae.prior(self.params), Gaussian):
             raise ValueError(
@@ -181,18 +201,22 @@ class TrainedVAE:
         rows = np.asarray(x)
         if rows.dtype.kind not in "biuf":
             raise ValueError(f"rows must be numbers, got {rows.dtype}. Convert them.")
+        if np.ma.is_masked(x):
+            raise ValueError("rows has masked values. Fill them, or drop their rows.")
         if rows.shape[1:] == self.data_shape[:-1] and self.data_shape[-1:] == (1,):
             rows = rows[..., None]  # grey images without the axis of channels
         images = rows.ndim == 4 and rows.shape[3:] == self.data_shape[2:]
         resizes = images and self.description.resizes
-        if not resizes and rows.shape[1:] != self.data_shape:
+        if not rows.ndim or (not resizes and rows.shape[1:] != self.data_shape):
             raise ValueError(
                 f"rows must have shape [N, {', '.join(map(str, self.data_shape))}], got "
                 f"{list(rows.shape)}. For one example x, give x[None]."
             )
         self.description.check(rows)
         rows = self._resized(rows) if resizes else rows
-        return rows if rows.dtype.kind != "f" else rows.astype(np.float32)
+        # On a device, integers have 32 bits: a larger one would become another number.
+        wide = rows.size and (rows.min() < -(2**31) or rows.max() >= 2**31)
+        return rows.astype(np.float32) if wide or rows.dtype.kind == "f" else rows
 
     def __repr__(self) -> str:
         """Describe the model in a few lines, as a notebook shows it."""
@@ -225,6 +249,7 @@ class TrainedVAE:
     def _scores(
         self, key: jax.Array | None, rows: np.ndarray, num_samples: int, progress: Progress
     ) -> Scores:
+        _check_count("num_samples", num_samples)
         score = make_score(self.vae, prepare=self.prepare, num_samples=num_samples)
         found: Scores = self._map(f"score {num_samples}", score, rows, key, progress)
         return found
@@ -259,6 +284,8 @@ class TrainedVAE:
         """Results of a function (params, key, row) for every row, as numpy arrays."""
         if not len(rows):
             raise ValueError("there must be at least one row, got none.")
+        if isinstance(key, int | np.integer):
+            raise ValueError(f"key must be a random key: jax.random.key({key}), got {key}.")
         if name not in self._programs:
             self._programs[name] = make_map(one, self._mesh)
         # Few sizes of a batch mean few programs: powers of two up to the batch size.

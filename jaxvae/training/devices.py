@@ -29,9 +29,14 @@ def make_mesh(devices: list[jax.Device]) -> Mesh:
 
     Row i of the global batch then has the same key on any layout (`row_keys`).
 
+    Raises:
+        ValueError: there is no device.
+
     >>> make_mesh(jax.devices()[:1]).axis_names
     ('devices',)
     """
+    if not devices:
+        raise ValueError("there must be at least one device, got none. Use jax.devices().")
     return Mesh(np.array(sorted(devices, key=lambda device: device.process_index)), (AXIS,))
 
 

@@ -79,17 +79,18 @@ def init_state(
     params = vae.init(key)
     check_stored(params, averaging=averaging)
     init_regularizer = no_state if regularizer is None else regularizer.init
-    average = jax.tree.map(jnp.copy, params) if averaging else None
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(partition(params, is_trained)[0]),
-        average=average,
+        average=params if averaging else None,
         squared_error=jnp.zeros(()),
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_row=jnp.zeros((), jnp.int32),
         regularizer=init_regularizer(jax.random.fold_in(key, REGULARIZER_KEY)),
     )
+    # Training steps donate the state, so no two leaves may share memory, nor may it be `vae`'s own.
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, state)
 
 
 def to_items(state: TrainState) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jaxvae.checkpoints import load, load_trained
 
 SMALL = {"latent_dim": 2, "hidden": (16,), "num_steps": 40, "batch_size": 16, "progress": False}
 ONE = jax.devices()[:1]
+OWN = jaxvae.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(4,), likelihood="gaussian")
 
 
 def bars(count=200):
@@ -126,11 +127,12 @@ def test_every_choice_is_a_keyword():
 
 
 def test_your_own_vae_is_fitted_and_cannot_be_saved_by_recipe(tmp_path):
-    vae = jaxvae.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(4,), likelihood="gaussian")
-    trained = fit(vectors(), model=vae, devices=ONE, num_steps=3, progress=False)
+    trained = fit(vectors(), model=OWN, devices=ONE, num_steps=3, progress=False)
     assert np.isfinite(trained.score(vectors()[:2]).elbo).all()
+    with pytest.raises(ValueError, match=r"standardize=columns is for models by name"):
+        fit(vectors(), model=OWN, standardize="columns")
     with pytest.raises(ValueError, match="folder needs a model by name"):
-        fit(vectors(), model=vae, num_steps=3, progress=False, folder=tmp_path / "r")
+        fit(vectors(), model=OWN, num_steps=3, progress=False, folder=tmp_path / "r")
 
 
 @pytest.mark.parametrize(
@@ -142,17 +144,80 @@ def test_your_own_vae_is_fitted_and_cannot_be_saved_by_recipe(tmp_path):
         (np.full((4, 2), 2**40), {}, "integers that fit 32 bits"),
         (vectors(), {"model": "vit"}, "model must be mlp or conv, or a jaxvae.VAE; got 'vit'"),
         (vectors(), {"validation": 1.0}, "validation must be a share from 0 to below 1"),
+        (vectors(), {"validation": None}, "validation must be a share .* got None"),
         (vectors(), {"validation": bars()}, "validation must have rows of shape"),
-        (vectors(), {"validation": None}, r"validation must be numbers .* got \[\] of object"),
-        (bars(), {"validation": bars() / 2}, "x's type uint8 can hold, got float32 from 0 to 0.5"),
+        (vectors(), {"validation": vectors()[:0]}, r"validation must be numbers .* got \[0, 6\]"),
+        (vectors(), {"validation": 1e6 * vectors()}, "validation: the rows must be on the scale"),
+        (255 * bars(), {"validation": bars() / 255}, "validation: .* Give whole numbers"),
+        (255 * bars(), {"validation": bars() > 0}, "must share one scale"),
+        (np.ma.masked_less(vectors(), 100), {}, "x has masked values"),
+        (vectors(), {"standardize": "column"}, "standardize must be auto, columns or none"),
+        (vectors(), {"model": OWN}, "own model is built already, got latent_dim, hidden for it"),
+        (bars(), {"sigma": 0.1}, "sigma is for likelihood=gaussian or laplace, .* is bernoulli"),
         (vectors(), {"likelihood": "bernoulli"}, r"bernoulli needs values in \[0, 1\]"),
-        (vectors(), {"latent_dims": 3}, "latent_dims"),
-        (vectors(), {"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        (
+            vectors(),
+            {"latent_dims": 3},
+            "no argument 'latent_dims'. Remove it, or use one of latent",
+        ),
+        (vectors(), {"latent_dim": "3"}, "latent_dim must be an integer from 1 to .*, got '3'"),
+        (vectors(), {"data_shape": (6,)}, "no argument 'data_shape'"),
+        (vectors(), {"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
+        (vectors(), {"batch_size": 2.5}, "batch_size must be an integer of at least 1, got 2.5"),
+        (vectors(), {"average_decay": 1.0}, r"average_decay must be in \(0, 1\) or None, got 1"),
+        (vectors(), {"key": 3}, r"must be a random key: jax\.random\.key\(3\), got 3"),
+        (vectors(), {"objective": "iwae"}, "objective must be a function like jaxvae.elbo"),
+        (vectors(), {"optimizer": "adam"}, "optimizer must be of optax"),
+        (vectors(), {"devices": []}, "at least one device"),
+        (vectors(), {"folder": "gs://bucket/run"}, "folder must be a local folder"),
     ],
 )
 def test_invalid_input_is_one_clear_error(x, flags, message):
     with pytest.raises(ValueError, match=message):
-        fit(x, devices=ONE, **SMALL | flags)
+        fit(x, **SMALL | {"devices": ONE} | flags)
+
+
+def test_a_folder_of_a_fit_that_failed_can_be_used_again(tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    flags = SMALL | {"num_steps": 1, "devices": ONE, "folder": tmp_path / "run"}
+    with pytest.raises(ValueError, match="finite"):
+        fit(np.full((4, 2), np.nan), **flags)
+    with pytest.raises(KeyboardInterrupt):
+        fit(vectors(), **flags | {"progress": interrupt})
+    fit(vectors(), **flags)
+    assert load_trained(tmp_path / "run", devices=ONE).reconstruct(vectors()[:2]).shape == (2, 6)
+
+
+def test_models_whose_first_parameters_share_memory_are_fitted():
+    """Steps donate their state: they must neither get a buffer twice, nor delete the model's."""
+    flags = SMALL | {"num_steps": 2, "devices": ONE}
+    trained = fit(vectors(), posterior="coupling", **flags)
+    assert np.isfinite(trained.score(vectors()[:2]).elbo).all()
+    pretrained = OWN.init(jax.random.key(0))
+    own = OWN._replace(init=lambda key: pretrained)
+    first, again = (
+        fit(vectors(), model=own, devices=ONE, num_steps=2, progress=False) for _ in range(2)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+
+
+def test_numbers_of_numpy_are_arguments_too(tmp_path):
+    flags = SMALL | {"latent_dim": np.int64(2), "hidden": np.array([16]), "sigma": np.float32(0.5)}
+    trained = fit(vectors(), devices=ONE, folder=tmp_path / "run", **flags | {"num_steps": 1})
+    assert trained.sample(jax.random.key(0), np.int64(3)).shape == (3, 6)
+
+
+def test_a_rare_value_in_the_validation_rows_is_on_the_scale_of_the_data():
+    for row in range(8):  # one of the shares of 50 % has it
+        x = np.random.default_rng(0).normal(size=(8, 2))
+        x[row, 0] = 1e4
+        trained = fit(x, devices=ONE, validation=0.5, **SMALL | {"num_steps": 1})
+        assert trained.reconstruct(x).shape == x.shape
+    x[-1, 0] = 0
+    trained = fit(x, devices=ONE, validation=x + 5, **SMALL | {"num_steps": 1})
+    assert trained.description.trained.high == np.float32(x.max() + 5)
 
 
 def test_a_loss_that_is_never_finite_is_an_error():

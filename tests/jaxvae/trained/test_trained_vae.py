@@ -165,6 +165,9 @@ def test_images_of_another_size_are_resized_if_training_resized():
         (images(2)[0], r"must have shape \[N, 8, 8, 1\], got \[8, 8, 1\]. For one example"),
         (images(0), "at least one row"),
         (np.full((1, 8, 8, 1), "a"), "rows must be numbers"),
+        (images(2) > 9, "Multiply them by 255"),
+        (np.ma.masked_less(images(2), 9), "masked values"),
+        (np.float32(3), r"must have shape \[N, 8, 8, 1\], got \[\]"),
     ],
 )
 def test_rows_of_another_kind_are_rejected(rows, message):
@@ -181,6 +184,33 @@ def test_real_rows_far_outside_the_training_range_are_rejected():
     with pytest.raises(ValueError, match="float32 from -12 to 12; they are float64 from 0 to 1000"):
         exact().encode(np.array([[0.0, 1.0, 1000.0]]))
     assert exact().encode(np.array([[0.0, 1.0, 100.0]])).mean().shape == (1, 2)
+
+
+def test_integers_of_more_than_32_bits_keep_their_value():
+    about = exact().description._replace(trained=Trained("float32", 0, 5e9))
+    trained = dataclasses.replace(exact(), description=about)
+    x = np.array([[3_000_000_000, 1, 2]])
+    expected = trained.encode(x.astype(np.float32)).mean()
+    np.testing.assert_array_equal(trained.encode(x).mean(), expected)
+    assert np.abs(expected).max() > 1e8
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model, key: model.sample(key, 0), "n must be an integer of at least 1, got 0"),
+        (lambda model, key: model.sample(0, 3), r"key must be a random key: jax.random.key\(0\)"),
+        (
+            lambda model, key: model.log_likelihood(key, drawn(0, 2), 0),
+            "num_samples must be an int",
+        ),
+        (lambda model, key: model.log_likelihood(key, drawn(0, 2), 2.5), "at least 1, got 2.5"),
+        (lambda model, key: model.decode(np.zeros(2)), r"z must have shape \[N, 2\], got \[2\]"),
+    ],
+)
+def test_invalid_arguments_are_one_clear_error(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(exact(), jax.random.key(0))
 
 
 def test_grey_images_need_no_axis_of_channels():
