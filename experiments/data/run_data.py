@@ -10,6 +10,7 @@ from experiments.data import Dataset, PictureOptions
 from experiments.data.identity import DataIdentity, identify_splits
 from experiments.flags.config import TrainConfig
 from experiments.flags.path_checks import path_of
+from experiments.flags.terminal import with_flags
 from experiments.machine.processes import agree
 from jaxvae.checkpoints.hosts import is_first
 from jaxvae.preprocessing import Preprocessing, Splits, preprocess
@@ -81,11 +82,14 @@ def own_data(config: TrainConfig, cache: Path | None = None) -> Dataset:
 
 def choose_preprocessing(config: TrainConfig, data: Dataset) -> tuple[Dataset, Preprocessing]:
     """Prepare data for the likelihood of a run, according to its flags."""
-    splits, preprocessing = preprocess(
-        Splits(data.name, data.train, data.validation, data.test),
-        likelihood=config.likelihood,
-        binarize=config.binarize,
-        grey_probabilities=config.grey_probabilities,
-        standardize=config.standardize,
-    )
+    try:
+        splits, preprocessing = preprocess(
+            Splits(data.name, data.train, data.validation, data.test),
+            likelihood=config.likelihood,
+            binarize=config.binarize,
+            grey_probabilities=config.grey_probabilities,
+            standardize=config.standardize,
+        )
+    except ValueError as error:
+        raise ValueError(with_flags(str(error))) from error
     return data._replace(**splits._asdict()), preprocessing

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from experiments.data import Dataset
 from experiments.flags.combinations import LOCATION_SCALE, implied_likelihood
 from experiments.flags.config import TrainConfig
+from experiments.flags.terminal import with_flags
 from experiments.run.model import takes_units
 from experiments.run.optimization import SIGMA_RATE
 from jaxvae.preprocessing import Preprocessing, choose_likelihood, doubt
@@ -54,7 +55,7 @@ def choose(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, list[str
         else:
             config = dataclasses.replace(config, likelihood=implied)
     problem = doubt(config.likelihood, dataset.train)
-    lines += [] if problem is None else [f"warning: {problem}"]
+    lines += [] if problem is None else [f"warning: {with_flags(problem)}"]
     if config.sigma == "auto":
         vectors = dataset.train.ndim == 2 and config.likelihood in LOCATION_SCALE
         config = dataclasses.replace(config, sigma="per_channel" if vectors else "learned")

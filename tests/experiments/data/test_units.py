@@ -400,7 +400,7 @@ def test_recipe_without_units_is_that_of_earlier_releases(small):
         ({"standardize": "columns", "likelihood": "bernoulli"}, "--standardize goes with --likel"),
         (
             {"standardize": "columns"},
-            r"standardize=columns is for real numbers; .*dequantization",
+            r"--standardize=columns is for real numbers; .*dequantization",
         ),
     ],
 )

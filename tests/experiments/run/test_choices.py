@@ -59,7 +59,7 @@ def test_one_line_says_what_was_chosen_why_and_which_flag_changes_it():
 
 def test_a_choice_that_does_not_suit_the_data_is_a_warning():
     _, lines = chosen(PHOTOS, likelihood="bernoulli")
-    assert lines[0].startswith("warning: likelihood=bernoulli turns the data, 8-bit colours")
+    assert lines[0].startswith("warning: --likelihood=bernoulli turns the data, 8-bit colours")
 
 
 def test_flags_that_exclude_each_other_are_rejected_before_and_after_the_choice():
