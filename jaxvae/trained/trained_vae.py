@@ -214,9 +214,12 @@ class TrainedVAE:
             )
         self.description.check(rows)
         rows = self._resized(rows) if resizes else rows
-        # On a device, integers have 32 bits: a larger one would become another number.
-        wide = rows.size and (rows.min() < -(2**31) or rows.max() >= 2**31)
-        return rows.astype(np.float32) if wide or rows.dtype.kind == "f" else rows
+        if rows.dtype.kind == "b" or rows.dtype == np.uint8:
+            return rows.view(np.uint8)
+        # A device takes only 32 bits in its own order of bytes: larger integers become floats.
+        real = rows.dtype.kind == "f"
+        wide = not real and rows.size and (rows.min() < -(2**31) or rows.max() >= 2**31)
+        return rows.astype(np.float32 if real or wide else np.int32)
 
     def __repr__(self) -> str:
         """Describe the model in a few lines, as a notebook shows it."""
@@ -235,11 +238,12 @@ class TrainedVAE:
         return np.concatenate(found).astype(rows.dtype)
 
     def _encode_one(self, params: Params, key: jax.Array, stored: jax.Array) -> Distribution:
-        return self.vae.encode(params, self.prepare(key, stored))
+        key_data, _ = jax.random.split(key)  # the same draw of x as in all other methods
+        return self.vae.encode(params, self.prepare(key_data, stored))
 
     def _reconstruct_one(self, params: Params, key: jax.Array, stored: jax.Array) -> jax.Array:
-        key_data, key_mean = jax.random.split(key)
-        z = mean_of(self._encode_one(params, key_data, stored), key_mean, MEAN_SAMPLES)
+        _, key_mean = jax.random.split(key)
+        z = mean_of(self._encode_one(params, key, stored), key_mean, MEAN_SAMPLES)
         return self._decode_one(params, key, z)
 
     def _decode_one(self, params: Params, key: jax.Array, z: jax.Array) -> jax.Array:

@@ -131,6 +131,23 @@ def test_reconstructions_are_in_the_unit_of_the_rows():
         np.testing.assert_allclose(found, 255 * vae.decode(params, z).mean(), rtol=1e-4)
 
 
+def test_all_methods_see_the_same_draw_of_a_row():
+    x, key = images(5), jax.random.key(3)
+    trained = grey_model()
+    z = trained.encode(x, key=key).mean()
+    np.testing.assert_allclose(trained.decode(z), trained.reconstruct(x, key=key), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [">i8", ">u2", "int16", "uint64", ">f4", "float16"])
+def test_numbers_may_be_stored_in_any_way(dtype):
+    x = images(16)  # as many as in a batch, so that none is added
+    expected = grey_model().reconstruct(x)
+    np.testing.assert_array_equal(grey_model().reconstruct(x.astype(dtype)), expected)
+    turned = np.asfortranarray(x.astype(dtype))
+    turned.flags.writeable = False
+    np.testing.assert_array_equal(grey_model().reconstruct(turned), expected)
+
+
 def test_samples_have_the_moments_of_the_model():
     x = exact().sample(jax.random.key(0), 4000, noise=True)
     covariance = MODEL.weight @ MODEL.weight.T + jnp.exp(2 * MODEL.log_scale) * jnp.eye(DIM)
