@@ -65,13 +65,13 @@ def replay(config: ReplayConfig) -> None:
                 "it, or train again with another --run."
             )
         rows = read_metrics(config.run / METRICS)
-        last = max((row["step"] for row in rows), default=0)
-        require(config.step <= last, "step", config.step, f"one that the run has come to ({last})")
         devices = accelerators.start(
             flags.accelerator, flags.num_devices, deterministic=flags.deterministic_reduction
         )
         with announced(f"Reading {config.run}"):
-            check_replayable(flags, config.run, config.model)
+            newest = check_replayable(flags, config.run, config.model)
+        last = max([newest, *(row["step"] for row in rows)])
+        require(config.step <= last, "step", config.step, f"one that the run has come to ({last})")
         quiet = dataclasses.replace(
             flags,
             run=Path(folder) / "run",

@@ -41,8 +41,11 @@ class Step(NamedTuple):
     number: int
 
 
-def check_replayable(config: TrainConfig, run: Path, model: str | None) -> None:
+def check_replayable(config: TrainConfig, run: Path, model: str | None) -> int:
     """Check that a run can be replayed with the model that the user consented to.
+
+    Returns the step of the newest checkpoint, or 0: the run may have come further than the last
+    step that it logged (--log-every).
 
     Args:
         config: flags from the run's config.json.
@@ -56,13 +59,14 @@ def check_replayable(config: TrainConfig, run: Path, model: str | None) -> None:
     models = consented(model, config.model, run)
     check_prepared(config)
     if not (run / "checkpoints").is_dir():
-        return
+        return 0
     with contextlib.closing(Checkpoints(run / "checkpoints", read_only=True)) as checkpoints:
         newest = checkpoints.latest_step()
         about = {} if newest is None else checkpoints.about(newest)
     if newest is not None:
         check_same_sizes(config, about, run)
         rebuild(about, run / "checkpoints" / str(newest), models)
+    return newest or 0
 
 
 def start_before(loop: Loop, checkpoints: Path, step: int) -> int:

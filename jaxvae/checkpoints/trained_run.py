@@ -72,9 +72,12 @@ def read_reference(run: Path, step: int) -> Reference | None:
         if not path.is_file():
             return None
         try:
-            return read_json(path)
+            values = read_json(path)
+            Reference.from_json(values)  # here, where an error can name the file
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read: {error}. Delete it.") from error
+            reason = str(error).rstrip(".")
+            raise ValueError(f"{path} cannot be read: {reason}. Delete it.") from error
+        return values
 
     values = from_first(read)
     if values is None:

@@ -56,7 +56,9 @@ class Reference(NamedTuple):
         """
         try:
             scores = values["log_likelihood"]
-            found = cls(np.array(scores, np.float32), values["num_samples"], values["step"])
+            with np.errstate(over="ignore"):
+                numbers = np.array(scores, np.float32)
+            found = cls(numbers, values["num_samples"], values["step"])
             valid = found.log_likelihood.ndim == 1 and 1 <= len(scores) <= MOST_ROWS
             valid = valid and not np.isnan(found.log_likelihood).any()
             valid = valid and all(type(number) is int for number in found[1:])

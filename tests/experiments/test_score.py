@@ -126,10 +126,11 @@ def test_invalid_flags_are_rejected(whole_run, changes, message):
         score(ScoreConfig(whole_run.run, **changes))
 
 
-def test_a_damaged_reference_is_one_clear_line(whole_run, tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", '{"log_likelihood": "?"}'])
+def test_a_damaged_reference_is_one_clear_line(whole_run, tmp_path, text):
     path = whole_run.run / "reference.json"
     whole = path.read_text()
-    path.write_text("{")
+    path.write_text(text)
     try:
         with pytest.raises(UserError, match=r"reference\.json cannot be read: .* Delete it"):
             score(ScoreConfig(whole_run.run, output=tmp_path / "s.csv"))
