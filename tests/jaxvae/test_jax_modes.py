@@ -144,7 +144,7 @@ def step(case):
 # Tracing, which raises for incompatible types
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @every_case
 def test_gradients_trace_under_strict_promotion_and_with_legacy_keys(case):
     params = jax.eval_shape(model(case).init, jax.random.key(0))
@@ -212,7 +212,7 @@ def test_draws_have_the_type_of_the_posterior_and_terms_the_widest():
 # Without jit, with every result checked for NaN
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", A_BOUND_EACH)
 def test_bounds_run_without_jit_and_make_no_nan(case):
     def bound(weight):
@@ -368,7 +368,7 @@ def test_a_mode_that_only_checks_leaves_a_run_as_it_is(mode, whole_run, small, t
     _same_parameters(config.run, whole_run.run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "flags",
     [

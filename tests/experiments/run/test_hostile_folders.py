@@ -527,7 +527,7 @@ def test_an_archive_that_would_fill_the_memory_is_rejected(tmp_path, monkeypatch
 # torture
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hostile_runs_of_each_category_are_survived(tmp_path):
     outcome = hostile_runs(tmp_path, len(CATEGORIES), seed=3)
     assert outcome.survived == outcome.tries == len(CATEGORIES), outcome.note

@@ -12,7 +12,7 @@ from experiments.torture.__main__ import TortureConfig, torture
 from experiments.torture.victim import Outcome, difference, fingerprint
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_run_survives_a_short_torture(capsys, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # compile as for users
     cases = ("killed anywhere", "SIGTERM and Ctrl-C", "Ctrl-C twice")

@@ -43,7 +43,7 @@ def value_and_gradient(bound, params, **options):
     return jax.value_and_grad(objective, has_aux=True)(params)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_chunk_size_changes_nothing_but_memory(name):
     bound, options = BOUNDS[name]
