@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from experiments.run.folder import OpenRun
     from jaxvae.trained import Score
 
-DEFAULT_SAMPLES = 100
-"""Samples per row where no scores of training rows are known."""
 RARE = 0.01
 """Quantile below which a row is counted as unusual."""
 
@@ -132,12 +130,12 @@ def _scores(config: ScoreConfig, run: "OpenRun", devices: "list[jax.Device]") ->
     from experiments.machine.keys import root_key
     from experiments.show.numbers import make_scorer
     from jaxvae.checkpoints import read_reference
-    from jaxvae.trained import ranked
+    from jaxvae.trained import USUAL_SAMPLES, ranked
     from jaxvae.training.devices import make_mesh
 
     with command.as_user_errors():
         reference = read_reference(config.run, run.step)
-    default = DEFAULT_SAMPLES if reference is None else reference.num_samples
+    default = USUAL_SAMPLES if reference is None else reference.num_samples
     num_samples = config.num_samples or default
     if reference is not None and reference.num_samples != num_samples:
         reference = None

@@ -8,8 +8,8 @@ from experiments.flags.combinations import LOCATION_SCALE, implied_likelihood
 from experiments.flags.config import TrainConfig
 from experiments.flags.terminal import with_flags
 from experiments.run.model import takes_units
-from experiments.run.optimization import SIGMA_RATE
 from jaxvae.preprocessing import Preprocessing, choose_likelihood, doubt
+from jaxvae.training.sigma import SIGMA_RATE
 
 OPEN: dict[str, Any] = {
     "likelihood": "auto",
@@ -42,9 +42,9 @@ def choose(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, list[str
     Raises:
         ValueError: there is no such model, or flags do not go together.
     """
-    lines = []
+    lines, choice = [], choose_likelihood(dataset.train)
     if config.likelihood == "auto":
-        choice, implied = choose_likelihood(dataset.train), implied_likelihood(config)
+        implied = implied_likelihood(config)
         if implied is None:
             binarize = choice.binarize if config.binarize == "auto" else config.binarize
             config = dataclasses.replace(config, likelihood=choice.likelihood, binarize=binarize)
@@ -54,7 +54,7 @@ def choose(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, list[str
             )
         else:
             config = dataclasses.replace(config, likelihood=implied)
-    problem = doubt(config.likelihood, dataset.train)
+    problem = doubt(config.likelihood, choice)
     lines += [] if problem is None else [f"warning: {with_flags(problem)}"]
     if config.sigma == "auto":
         vectors = dataset.train.ndim == 2 and config.likelihood in LOCATION_SCALE

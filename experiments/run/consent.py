@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.flags.config import TrainConfig
-from experiments.run.model import SHIPPED, own_function, recipe
-from jaxvae.models.registry import ALIASES, MODELS, name_of
+from experiments.run.model import own_function, recipe
+from jaxvae.models.registry import ALIASES, MODELS, SHORT_NAMES, name_of
 from jaxvae.models.vae import VAE
 
 
@@ -106,7 +106,7 @@ def check_prepared(config: TrainConfig, dataset: str | None = None) -> None:
 
 def _builder(model: str) -> str:
     """Return the name that recipes use for a value of --model."""
-    name = SHIPPED.get(model, model)
+    name = SHORT_NAMES.get(model, model)
     return ALIASES.get(name, name)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from experiments.record.display import duration
 from jaxvae.checkpoints.hosts import from_first
 from jaxvae.evaluation import Scores
+from jaxvae.trained import USUAL_SAMPLES
 
-CHOICES = (100, 50, 20, 10)
+CHOICES = (USUAL_SAMPLES, 50, 20, 10)
 """Numbers of samples to choose from, the usual one first; round, so that machines of about the same
 speed choose the same."""
 SHORT_SECONDS = 30.0

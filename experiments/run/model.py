@@ -13,14 +13,11 @@ import numpy as np
 from experiments.flags.config import TrainConfig, require
 from experiments.flags.memory import require_room
 from experiments.run.own_model import own_vae
-from jaxvae.models.registry import MODELS, build
+from jaxvae.models.registry import MODELS, SHORT_NAMES, build
 from jaxvae.models.vae import VAE
 from jaxvae.preprocessing import Preprocessing
 from jaxvae.preprocessing.columns import ColumnUnits
 from jaxvae.preprocessing.statistics import data_scale, pseudo_inputs
-
-SHIPPED = {"mlp": "mlp_vae", "conv": "conv_vae"}
-"""Value of --model -> name in `jaxvae.models.registry.MODELS`."""
 
 
 def recipe(
@@ -81,10 +78,11 @@ def takes_units(config: TrainConfig) -> bool:
 
 def _function(config: TrainConfig) -> str:
     """Return the name that recipes use for the function that builds the model."""
-    function = SHIPPED.get(config.model, config.model)
-    if config.model not in SHIPPED and ":" not in function:
+    function = SHORT_NAMES.get(config.model, config.model)
+    if config.model not in SHORT_NAMES and ":" not in function:
         raise ValueError(
-            f"--model must be {', '.join(SHIPPED)} or package.module:function, got {config.model}."
+            f"--model must be {', '.join(SHORT_NAMES)} or package.module:function, got "
+            f"{config.model}."
         )
     return function
 
@@ -105,7 +103,7 @@ def initial_vae(
         )
     function = recipe["function"]
     start = _accepted(function, start)
-    if function in SHIPPED.values():
+    if function in SHORT_NAMES.values():
         return build(recipe, **start)
     return own_vae(recipe, start, own_function(function), preprocessing, train)
 

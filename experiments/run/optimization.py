@@ -13,7 +13,7 @@ from experiments.flags.config import TrainConfig
 from jaxvae import regularizers
 from jaxvae.models.vae import VAE
 from jaxvae.regularizers import Regularizer
-from jaxvae.training.sigma import with_sigma_rate
+from jaxvae.training.sigma import SIGMA_RATE, with_sigma_rate
 from jaxvae.training.step import Objective
 
 NO_KERNELS = {"output_bias", "pseudo_inputs", "loc", "log_scale", "log_dispersion"}
@@ -22,8 +22,6 @@ ROWS_IN_CACHE = {"conv": 64}
 """Model -> rows whose intermediate values fit in a CPU's cache; other models: 1,000."""
 CYCLES = 4
 """Number of cycles of a cyclical beta."""
-SIGMA_RATE = 10.0
-"""Default of --sigma-rate for a new run."""
 
 
 def rows_at_once(config: TrainConfig, platform: str) -> int | None:

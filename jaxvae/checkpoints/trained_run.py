@@ -89,7 +89,9 @@ def read_reference(run: Path, step: int) -> Reference | None:
 def write_reference(run: Path, reference: Reference) -> None:
     """Write the scores of training rows into a run's folder, whole or not at all."""
     unfinished = run / f"{REFERENCE}.unfinished"
-    unfinished.write_text(json.dumps(reference.to_json()), encoding="utf-8")
+    unfinished.unlink(missing_ok=True)
+    with unfinished.open("x", encoding="utf-8") as file:  # "x" never writes through a link
+        file.write(json.dumps(reference.to_json()))
     unfinished.replace(run / REFERENCE)
 
 

@@ -10,11 +10,9 @@ import numpy as np
 import optax
 
 from jaxvae.models.likelihoods import LOCATION_SCALE
-from jaxvae.models.registry import MODELS
+from jaxvae.models.registry import MODELS, SHORT_NAMES
 from jaxvae.models.vae import VAE
 
-NAMES = {"mlp": "mlp_vae", "conv": "conv_vae"}
-"""Name of a model -> name in `jaxvae.models.registry.MODELS`."""
 FROM_DATA = (
     *("data_shape", "likelihood", "data_loc", "data_unit"),
     *("data_mean", "data_scale", "pseudo_inputs"),
@@ -68,12 +66,13 @@ def model_arguments(model: str | VAE, arguments: dict[str, Any]) -> dict[str, An
                 f"your own model is built already, got {', '.join(arguments)} for it. Remove them."
             )
         return {}
-    if model not in NAMES:
+    if model not in SHORT_NAMES:
         raise ValueError(
-            f"model must be {' or '.join(NAMES)}, or a jaxvae.VAE; got {model!r}. Use one of them."
+            f"model must be {' or '.join(SHORT_NAMES)}, or a jaxvae.VAE; got {model!r}. Use one of "
+            "them."
         )
-    taken = [name for name in inspect.signature(MODELS[NAMES[model]]).parameters]
-    taken = [name for name in taken if name not in FROM_DATA]
+    parameters = inspect.signature(MODELS[SHORT_NAMES[model]]).parameters
+    taken = [name for name in parameters if name not in FROM_DATA]
     for name in arguments:
         if name not in taken:
             raise ValueError(

@@ -19,14 +19,11 @@ from jaxvae.fitting.problem import Problem, make_problem
 from jaxvae.fitting.training import Best, Progress, train
 from jaxvae.models.vae import VAE
 from jaxvae.preprocessing.description import read_description
-from jaxvae.trained import TrainedVAE
+from jaxvae.trained import USUAL_SAMPLES, TrainedVAE
 from jaxvae.training.devices import AXIS, make_mesh
-from jaxvae.training.sigma import with_sigma_rate
+from jaxvae.training.sigma import SIGMA_RATE, with_sigma_rate
 from jaxvae.training.state import init_state
 from jaxvae.training.step import Objective, make_train_step
-
-REFERENCE_SAMPLES = 100
-"""Samples per training row of the scores that quantiles refer to."""
 
 
 def fit(
@@ -43,6 +40,7 @@ def fit(
     validation: float | ArrayLike = 0.1,
     eval_every: int = 500,
     average_decay: float | None = 0.998,
+    reference_samples: int = USUAL_SAMPLES,
     key: jax.Array | None = None,
     devices: list[jax.Device] | None = None,
     folder: str | Path | None = None,
@@ -66,6 +64,8 @@ def fit(
         eval_every: steps between evaluations on the validation rows.
         average_decay: decay of the running average of the parameters, which is returned; None: no
             average.
+        reference_samples: samples of log p(x) for each of up to 2,000 training rows, among which
+            `TrainedVAE.score` ranks new ones; fewer are quicker.
         key: random key; None: key(0).
         devices: devices to train on; None: all.
         folder: folder of the run to write, which `jaxvae.checkpoints.load_trained` reads; None: no
@@ -86,6 +86,7 @@ def fit(
     (3, 8, 8, 1)
     """
     sizes = {"num_steps": num_steps, "batch_size": batch_size, "eval_every": eval_every}
+    sizes["reference_samples"] = reference_samples
     check_numbers(average_decay, key, **sizes)
     check_functions(objective, optimizer)
     if folder is not None:
@@ -95,7 +96,7 @@ def fit(
     problem = make_problem(x, validation, model, likelihood, binarize, standardize, arguments)
     checkpoints = None if folder is None else _opened(Path(folder))
     mesh = make_mesh(jax.devices() if devices is None else devices)
-    optimizer = with_sigma_rate(optax.adam(1e-3), 10.0) if optimizer is None else optimizer
+    optimizer = with_sigma_rate(optax.adam(1e-3), SIGMA_RATE) if optimizer is None else optimizer
     state = init_state(problem.vae, optimizer, key_init, averaging=average_decay is not None)
     step = make_train_step(
         problem.vae,
@@ -118,7 +119,7 @@ def fit(
         description,
         lines,
         devices=devices,
-    ).with_reference(problem.loaded, REFERENCE_SAMPLES, best.step)
+    ).with_reference(problem.loaded, reference_samples, best.step)
     if folder is not None:
         _save(Path(folder), checkpoints, trained, problem, best)
     return trained

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxvae.fitting.arguments import NAMES, check_sigma, model_arguments
-from jaxvae.models.registry import MODELS, build
+from jaxvae.fitting.arguments import check_sigma, model_arguments
+from jaxvae.models.registry import SHORT_NAMES, build
 from jaxvae.models.stored_parameters import trainable
 from jaxvae.models.vae import VAE
 from jaxvae.preprocessing import (
@@ -18,6 +18,7 @@ from jaxvae.preprocessing import (
 )
 from jaxvae.preprocessing.description import ABOUT, describe
 from jaxvae.preprocessing.statistics import data_scale, pseudo_inputs
+from jaxvae.preprocessing.storage import stored
 from jaxvae.preprocessing.support import REALS, Support, Trained, check_rows
 
 
@@ -86,7 +87,7 @@ def make_problem(
         columns = units_of(splits.train, splits.name)
         made |= {"data_loc": columns.loc, "data_unit": columns.unit}
         unit = np.asarray(columns.unit, np.float32)
-    recipe = {"function": NAMES[model], "arguments": made}
+    recipe = {"function": SHORT_NAMES[model], "arguments": made}
     start: dict[str, Any] = {
         "data_mean": preprocessing.mean,
         "data_scale": data_scale(preprocessing, splits.train, unit),
@@ -94,38 +95,19 @@ def make_problem(
     if made.get("prior") == "vamp":
         count = made.get("num_components", 50)
         start["pseudo_inputs"] = pseudo_inputs(preprocessing, splits.train, count, seed=0)
-    vae = build(recipe, MODELS, **start)
+    vae = build(recipe, **start)
     return Problem(trainable(vae), recipe, splits, loaded, preprocessing, about)
 
 
 def _stored(x: ArrayLike, name: str) -> np.ndarray:
-    """Rows [N, D] or [N, H, W, C] as uint8, int32 or float32.
+    """Rows as stored, from anything that numpy makes an array of.
 
     Raises:
-        ValueError: another shape or type, no rows, or values that are not finite in float32.
+        ValueError: as `stored`; or some values are masked.
     """
-    rows = np.asarray(x)
-    if rows.ndim not in (2, 3, 4) or 0 in rows.shape or rows.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{name} must be numbers of shape [N, D], [N, H, W] or [N, H, W, C], got "
-            f"{list(rows.shape)} of {rows.dtype}. Reshape or convert it."
-        )
     if np.ma.is_masked(x):
         raise ValueError(f"{name} has masked values. Fill them, or drop their rows.")
-    rows = rows[..., None] if rows.ndim == 3 else rows
-    if rows.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            rows = rows.astype(np.float32)
-        if not np.isfinite(rows).all():
-            raise ValueError(f"{name} must be finite in float32. Repair or drop the other rows.")
-        return rows
-    if rows.dtype.kind == "b" or rows.dtype == np.uint8:
-        return rows.view(np.uint8)
-    if rows.min() < -(2**31) or rows.max() >= 2**31:
-        raise ValueError(
-            f"{name} must have integers that fit 32 bits. Rescale them, or give floats."
-        )
-    return rows.astype(np.int32)
+    return stored(np.asarray(x), name)
 
 
 def _split(rows: np.ndarray, validation: float | ArrayLike) -> tuple[Splits, Trained]:

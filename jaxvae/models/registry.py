@@ -16,6 +16,8 @@ MODELS: Mapping[str, Callable[..., VAE]] = MappingProxyType(
     {"mlp_vae": mlp_vae, "conv_vae": conv_vae}
 )
 """Builders that a recipe may name without the caller passing them in."""
+SHORT_NAMES = MappingProxyType({"mlp": "mlp_vae", "conv": "conv_vae"})
+"""Name of a model for users -> name in `MODELS`."""
 ALIASES = MappingProxyType({"jaxvae.vae:mlp_vae": "mlp_vae", "jaxvae.vae:conv_vae": "conv_vae"})
 """Names in checkpoints of release 0.1.0 -> names in `MODELS`."""
 LISTS = ("data_shape", "hidden")

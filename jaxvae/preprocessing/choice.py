@@ -23,11 +23,13 @@ class Choice(NamedTuple):
         likelihood: a key of `jaxvae.preprocessing.RULES`.
         binarize: "auto", or "dynamic" for grey levels in [0, 1].
         reason: the data, in words.
+        two_values: True if the data have only two values.
     """
 
     likelihood: Any
     binarize: Any
     reason: str
+    two_values: bool = False
 
 
 def choose_likelihood(train: np.ndarray) -> Choice:
@@ -51,7 +53,7 @@ def choose_likelihood(train: np.ndarray) -> Choice:
     whole = are_whole(train) and low >= 0
     colour = train.ndim == 4 and train.shape[3] > 1
     if whole and (high <= 1 or _are_black_or_white(train)):
-        return Choice("bernoulli", "auto", "values of two kinds")
+        return Choice("bernoulli", "auto", "values of two kinds", two_values=True)
     vectors = train.ndim == 2
     pixels = whole and (128 <= high <= 255 or (train.dtype == np.uint8 and not vectors))
     if (pixels or (low >= 0 and high <= 1)) and not colour and _are_drawings(train, low, high):
@@ -64,9 +66,13 @@ def choose_likelihood(train: np.ndarray) -> Choice:
     return Choice("gaussian", "auto", f"real numbers from {low:.3g} to {high:.3g}")
 
 
-def doubt(likelihood: str, train: np.ndarray) -> str | None:
-    """Return a reason why a likelihood plainly does not suit the data, or None."""
-    suited = choose_likelihood(train)
+def doubt(likelihood: str, suited: Choice) -> str | None:
+    """Return a reason why a likelihood plainly does not suit the data, or None.
+
+    Args:
+        likelihood: a key of `jaxvae.preprocessing.RULES`.
+        suited: what `choose_likelihood` chooses for the data.
+    """
     if likelihood == suited.likelihood:
         return None
     if likelihood == "bernoulli" and suited.likelihood in ("logistic_mixture", "negative_binomial"):
@@ -74,7 +80,7 @@ def doubt(likelihood: str, train: np.ndarray) -> str | None:
             f"likelihood=bernoulli turns the data, {suited.reason}, into random black and white "
             f"pixels; likelihood={suited.likelihood} models them as they are."
         )
-    if suited.reason == "values of two kinds" and likelihood != "categorical":
+    if suited.two_values and likelihood != "categorical":
         return (
             f"likelihood={likelihood} does not suit data of only two values; "
             "likelihood=bernoulli does."

@@ -14,7 +14,6 @@ import numpy as np
 from jaxvae.preprocessing.conversion import Conversion
 from jaxvae.preprocessing.support import EXAMPLES_AT_ONCE, REALS, Support, are_whole
 
-SPLITS = ("train", "validation", "test")
 STATIC_SEED = 0
 MOST_COUNTS = 2**24
 """Largest count: above it float32 cannot represent every integer."""
@@ -27,6 +26,9 @@ class Splits(NamedTuple):
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+
+
+SPLITS = Splits._fields[1:]
 
 
 class Preprocessing(NamedTuple):

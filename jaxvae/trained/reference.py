@@ -8,6 +8,8 @@ from jaxvae.evaluation import Scores
 
 MOST_ROWS = 2000
 """Training rows, spread evenly over the data, that are scored for reference."""
+USUAL_SAMPLES = 100
+"""Samples per row of an estimate of log p(x), if nothing else is said."""
 MOST_SAMPLES = 1_000_000
 
 

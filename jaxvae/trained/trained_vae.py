@@ -25,7 +25,7 @@ from jaxvae.models.vae import VAE, Params
 from jaxvae.preprocessing import resize
 from jaxvae.preprocessing.description import Description
 from jaxvae.trained.export import export as write
-from jaxvae.trained.reference import Reference, Score, ranked, spread_evenly
+from jaxvae.trained.reference import USUAL_SAMPLES, Reference, Score, ranked, spread_evenly
 from jaxvae.training.devices import make_map, make_mesh, replicate
 
 Progress = Callable[[int], None]
@@ -169,7 +169,7 @@ class TrainedVAE:
 
         The number of samples is that of `reference`, or 100.
         """
-        num_samples = 100 if self.reference is None else self.reference.num_samples
+        num_samples = USUAL_SAMPLES if self.reference is None else self.reference.num_samples
         return ranked(self._scores(key, self.rows(x), num_samples, progress), self.reference)
 
     def with_reference(

@@ -16,6 +16,8 @@ from jaxvae.bounds import posterior_samples
 from jaxvae.distributions import Gaussian
 from jaxvae.models.vae import VAE, Params
 
+SIGMA_RATE = 10.0
+"""Usual learning rate of a learned sigma, as a multiple of that of the networks."""
 MIN_VARIANCE = 1e-6
 """Smallest optimal sigma^2, in the square of the unit of the data that the model sees."""
 

@@ -14,7 +14,8 @@ from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import UserError
 from experiments.sample import SampleConfig, sample
 from experiments.score import ScoreConfig, score
-from jaxvae.checkpoints import load, load_trained, read_reference
+from jaxvae.checkpoints import load, load_trained, read_reference, write_reference
+from jaxvae.trained import Reference
 
 ROWS = np.random.default_rng(3).integers(0, 251, (25, 8, 8), dtype=np.uint8)
 ONE = jax.devices()[:1]
@@ -127,6 +128,16 @@ def test_invalid_flags_are_rejected(whole_run, changes, message):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"log_likelihood": "?"}'])
+def test_a_reference_is_never_written_through_a_link(tmp_path):
+    """A folder that somebody else made may hold a link under the temporary name."""
+    (tmp_path / "own.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "reference.json.unfinished").symlink_to(tmp_path / "own.txt")
+    write_reference(tmp_path / "run", Reference(np.zeros(1, np.float32), 10, 3))
+    assert (tmp_path / "own.txt").read_text() == "mine"
+    assert read_reference(tmp_path / "run", 3).num_samples == 10
+
+
 def test_a_damaged_reference_is_one_clear_line(whole_run, tmp_path, text):
     path = whole_run.run / "reference.json"
     whole = path.read_text()

@@ -3,11 +3,9 @@
 import itertools
 import math
 import os
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -25,8 +23,6 @@ BYTES_AT_ONCE = 2**17
 """Bytes of files that a thread reads in one go, so that small pictures cost few hand-overs."""
 PIECES_PER_THREAD = 2
 """Pieces that are decoded ahead; few, to bound the memory."""
-SECONDS_UNSHOWN = 2.0
-"""Time after which progress is shown."""
 NAMED = 3
 """Most unreadable pictures that a message names."""
 
@@ -87,19 +83,20 @@ class Rows:
             lambda path: decode_as_shown(path, options.channels, options.resize),
             [os.path.join(self._folder, name) for name in self._files],
         )
-        progress = _counted_if_long("pictures prepared", self.most, quiet=options.quiet)
-        for name, found in zip(self._files, progress(pictures), strict=True):
-            if isinstance(found, Unreadable):
-                self.unreadable[name] = found.reason
-                continue
-            pixels = found.pixels
-            first = first or (name, pixels.shape)
-            if pixels.shape[:2] != first[1][:2]:
-                raise _different_sizes(self._folder, *first, name, pixels.shape)
-            if pixels.shape[2] > first[1][2]:
-                raise FoundColour
-            self.notes.update(found.notes)
-            yield np.broadcast_to(pixels, first[1])  # grey among pictures in colour
+        with counted("Preparing pictures", self.most, quiet=options.quiet) as progress:
+            for done, (name, found) in enumerate(zip(self._files, pictures, strict=True)):
+                progress(done)
+                if isinstance(found, Unreadable):
+                    self.unreadable[name] = found.reason
+                    continue
+                pixels = found.pixels
+                first = first or (name, pixels.shape)
+                if pixels.shape[:2] != first[1][:2]:
+                    raise _different_sizes(self._folder, *first, name, pixels.shape)
+                if pixels.shape[2] > first[1][2]:
+                    raise FoundColour
+                self.notes.update(found.notes)
+                yield np.broadcast_to(pixels, first[1])  # grey among pictures in colour
         self._check_readable()
 
     def _check_readable(self) -> None:
@@ -159,21 +156,3 @@ def _in_order(
             if not pieces:
                 return
             yield from pieces.popleft().result()
-
-
-def _counted_if_long(
-    what: str, total: int, *, quiet: bool
-) -> Callable[[Iterator[Result]], Iterator[Result]]:
-    """Return a function that passes items on, and shows their number once it takes long."""
-
-    def passing(items: Iterator[Result]) -> Iterator[Result]:
-        start, show = time.monotonic(), None
-        with ExitStack() as stack:
-            for done, item in enumerate(items):
-                if show is None and time.monotonic() - start > SECONDS_UNSHOWN:
-                    show = stack.enter_context(counted(what, total, quiet=quiet))
-                if show is not None:
-                    show(done)
-                yield item
-
-    return passing

@@ -8,8 +8,8 @@ import pytest
 from experiments.data import Dataset
 from experiments.flags.config import TrainConfig
 from experiments.run.choices import choices_of, choose
-from experiments.run.optimization import SIGMA_RATE
 from experiments.train import train
+from jaxvae.training.sigma import SIGMA_RATE
 
 RNG = np.random.default_rng(0)
 BITS = RNG.integers(0, 2, (40, 8, 8, 1)).astype(np.uint8)

@@ -51,7 +51,7 @@ def test_each_kind_of_data_has_its_likelihood_and_can_be_prepared(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_chosen_likelihood_is_never_doubted(kind):
     train, likelihood = KINDS[kind]
-    assert doubt(likelihood, train) is None
+    assert doubt(likelihood, choose_likelihood(train)) is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_chosen_likelihood_is_never_doubted(kind):
 )
 def test_a_likelihood_that_does_not_suit_the_data_is_doubted(kind, likelihood, reason):
     assert likelihood in RULES
-    assert reason in doubt(likelihood, KINDS[kind][0])
+    assert reason in doubt(likelihood, choose_likelihood(KINDS[kind][0]))
 
 
 def test_frey_faces_are_photographs():
