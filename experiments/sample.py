@@ -72,7 +72,8 @@ class SampleConfig:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         changed = [flag for flag in flags if getattr(self, flag) != defaults[flag]]
         values = [f"{flag.removeprefix('num_')}{getattr(self, flag)}" for flag in changed]
-        return "-".join(["samples", *values, *data.label])
+        of_run = self.split is not None or (self.dataset is not None and data.is_of_run)
+        return "-".join(["samples", *([data.split] if of_run else []), *values, *data.label])
 
     def check(self) -> None:
         """Check the values of the flags.
@@ -140,14 +141,13 @@ def _all_reconstructions(
     import jax
 
     from experiments.record.progress import counted
-    from jaxvae.distributions import mean_of
-    from jaxvae.evaluation import MEAN_SAMPLES, map_dataset
+    from jaxvae.evaluation import center_of, map_dataset
     from jaxvae.training.devices import make_map, make_mesh, replicate
 
     def reconstruct(params: Any, key: jax.Array, stored: jax.Array) -> jax.Array:
-        key_data, key_mean = jax.random.split(key)
+        key_data, key_center, *_ = jax.random.split(key, 4)
         q = run.vae.encode(params, run.preprocessing.prepare(key_data, stored))
-        return run.vae.decode(params, mean_of(q, key_mean, MEAN_SAMPLES)).mean()
+        return run.vae.decode(params, center_of(q, key_center)).mean()
 
     mesh, rows = make_mesh(devices), run.data.rows
     with counted("Reconstructing rows", len(rows.examples), first="compiling") as progress:

@@ -14,6 +14,7 @@ from jaxvae.bounds import Decode, Encode, EstimatorName, elbo
 from jaxvae.bounds.bound import observe
 from jaxvae.distributions import (
     Gaussian,
+    VonMisesFisher,
     check_array,
     check_summed,
     mean_of,
@@ -154,6 +155,16 @@ def log_likelihood_and_error(
 MEAN_SAMPLES = 256
 """Draws that estimate a posterior mean without a formula. The noise is 1/256 of the posterior's
 variance: below `ACTIVE_VARIANCE` for variances up to 2.5."""
+
+
+def center_of(q: Any, key: jax.Array) -> jax.Array:
+    """Latent that represents q(z|x): its mean, or on the sphere its mean direction.
+
+    Args:
+        q: a posterior.
+        key: key of the draws that estimate a mean without a formula.
+    """
+    return q.loc if isinstance(q, VonMisesFisher) else mean_of(q, key, MEAN_SAMPLES)
 
 
 class Scores(NamedTuple):

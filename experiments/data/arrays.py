@@ -21,11 +21,12 @@ from numpy.lib import format as npy_format
 from numpy.lib.npyio import NpzFile
 
 from experiments.data.array_names import Roles, find_roles
+from experiments.data.integers import as_int32
 from experiments.data.labels import GivenLabels, as_labels
 from experiments.data.splits import Examples, Source
 from experiments.flags.path_checks import path_of, require_file
-from jaxvae.preprocessing.storage import stored
 
+EXAMPLES_AT_ONCE = 4096
 LARGEST_IN_ANY_CASE = 2**29
 """Decompressed bytes that every .npz file may have."""
 LARGEST_RATIO = 200
@@ -120,6 +121,52 @@ def _require_plausible(path: Path, archive: NpzFile) -> None:
             f"{path} must hold data; its {packed:,} bytes become {size:,} when they are "
             "decompressed, as those of one repeated number do. Save it with numpy.savez."
         )
+
+
+def stored(array: np.ndarray, where: str) -> np.ndarray:
+    """Convert an array [N, ...] to the type and rank of a `Dataset`.
+
+    Args:
+        array: [N, D], [N, H, W] or [N, H, W, C] of bool, integers or floats.
+        where: Name of the array in messages.
+
+    Returns:
+        [N, D] or [N, H, W, C] of uint8, int32 or float32.
+
+    Raises:
+        ValueError: Another shape or type, or values that do not fit the type or are not finite.
+    """
+    if array.ndim not in (2, 3, 4) or 0 in array.shape:
+        raise ValueError(
+            f"{where} must be [N, D], [N, H, W] or [N, H, W, C] with no empty axis; its shape is "
+            f"{list(array.shape)}. Reshape it."
+        )
+    match array.dtype.kind:
+        case "b":
+            kept = array.view(np.uint8)
+        case "i" | "u":
+            kept = array if array.dtype == np.uint8 else as_int32(array, where)
+        case "f":
+            kept = _float32(array, where)
+        case _:
+            raise ValueError(
+                f"{where} must be bool, integers or floats; it has type {array.dtype}. Convert it."
+            )
+    return kept[..., None] if kept.ndim == 3 else kept
+
+
+def _float32(array: np.ndarray, where: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        kept = array if array.dtype == np.float32 else array.astype(np.float32, subok=False)
+    for start in range(0, len(kept), EXAMPLES_AT_ONCE):
+        some = kept[start : start + EXAMPLES_AT_ONCE]
+        finite = np.isfinite(some.reshape(len(some), -1)).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"{where} must have finite float32 values; example {start + finite.argmin()} has "
+                "NaN, an infinity or a value too large. Repair or drop such examples."
+            )
+    return kept
 
 
 def _arrays(path: Path, roles: Roles, get: Callable[[str], np.ndarray]) -> Arrays:

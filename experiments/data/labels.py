@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxvae.preprocessing.storage import as_int32
+from experiments.data.integers import as_int32
 
 KINDS = {"b": "booleans", "i": "numbers", "u": "numbers", "f": "numbers", "U": "text", "S": "text"}
 """Kind of a numpy type -> kind of labels, in words."""

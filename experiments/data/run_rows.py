@@ -132,14 +132,15 @@ def load_run_rows(
         )
     identity = identify(rows.examples, quiet=not is_first())
     split, is_of_run = _relation(config, source, split, identity, trained, cache)
-    warnings = [] if trained is None else _check_scale(name, config, identity, trained)
+    whole = description is not None and description.support.whole and source is not None
+    warnings = [] if trained is None else _check_scale(name, config, identity, trained, whole)
     if source is not None and description is not None:
         # Few rows may look like data of another kind: all black, or counts of 0 and 1.
         require_support(rows.examples, description.support, name)
         preprocessing = description.preprocessing(rows.examples.shape[1:])
     else:
         data, preprocessing = choose_preprocessing(config, data)
-    examples: np.ndarray = data.train if source else getattr(data, split)
+    examples: np.ndarray = data.train if source is not None else getattr(data, split)
     rows = rows._replace(examples=examples)
     found = RunRows(name, rows, split, identity, trained, is_of_run, warnings)
     return Loaded(found, data, preprocessing)
@@ -151,8 +152,9 @@ def _read_others(
     """Read another data set; pictures are prepared as those of the run."""
     if not dataset.startswith("folder:"):
         return datasets.read(dataset, data_dir=config.data_dir)
-    known = data_shape is not None and len(data_shape) == 3 and data_shape[2] in (1, 3)
-    options = picture_options(config, cache, data_shape[2] if known and data_shape else None)
+    shape = data_shape or []
+    channels = shape[2] if len(shape) == 3 and shape[2] in (1, 3) else None
+    options = picture_options(config, cache, channels)
     return datasets.read(dataset, pictures=options)
 
 
@@ -200,13 +202,19 @@ def _is_all_of_run(
 
 
 def _check_scale(
-    name: str, config: TrainConfig, rows: RowsIdentity, trained: DataIdentity
+    name: str, config: TrainConfig, rows: RowsIdentity, trained: DataIdentity, whole: bool
 ) -> list[str]:
-    """Check that equal stored values mean equal x; warn of values that are far from the run's."""
+    """Check that equal stored values mean equal x; warn of values that are far from the run's.
+
+    Args:
+        name, config, rows, trained: as for `load_run_rows`.
+        whole: True if the run is known to prepare whole numbers alike, whatever their type.
+    """
     usual = trained["train"]
     counts = RULES[config.likelihood] is RULES["poisson"]  # counts of every type are not rescaled
     low, high = usual.range or [0.0, 0.0]
-    if rows.dtype != usual.dtype and "uint8" in (rows.dtype, usual.dtype) and not counts:
+    alike = counts or (whole and rows.dtype != "float32")
+    if rows.dtype != usual.dtype and "uint8" in (rows.dtype, usual.dtype) and not alike:
         raise ValueError(
             f"{name} is stored as {rows.dtype}, the run's training data as {usual.dtype} from "
             f"{low:.6g} to {high:.6g}: 8-bit data are rescaled, other types are not. Convert it to "

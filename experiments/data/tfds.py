@@ -15,9 +15,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
+from experiments.data.arrays import stored
 from experiments.data.pictures.decode import decode
 from experiments.data.splits import SPLITS, Examples, Source
-from jaxvae.preprocessing.storage import stored
 
 CLASS_NAMES = ("type", "pythonClassName", "python_class_name")
 """Keys under which features.json stores the class of a feature."""

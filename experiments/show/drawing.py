@@ -11,8 +11,8 @@ import numpy as np
 from experiments.data import Dataset
 from experiments.machine.keys import root_key
 from experiments.show import pictures
-from jaxvae.distributions import VonMisesFisher, mean_of
-from jaxvae.evaluation import MEAN_SAMPLES
+from jaxvae.distributions import VonMisesFisher
+from jaxvae.evaluation import center_of
 from jaxvae.models.vae import VAE, Params
 from jaxvae.preprocessing import Preprocessing
 
@@ -85,7 +85,7 @@ def draw(
     key_samples, key_means = jax.random.split(key)
     from_prior = jax.jit(jax.vmap(lambda key: vae.prior(params).sample(key)))
     z_prior = from_prior(jax.random.split(key_samples, num_samples))
-    center = jax.jit(jax.vmap(lambda key, x: _center(vae.encode(params, x), key)))
+    center = jax.jit(jax.vmap(lambda key, x: center_of(vae.encode(params, x), key)))
     z = center(jax.random.split(key_means, len(xs)), xs)
     on_sphere = isinstance(vae.encode(params, jnp.asarray(xs[0])), VonMisesFisher)
     spread = np.var(z, axis=0).reshape(z.shape[1], -1).sum(1)
@@ -110,11 +110,6 @@ def draw(
         latents=latents,
         values=values,
     )
-
-
-def _center(q: Any, key: jax.Array) -> jax.Array:
-    """Latent that represents q: its mean, or on the sphere its mean direction."""
-    return q.loc if isinstance(q, VonMisesFisher) else mean_of(q, key, MEAN_SAMPLES)
 
 
 def _traversals(

@@ -25,11 +25,10 @@ COUNT_OF_PAIRS = 5
 def choose(scores: Scores, count: int = COUNT) -> dict[str, np.ndarray]:
     """Choose the rows of each of `saved_results.KINDS`, the most extreme first.
 
-    Examples rank by the estimate of log p(x), or by the ELBO without one, and reconstructions by
-    log p(x|z) at one draw of z. NaN counts as the lowest score.
+    Examples rank by the estimate of log p(x), reconstructions by log p(x|z) at one draw of z.
+    NaN counts as the lowest score.
     """
-    likelihood = scores.elbo if scores.log_likelihood is None else scores.log_likelihood
-    rising, by_reconstruction = _order(likelihood), _order(scores.reconstruction)
+    rising, by_reconstruction = _order(scores.log_likelihood), _order(scores.reconstruction)
     chosen = rising, by_reconstruction, by_reconstruction[::-1]
     return {kind: order[:count] for kind, order in zip(KINDS, chosen, strict=True)}
 
@@ -37,6 +36,15 @@ def choose(scores: Scores, count: int = COUNT) -> dict[str, np.ndarray]:
 def _order(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     return np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
+
+
+def _five_digits(score: float) -> str:
+    """Write a score with trailing zeros, but no trailing point.
+
+    >>> _five_digits(-17292.3), _five_digits(-83.0)
+    ('-17,292', '-83.000')
+    """
+    return f"{score:#,.5g}".removesuffix(".")
 
 
 def show_extremes(
@@ -61,17 +69,16 @@ def show_extremes(
     numbers = np.concatenate(list(chosen.values()))
     xs, means = prepared(numbers), decode(numbers)
     limits = float(xs.min()), float(xs.max())
-    likelihood = scores.elbo if scores.log_likelihood is None else scores.log_likelihood
     entries: dict[str, Any] = {}
     for kind, found in chosen.items():
         x, xs = np.split(xs, [len(found)])
         mean, means = np.split(means, [len(found)])
         alone = kind == "least_likely"
-        values = likelihood if alone else scores.reconstruction
+        values = scores.log_likelihood if alone else scores.reconstruction
         of_kind = [_entry(rows, i, values[i], label_names) for i in found]
         drawn = [x] if alone else [x, mean]
         if pictures.is_image(x):
-            captions = [f"#{entry['index']}\n{entry['score']:#,.5g}" for entry in of_kind]
+            captions = [f"#{entry['index']}\n{_five_digits(entry['score'])}" for entry in of_kind]
             picture = pictures.captioned(drawn, captions, limits=limits)
             pictures.save_png(folder / f"{kind}.png", picture)
         else:

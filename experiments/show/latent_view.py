@@ -8,6 +8,7 @@ import numpy as np
 from experiments.data import Rows
 from experiments.show.extremes import name_of
 from jaxvae.evaluation import Scores
+from jaxvae.preprocessing.statistics import evenly
 
 MOST_EXAMPLES = 2000
 """Most examples in the picture; of more, evenly spaced ones are taken."""
@@ -52,8 +53,7 @@ def view_latents(
     else:
         activity, ranked_by = np.asarray(scores.kl_per_latent).mean(axis=0), "KL"
     latents = np.argsort(-np.nan_to_num(activity), kind="stable")[:2]
-    count = min(len(means), MOST_EXAMPLES)
-    shown = np.linspace(0, len(means) - 1, count).astype(int)
+    shown = evenly(len(means), MOST_EXAMPLES)
     classes = None
     if rows.labels is not None:
         classes = _classes(rows.labels[shown], label_names)

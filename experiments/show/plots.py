@@ -114,7 +114,7 @@ def latent_plot(
 
 def _by_number(name: str) -> tuple[bool, float, str]:
     """Sort key of class names: numbers by value, then names, then the class of all others."""
-    number = int(name) if name.lstrip("-").isdecimal() else math.inf
+    number = int(name) if name.removeprefix("-").isdecimal() else math.inf
     return name == "others", number, name
 
 

@@ -41,7 +41,7 @@ def load_trained(
             its preprocessing.
     """
     loaded = load_described(run, which, models)
-    run = Path(run).parent if Path(run).name == "checkpoints" else Path(run)
+    run = Path(run) if (Path(run) / "checkpoints").is_dir() else Path(run).parent
     description = read_description(loaded.about)
     if description is None:
         raise ValueError(

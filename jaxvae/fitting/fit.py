@@ -4,12 +4,10 @@ import dataclasses
 import sys
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
@@ -80,14 +78,14 @@ def fit(
 
     Ctrl-C ends the training after the first evaluation with the best parameters so far.
 
+    >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 2, (256, 8, 8))
     >>> trained = fit(images, latent_dim=2, hidden=(16,), num_steps=20, progress=False)
     >>> trained.reconstruct(images[:3]).shape
     (3, 8, 8, 1)
     """
     sizes = {"num_steps": num_steps, "batch_size": batch_size, "eval_every": eval_every}
-    sizes["reference_samples"] = reference_samples
-    check_numbers(average_decay, key, **sizes)
+    check_numbers(average_decay, key, reference_samples=reference_samples, **sizes)
     check_functions(objective, optimizer)
     if folder is not None:
         check_folder(Path(folder), model)
@@ -107,22 +105,33 @@ def fit(
         axis_name=AXIS,
     )
     show = _Line(time.monotonic()).show if progress is True else progress or _silent
-    run = partial(train, problem, step, mesh, eval_every, show)
-    best = run(state, key_train, key_scores, num_steps, batch_size)
+    best = train(
+        problem,
+        step,
+        state,
+        mesh=mesh,
+        key=key_train,
+        key_scores=key_scores,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        eval_every=eval_every,
+        show=show,
+    )
     lines = _about(problem, model, objective, f"{num_steps:,} of {batch_size} rows", arguments)
-    description = read_description(problem.about)
-    assert description is not None
-    trained = TrainedVAE(
-        problem.vae,
-        best.params,
-        problem.splits.train.shape[1:],
-        description,
-        lines,
-        devices=devices,
-    ).with_reference(problem.loaded, reference_samples, best.step)
+    trained = _trained(problem, best, lines, devices)
+    trained = trained.with_reference(problem.loaded, reference_samples, best.step)
     if folder is not None:
         _save(Path(folder), checkpoints, trained, problem, best)
     return trained
+
+
+def _trained(
+    problem: Problem, best: Best, about: dict[str, str], devices: list[jax.Device] | None
+) -> TrainedVAE:
+    description = read_description(problem.about)
+    assert description is not None, "make_problem describes it"
+    data_shape = problem.splits.train.shape[1:]
+    return TrainedVAE(problem.vae, best.params, data_shape, description, about, devices=devices)
 
 
 def _about(
@@ -168,9 +177,8 @@ def _save(
         "vae": problem.recipe,
         "summary": trained.about,
     }
-    metric = None if np.isnan(best.elbo) else best.elbo
     try:
-        checkpoints.save(best.step, {"params": best.params}, about, metric)
+        checkpoints.save(best.step, {"params": best.params}, about, best.elbo)
         checkpoints.wait()
         if trained.reference is not None:
             write_reference(folder, trained.reference)

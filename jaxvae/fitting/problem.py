@@ -18,7 +18,6 @@ from jaxvae.preprocessing import (
 )
 from jaxvae.preprocessing.description import ABOUT, describe
 from jaxvae.preprocessing.statistics import data_scale, pseudo_inputs
-from jaxvae.preprocessing.storage import stored
 from jaxvae.preprocessing.support import REALS, Support, Trained, check_rows
 
 
@@ -100,14 +99,33 @@ def make_problem(
 
 
 def _stored(x: ArrayLike, name: str) -> np.ndarray:
-    """Rows as stored, from anything that numpy makes an array of.
+    """Rows [N, D] or [N, H, W, C] as uint8, int32 or float32.
 
     Raises:
-        ValueError: as `stored`; or some values are masked.
+        ValueError: another shape or type, no rows, or values that are not finite in float32.
     """
+    rows = np.asarray(x)
+    if rows.ndim not in (2, 3, 4) or 0 in rows.shape or rows.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{name} must be numbers of shape [N, D], [N, H, W] or [N, H, W, C], got "
+            f"{list(rows.shape)} of {rows.dtype}. Reshape or convert it."
+        )
     if np.ma.is_masked(x):
         raise ValueError(f"{name} has masked values. Fill them, or drop their rows.")
-    return stored(np.asarray(x), name)
+    rows = rows[..., None] if rows.ndim == 3 else rows
+    if rows.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            rows = rows.astype(np.float32)
+        if not np.isfinite(rows).all():
+            raise ValueError(f"{name} must be finite in float32. Repair or drop the other rows.")
+        return rows
+    if rows.dtype.kind == "b" or rows.dtype == np.uint8:
+        return rows.view(np.uint8)
+    if rows.min() < -(2**31) or rows.max() >= 2**31:
+        raise ValueError(
+            f"{name} must have integers that fit 32 bits. Rescale them, or give floats."
+        )
+    return rows.astype(np.int32)
 
 
 def _split(rows: np.ndarray, validation: float | ArrayLike) -> tuple[Splits, Trained]:

@@ -1,5 +1,6 @@
 """Training of a fit: dispatches of steps, evaluations between them, and the best parameters."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -28,9 +29,9 @@ Progress = Callable[[int, int, float | None], None]
 
 
 class Best(NamedTuple):
-    """Parameters with the highest validation ELBO so far."""
+    """Parameters with the highest validation ELBO so far, or the last without validation rows."""
 
-    elbo: float
+    elbo: float | None
     step: int
     params: Params
 
@@ -38,14 +39,15 @@ class Best(NamedTuple):
 def train(
     problem: Problem,
     train_step: Any,
-    mesh: Mesh,
-    eval_every: int,
-    show: Progress,
     state: TrainState,
+    *,
+    mesh: Mesh,
     key: jax.Array,
     key_scores: jax.Array,
     num_steps: int,
     batch_size: int,
+    eval_every: int,
+    show: Progress,
 ) -> Best:
     """Run the steps, and keep the best parameters.
 
@@ -115,9 +117,10 @@ def _better(
     """Score the parameters on the validation rows; return them if they are the best so far."""
     params = state.evaluation_params()
     if not len(validation):
-        return Best(float("nan"), step, jax.device_get(params))
+        return Best(None, step, jax.device_get(params))
     scores = map_dataset(score, params, replicate(key, mesh), validation, mesh=mesh, batch_size=500)
     value = float(scores.elbo.mean())
-    if best is not None and not np.isnan(best.elbo) and not value > best.elbo:
+    before = math.nan if best is None or best.elbo is None else best.elbo
+    if best is not None and value <= before:
         return best
     return Best(value, step, jax.device_get(params))

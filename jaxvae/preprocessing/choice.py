@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxvae.preprocessing.rules import MOST_COUNTS
+from jaxvae.preprocessing.statistics import evenly
 from jaxvae.preprocessing.support import EXAMPLES_AT_ONCE, are_whole
 
 MOST_ROWS = 2000
@@ -100,6 +101,5 @@ def _are_drawings(train: np.ndarray, low: float, high: float) -> bool:
     # Small counts and shares are near 0 as well, but nothing among them is white.
     if low > NEAR * top or high < (1 - NEAR) * top:
         return False
-    rows = np.linspace(0, len(train) - 1, min(len(train), MOST_ROWS)).astype(int)
-    share = train[rows] / np.float32(top)
+    share = train[evenly(len(train), MOST_ROWS)] / np.float32(top)
     return bool(((share <= NEAR) | (share >= 1 - NEAR)).mean() >= EXTREME)

@@ -10,7 +10,7 @@ SMALLEST, LARGEST = 1e-15, 1e15
 """Range of units for which float32 can represent the squares of the data, and that of a sigma of a
 thousandth of the unit."""
 RESOLVED = 2.0**-21
-"""Smallest ratio of a column's unit to its location: two to four steps of float32."""
+"""Smallest ratio of a column's unit to its location: four to eight steps of float32."""
 RARE = 50.0
 """Kurtosis above which a column is mostly constant, like a pixel at the border (a Gaussian has 3,
 an exponential 9): a few rows then determine its standard deviation."""

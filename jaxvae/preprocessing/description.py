@@ -67,7 +67,7 @@ def describe(preprocessing: Preprocessing, train: Trained, *, resizes: bool) -> 
         "support": [*limits, support.whole],
         "trained": train._asdict(),
         "resizes": resizes,
-        "name": preprocessing.name,
+        "name": preprocessing.name + (", anew for other rows" if preprocessing.drawn_once else ""),
         "unit": preprocessing.unit,
         "offset_bits": preprocessing.offset_bits,
         "standardizes": preprocessing.standardizes,

@@ -12,6 +12,15 @@ PSEUDO_INPUTS = 2**30
 """Number folded into the run's key for the noise of pseudo-inputs; no other key uses it."""
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """Indices of at most `most` of `count` rows, spread evenly, since a file may be sorted.
+
+    >>> evenly(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
+
+
 def spread(preprocessing: Preprocessing, train: np.ndarray) -> float:
     """Root mean square of the first 1,000 training examples about their mean, in their own unit."""
     with jax.transfer_guard("allow"):  # the training loop disallows transfers

@@ -112,7 +112,7 @@ def _over_rows(one: Callable[..., Any]) -> Callable[[jax.Array, jax.Array], Any]
 
 def _encode(vae: VAE, params: Params, description: Description) -> Callable[..., Any]:
     def one(key: jax.Array, stored: jax.Array) -> dict[str, jax.Array]:
-        key_data, key_mean, key_sample = jax.random.split(key, 3)
+        key_data, key_mean, key_sample, _ = jax.random.split(key, 4)
         q = vae.encode(params, description.conversion.prepare(key_data, stored))
         return {"mean": mean_of(q, key_mean, MEAN_SAMPLES), "sample": q.sample(key_sample)}
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxvae.evaluation import Scores
+from jaxvae.preprocessing.statistics import evenly
 
 MOST_ROWS = 2000
 """Training rows, spread evenly over the data, that are scored for reference."""
@@ -100,6 +101,5 @@ def ranked(scores: Scores, reference: Reference | None) -> Score:
 
 
 def spread_evenly(rows: np.ndarray) -> np.ndarray:
-    """Return at most `MOST_ROWS` rows, spread evenly over all, since a file may be sorted."""
-    count = min(len(rows), MOST_ROWS)
-    return rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+    """Return at most `MOST_ROWS` rows, spread evenly over all."""
+    return rows[evenly(len(rows), MOST_ROWS)]

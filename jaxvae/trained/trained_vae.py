@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxvae.distributions import Distribution, Gaussian, mean_of
+from jaxvae.distributions import Distribution, Gaussian
 from jaxvae.evaluation import (
-    MEAN_SAMPLES,
     Estimate,
     Scores,
+    center_of,
     make_score,
     map_dataset,
 )
@@ -93,7 +93,7 @@ class TrainedVAE:
         return posteriors
 
     def reconstruct(self, x: ArrayLike, *, key: jax.Array | None = None) -> np.ndarray:
-        """Mean of p(x|z) at the mean of q(z|x): [N, *data_shape], in the unit of the rows."""
+        """Mean of p(x|z) at the center of q(z|x): [N, *data_shape], in the unit of the rows."""
         return self._array("reconstruct", self._reconstruct_one, self.rows(x), key)
 
     def decode(self, z: ArrayLike) -> np.ndarray:
@@ -178,7 +178,11 @@ class TrainedVAE:
         """Copy with the scores of up to 2,000 training rows as reference."""
         found = self._scores(None, spread_evenly(train), num_samples, progress)
         reference = Reference.of(found.log_likelihood, num_samples, step)
-        return dataclasses.replace(self, reference=reference)
+        copy = dataclasses.replace(self, reference=reference)
+        copy.__dict__.update(
+            _mesh=self._mesh, _on_devices=self._on_devices, _programs=self._programs
+        )
+        return copy
 
     def export(self, path: str | Path, *, num_samples: int = 100) -> None:
         """Write encode, decode and log_likelihood as StableHLO: `jaxvae.trained.export`."""
@@ -238,12 +242,12 @@ class TrainedVAE:
         return np.concatenate(found).astype(rows.dtype)
 
     def _encode_one(self, params: Params, key: jax.Array, stored: jax.Array) -> Distribution:
-        key_data, _ = jax.random.split(key)  # the same draw of x as in all other methods
+        key_data, *_ = jax.random.split(key, 4)  # as in `make_score`: all methods see one x
         return self.vae.encode(params, self.prepare(key_data, stored))
 
     def _reconstruct_one(self, params: Params, key: jax.Array, stored: jax.Array) -> jax.Array:
-        _, key_mean = jax.random.split(key)
-        z = mean_of(self._encode_one(params, key, stored), key_mean, MEAN_SAMPLES)
+        _, key_center, *_ = jax.random.split(key, 4)
+        z = center_of(self._encode_one(params, key, stored), key_center)
         return self._decode_one(params, key, z)
 
     def _decode_one(self, params: Params, key: jax.Array, z: jax.Array) -> jax.Array:

@@ -1,7 +1,9 @@
 """score, and every row in its place: whatever goes into a command comes out with its id."""
 
 import csv
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import UserError
 from experiments.sample import SampleConfig, sample
 from experiments.score import ScoreConfig, score
+from experiments.train import train
 from jaxvae.checkpoints import load, load_trained, read_reference, write_reference
 from jaxvae.trained import Reference
 
@@ -79,6 +82,39 @@ def test_every_row_comes_out_with_its_id(whole_run, source, tmp_path):
         np.testing.assert_allclose(samples["reconstructions"], stored, atol=1e-4)
 
 
+def test_whole_numbers_of_another_type_are_scored_alike(small, tmp_path):
+    """A run on 64-bit pixels takes the same pixels as 8-bit integers."""
+    np.save(tmp_path / "wide.npy", ROWS.astype(np.int64))
+    np.save(tmp_path / "narrow.npy", ROWS)
+    config = dataclasses.replace(
+        small, run=tmp_path / "run", dataset=f"npy:{tmp_path}/wide.npy", num_steps=4
+    )
+    assert train(config) == 0
+    found = []
+    for name in ("wide", "narrow"):
+        dataset, path = f"npy:{tmp_path}/{name}.npy", tmp_path / f"{name}.csv"
+        score(ScoreConfig(config.run, dataset=dataset, output=path, num_devices=1))
+        found.append([row["log_likelihood"] for row in table(path)])
+    assert found[0] == found[1]
+
+
+def test_samples_of_another_split_have_a_folder_of_their_own(whole_run):
+    for flags in ({}, {"split": "train"}, {"split": "test"}):
+        sample(SampleConfig(whole_run.run, num_samples=2, num_steps=2, **flags))
+    sizes = {}
+    for name in ("samples-train", "samples-test"):
+        folder = next(whole_run.run.glob(f"{name}-*"))
+        with np.load(folder / "reconstructions.npz") as arrays:
+            sizes[name] = len(arrays["reconstructions"])
+    assert sizes == {"samples-train": 264, "samples-test": 33}
+
+
+def test_a_run_may_be_named_checkpoints(whole_run, tmp_path):
+    run = shutil.copytree(whole_run.run, tmp_path / "checkpoints")
+    for path in (run, run / "checkpoints"):
+        assert load_trained(path, devices=ONE).reference is not None
+
+
 def test_scores_are_ranked_among_the_training_rows(whole_run, capsys):
     score(ScoreConfig(whole_run.run, split="train", num_devices=1))
     quantiles = [float(row["quantile"]) for row in table(whole_run.run / "scores" / "train.csv")]
@@ -127,7 +163,6 @@ def test_invalid_flags_are_rejected(whole_run, changes, message):
         score(ScoreConfig(whole_run.run, **changes))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"log_likelihood": "?"}'])
 def test_a_reference_is_never_written_through_a_link(tmp_path):
     """A folder that somebody else made may hold a link under the temporary name."""
     (tmp_path / "own.txt").write_text("mine")
@@ -138,6 +173,7 @@ def test_a_reference_is_never_written_through_a_link(tmp_path):
     assert read_reference(tmp_path / "run", 3).num_samples == 10
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"log_likelihood": "?"}'])
 def test_a_damaged_reference_is_one_clear_line(whole_run, tmp_path, text):
     path = whole_run.run / "reference.json"
     whole = path.read_text()

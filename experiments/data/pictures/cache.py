@@ -168,7 +168,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(part, path)
+        os.replace(part, path)  # closed: Windows renames no open file
     finally:
         part.unlink(missing_ok=True)
 

@@ -16,9 +16,9 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
+from experiments.data.array_names import SPLIT_WORDS
 from experiments.data.labels import Labels, from_text
 from experiments.data.pictures.decode import formats
-from experiments.data.splits import SPLITS
 
 WHOLE = "all"
 """Part of pictures that belong to no split."""
@@ -50,21 +50,41 @@ def find(folder: Path) -> Found:
     Raises:
         ValueError: A part has no pictures, or a folder cannot be read.
     """
-    named = [split for split in SPLITS if (folder / split).is_dir()]
+    named = _split_folders(folder)
     seen: set[str] = set()
     others: Counter[str] = Counter()
     if len(named) < 2:
+        named = {}
         parts = {WHOLE: _below(folder, "", seen, others)}
     else:
-        parts = {split: _below(folder, f"{split}/", seen, others) for split in named}
+        parts = {split: _below(folder, f"{name}/", seen, others) for split, name in named.items()}
     for part, names in parts.items():
         if not names:
-            place = folder if part == WHOLE else folder / part
+            place = folder / named.get(part, "")
             raise ValueError(
                 f"{place} must have images (.png, .jpg or another suffix that Pillow decodes) that "
                 "no other split has; it has no such image. Add some, or correct the path."
             )
-    return Found(folder, parts, _left_out(folder, parts, others))
+    return Found(folder, parts, _left_out(folder, list(named.values()), others))
+
+
+def _split_folders(folder: Path) -> dict[str, str]:
+    """Map splits to the names of their folders, which are those of splits among named arrays.
+
+    Raises:
+        ValueError: a split has two folders.
+    """
+    found = {}
+    for split, words in SPLIT_WORDS.items():
+        names = [word for word in words if (folder / word).is_dir()]
+        if len(names) > 1:
+            raise ValueError(
+                f"{folder} must have one folder for each split; {' and '.join(names)} are the same "
+                "split. Rename or merge them."
+            )
+        if names:
+            found[split] = names[0]
+    return found
 
 
 def classes(found: Found) -> Labels:
@@ -142,22 +162,22 @@ def _suffixes() -> frozenset[str]:
     )
 
 
-def _left_out(folder: Path, parts: dict[str, list[str]], others: Counter[str]) -> list[str]:
+def _left_out(folder: Path, named: list[str], others: Counter[str]) -> list[str]:
     """Describe files that are not pictures, and entries beside the folders of the splits."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common())
     plural = "s" * (others.total() != 1)
     lines = [f"{others.total():,} file{plural} left out: {kinds}"] if others else []
-    if WHOLE in parts:
+    if not named:
         return lines
     beside = sorted(
         repr(path.name)
         for path in folder.iterdir()
-        if path.name not in parts and not path.name.startswith(".")
+        if path.name not in named and not path.name.startswith(".")
     )
     more = f" and {len(beside) - NAMES_SHOWN:,} more" if len(beside) > NAMES_SHOWN else ""
     if beside:
         shown = ", ".join(beside[:NAMES_SHOWN])
-        lines.append(f"left out, as beside {', '.join(parts)}: {shown}{more}")
+        lines.append(f"left out, as beside {', '.join(named)}: {shown}{more}")
     return lines
 
 

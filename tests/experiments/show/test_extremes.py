@@ -42,12 +42,6 @@ def test_the_most_extreme_come_first_and_nan_is_lowest():
     assert chosen["best_reconstructions"].tolist() == [1, 2, 0]
 
 
-def test_the_elbo_ranks_examples_without_an_estimate_of_their_likelihood():
-    scores = scores_of(np.array([3.0, 2.0, 1.0]), [0.0, 0.0, 0.0])
-    assert choose(scores, 1)["least_likely"].tolist() == [2]
-    assert choose(scores._replace(log_likelihood=None), 1)["least_likely"].tolist() == [0]
-
-
 def test_images_are_drawn_with_index_and_score(tmp_path):
     files = np.array([f"a/{i}.png" for i in range(30)])
     entries = shown(tmp_path, (8, 8, 1), labels=np.arange(30) % 3, files=files)

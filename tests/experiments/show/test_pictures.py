@@ -335,8 +335,8 @@ def test_a_class_may_have_any_name(name):
 
 
 def test_numbers_are_sorted_by_value_and_the_others_come_last():
-    names = ["others", "b", "10", "9", "-1"]
-    assert sorted(names, key=plots._by_number) == ["-1", "9", "10", "b", "others"]
+    names = ["others", "b", "10", "--5", "9", "-1"]
+    assert sorted(names, key=plots._by_number) == ["-1", "9", "10", "--5", "b", "others"]
 
 
 def test_latents_are_ordered_by_their_kl():

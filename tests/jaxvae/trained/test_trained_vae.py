@@ -148,6 +148,19 @@ def test_numbers_may_be_stored_in_any_way(dtype):
     np.testing.assert_array_equal(grey_model().reconstruct(turned), expected)
 
 
+def test_a_posterior_on_the_sphere_is_represented_by_its_mean_direction():
+    vae = jaxvae.mlp_vae(
+        data_shape=(8, 8, 1), latent_dim=3, hidden=(4,), posterior="von_mises_fisher"
+    )
+    params = vae.init(jax.random.key(0))
+    trained, x = dataclasses.replace(grey_model(), vae=vae, params=params), images(1)
+    key, *_ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 4)
+    z = vae.encode(params, GREY.conversion.prepare(key, x[0])).loc
+    np.testing.assert_allclose(
+        trained.reconstruct(x)[0], 255 * vae.decode(params, z).mean(), rtol=1e-4
+    )
+
+
 def test_samples_have_the_moments_of_the_model():
     x = exact().sample(jax.random.key(0), 4000, noise=True)
     covariance = MODEL.weight @ MODEL.weight.T + jnp.exp(2 * MODEL.log_scale) * jnp.eye(DIM)

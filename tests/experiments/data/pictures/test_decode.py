@@ -205,7 +205,7 @@ def test_files_that_are_left_out_are_counted_by_kind(tmp_path):
 
 
 def test_entries_beside_the_splits_are_listed(tmp_path):
-    names = ["train/a.png", "test/a.png", "val/a.png", "b.png", *(f"{i}.txt" for i in range(5))]
+    names = ["train/a.png", "test/a.png", "extra/a.png", "b.png", *(f"{i}.txt" for i in range(5))]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("L", (4, 4)).save(tmp_path / name, "png")

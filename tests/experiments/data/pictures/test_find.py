@@ -71,3 +71,19 @@ def test_files_are_sorted_by_the_parts_of_their_paths(tmp_path):
         path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.png"))
     ]
     assert classes(found).codes == {}
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "dev", "validation"])
+def test_folders_of_splits_have_the_names_of_array_splits(tmp_path, word):
+    lay(tmp_path, "train/1.png", "training.txt/2.png", f"{word}/3.png", "testing/4.png")
+    found = find(tmp_path)
+    assert found.parts == {
+        "train": ["train/1.png"], "validation": [f"{word}/3.png"], "test": ["testing/4.png"],
+    }  # fmt: skip
+    assert "training.txt" in found.left_out[-1]
+
+
+def test_two_folders_of_one_split_are_rejected(tmp_path):
+    lay(tmp_path, "train/1.png", "val/2.png", "dev/3.png")
+    with pytest.raises(ValueError, match=r"val and dev are the same split\. Rename or merge"):
+        find(tmp_path)
