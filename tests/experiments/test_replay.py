@@ -111,6 +111,7 @@ def test_steps_and_runs_that_cannot_be_replayed_are_rejected(whole_run, run, ste
         replay(ReplayConfig(run or whole_run.run, step))
 
 
+@pytest.mark.slow
 def test_a_step_after_the_last_one_that_was_logged_can_be_replayed(small, tmp_path, capsys):
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=5, log_every=4)
     assert train(config) == 0

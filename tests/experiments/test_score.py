@@ -82,6 +82,7 @@ def test_every_row_comes_out_with_its_id(whole_run, source, tmp_path):
         np.testing.assert_allclose(samples["reconstructions"], stored, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_whole_numbers_of_another_type_are_scored_alike(small, tmp_path):
     """A run on 64-bit pixels takes the same pixels as 8-bit integers."""
     np.save(tmp_path / "wide.npy", ROWS.astype(np.int64))

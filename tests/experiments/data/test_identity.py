@@ -160,6 +160,7 @@ def test_continuing_rejects_other_data_and_changes_nothing(images, message, run,
     assert files(run.run) == before
 
 
+@pytest.mark.slow
 def test_continuing_names_only_the_split_that_differs(run):
     images = bars()
     order = np.random.default_rng(0).permutation(60)

@@ -169,6 +169,7 @@ def test_codes_of_pictures_have_their_ids_and_classes(picture_run, tmp_path, cap
     assert own["labels"].tolist() == codes["labels"][own["index"]].tolist()
 
 
+@pytest.mark.slow
 def test_new_pictures_are_prepared_as_those_of_the_run(picture_run, tmp_path, capsys):
     new = tmp_path / "new"
     new.mkdir()
@@ -183,6 +184,7 @@ def test_new_pictures_are_prepared_as_those_of_the_run(picture_run, tmp_path, ca
     assert "1 examples" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_colour_for_a_grey_run_becomes_grey(whole_run, tmp_path, capsys):
     Image.new("RGB", (8, 8), (250, 250, 250)).save(tmp_path / "a.png")
     codes = codes_of(whole_run, tmp_path, dataset=f"folder:{tmp_path}")

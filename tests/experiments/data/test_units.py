@@ -84,6 +84,7 @@ def in_scale(sigma, scale):
 # Law
 
 
+@pytest.mark.slow
 @every_kind
 def test_elbo_moves_by_d_log_unit_with_the_same_parameters(likelihood, sigma):
     """Units are powers of 2, so all but the constant is bit-for-bit equal; density from scipy."""

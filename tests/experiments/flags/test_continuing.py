@@ -165,6 +165,7 @@ def test_a_planned_continuation_trains_and_resumes_bit_for_bit(copied, anew, tmp
     jax.tree.map(np.testing.assert_array_equal, _weights(stopped.run), after)
 
 
+@pytest.mark.slow
 def test_the_same_command_after_the_end_changes_no_weight(copied, capsys):
     before = _weights(copied.run)
     assert train(copied) == 0
@@ -180,6 +181,7 @@ def test_schedule_start_is_at_most_the_current_step_and_before_decay_steps(copie
         train(dataclasses.replace(copied, num_steps=12, decay_steps=6, schedule_start=6))
 
 
+@pytest.mark.slow
 def test_run_alone_continues_with_the_flags_of_the_run(copied, monkeypatch):
     before, flags = _weights(copied.run), _saved(copied.run)
     assert _main(monkeypatch, f"--run={copied.run}", "--num-steps=9", "--decay-steps=9") == 0

@@ -18,6 +18,7 @@ def config(small, tmp_path):
     return dataclasses.replace(small, run=tmp_path / "run", num_steps=30)
 
 
+@pytest.mark.slow
 def test_examples_are_shown_with_the_scores_of_the_final_evaluation(config, monkeypatch):
     measured = []
 
@@ -73,6 +74,7 @@ def test_times_add_up_over_the_starts_of_a_run(config):
     assert second["training_seconds"] == seconds[-1] > first["training_seconds"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_measured_again(config, monkeypatch):
     assert train(config) == 0
     monkeypatch.setattr(finish, "_measure", None)

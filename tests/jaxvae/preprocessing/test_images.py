@@ -15,6 +15,7 @@ def picture(height=147, width=211):
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [(32, 32), (20, 50), (64, 10), (200, 200)])
 def test_resize_is_pillows(target):
     """Pillow rounds to 8 bits after each of two passes."""

@@ -100,6 +100,7 @@ def test_the_loss_is_smallest_at_the_log_ratio():
     assert loss(away, joint, product) > loss(params, joint, product) + 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.0, 0.8])
 def test_the_discriminator_learns_the_total_correlation(rho):
     """-1/2 log(1 - rho^2) of a Gaussian in two latents, on new draws every step.

@@ -273,11 +273,15 @@ def test_killed_preparation_leaves_nothing_that_is_believed(tmp_path, pictures, 
     assert len(names(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_processes_and_threads_that_prepare_at_once_do_not_disturb_each_other(
     tmp_path, pictures, monkeypatch
 ):
-    monkeypatch.setattr(cache, "ABANDONED_SECONDS", -1)  # locks alone protect temporary files
-    processes = [start(pictures, tmp_path / "cache", 0.01) for _ in range(3)]
+    monkeypatch.setattr(cache, "ABANDONED_SECONDS", 0.5)
+    processes = [start(pictures, tmp_path / "cache", 0.1) for _ in range(3)]
+    while len(list((tmp_path / "cache").glob(f".*{cache.PART}"))) < 3:
+        time.sleep(0.01)
+    time.sleep(0.6)  # from now on locks alone protect the temporary files of the processes
     found, expected = [], whole(load(f"folder:{pictures}"))
 
     def prepare_here():
