@@ -45,8 +45,9 @@ from jaxvae.flows import (
     coupling_flow,
     coupling_init,
 )
+from jaxvae.models.builders import conv_vae, mlp_vae, resnet_vae
 from jaxvae.models.stored_parameters import trainable
-from jaxvae.models.vae import VAE, conv_vae, in_units, mlp_vae
+from jaxvae.models.vae import VAE, in_units
 from jaxvae.regularizers import (
     Regularizer,
     density_ratio,
@@ -64,6 +65,7 @@ __all__ = [  # in the order in which data pass through them
     "VAE",
     "mlp_vae",
     "conv_vae",
+    "resnet_vae",
     "in_units",
     # distributions: over latents, then over data
     "Distribution",

@@ -17,6 +17,7 @@ from jaxvae.distributions import (
     VonMisesFisher,
     check_array,
     check_summed,
+    flattened,
     mean_of,
     sample_and_log_prob,
 )
@@ -164,7 +165,10 @@ def center_of(q: Any, key: jax.Array) -> jax.Array:
         q: a posterior.
         key: key of the draws that estimate a mean without a formula.
     """
-    return q.loc if isinstance(q, VonMisesFisher) else mean_of(q, key, MEAN_SAMPLES)
+    sphere = flattened(q)
+    if isinstance(sphere, VonMisesFisher):
+        return sphere.loc.reshape(jax.eval_shape(q.sample, key).shape)
+    return mean_of(q, key, MEAN_SAMPLES)
 
 
 class Scores(NamedTuple):
@@ -349,7 +353,9 @@ def bits_per_dimension(bound: Estimate, num_dimensions: int, offset_bits: float 
 
 
 def count_active_units(posterior_means: np.ndarray) -> int:
-    """Number of latents that are active over a data set, from posterior means [N, Z] or [N, Z, C].
+    """Number of latents that are active over a data set, from their posterior means.
+
+    The means are [N, Z] or [N, h, w, c], with a last axis [C] for one-hot latents.
 
     Ref: see `jaxvae.training.step.active_units`, which does the same for a batch.
 
@@ -357,4 +363,4 @@ def count_active_units(posterior_means: np.ndarray) -> int:
     1
     """
     active = np.var(np.asarray(posterior_means, np.float64), axis=0) > ACTIVE_VARIANCE
-    return int(active.reshape(len(active), -1).any(axis=1).sum())
+    return int((active.any(axis=-1) if active.ndim % 2 == 0 else active).sum())

@@ -12,7 +12,8 @@ import optax
 
 import jaxvae
 from jaxvae import Bernoulli, Gaussian
-from jaxvae.models.vae import VAE, mlp_vae
+from jaxvae.models.builders import mlp_vae
+from jaxvae.models.vae import VAE
 from jaxvae.training.state import init_state
 from jaxvae.training.step import make_train_step
 

@@ -5,6 +5,8 @@ from typing import Any
 
 LOCATION_SCALE = ("gaussian", "laplace")
 """Likelihoods with a location and a scale, as in `jaxvae.models.likelihoods`."""
+NETWORKS = ("mlp", "conv", "resnet")
+"""Models of the library, as in `jaxvae.models.registry`."""
 GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     **dict.fromkeys(
         ("beta", "beta_warmup_steps", "free_bits", "capacity"), ("objective", ("elbo",))
@@ -18,6 +20,11 @@ GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "sigma": ("likelihood", LOCATION_SCALE),
     "standardize": ("likelihood", LOCATION_SCALE),
     "weight_decay": ("optimizer", ("adamw",)),
+    **dict.fromkeys(("initialization", "activation"), ("model", ("mlp",))),
+    "hidden": ("model", ("mlp", "conv")),
+    **dict.fromkeys(
+        ("channels", "blocks", "latent_channels", "rematerialize"), ("model", ("resnet",))
+    ),
 }
 """Flag -> the other flag, and its values with which the first flag has an effect."""
 
@@ -56,11 +63,17 @@ def check_combinations(config: Any) -> None:
         given, setting = getattr(config, name), getattr(config, other)
         if setting == "auto":
             continue  # checked again when it is chosen
+        if other == "model" and setting not in NETWORKS:
+            continue  # your own model may take it
         if given not in (defaults[name], NO_EFFECT.get(name)) and setting not in values:
             raise ValueError(
                 f"--{name.replace('_', '-')} goes with --{other.replace('_', '-')}="
                 f"{' or '.join(values)}, not {setting}. Change or leave out one of them."
             )
+    if config.latent_channels is not None and config.latent_dim != defaults["latent_dim"]:
+        raise ValueError(
+            "--latent-dim has no effect with --latent-channels. Leave out one of them."
+        )
     if config.likelihood == "auto":
         return
     if config.sigma_rate is not None and not config.learns_sigma:

@@ -53,10 +53,9 @@ def from_json(values: dict[str, Any], path: Path = Path("config.json")) -> Train
                 f"{path}: {name} must be {_in_words(hints[name])}, got "
                 f"{json.dumps(value)[:60]}. Restore it, or use another --run."
             )
-    values = dict(values)
-    for name in ("hidden", "resize"):
-        if values.get(name) is not None:
-            values[name] = tuple(values[name])
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
     if values.get("run") is not None:
         values["run"] = Path(values["run"])
     config = _as_then(TrainConfig(**values), values)

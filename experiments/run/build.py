@@ -138,11 +138,11 @@ def build_from(
     config = as_done(config, preprocessing)
     model_recipe = recipe(config, dataset.train.shape[1:], units)
     vae, mesh = initial_vae(model_recipe, config, preprocessing, dataset.train), make_mesh(devices)
-    most_rows = rows_at_once(config, devices[0].platform)
+    most_rows = rows_at_once(config, devices[0].platform, dataset.train.shape[1:])
     options: dict[str, Any] = {
         "objective": make_objective(config, most_rows),
         "schedules": make_schedules(config),
-        "regularizer": make_regularizer(config, num_train),
+        "regularizer": make_regularizer(config, vae, num_train),
         "prepare": preprocessing.prepare,
         "average_decay": config.average_decay,
         **parts_of_batch(config, vae, mesh.size, most_rows),

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ from experiments.show.latent_view import view_latents
 from experiments.show.numbers import make_scorer, print_numbers, summarize
 from experiments.show.saved_results import read_results
 from jaxvae.checkpoints.hosts import from_first, is_first
-from jaxvae.distributions import VonMisesFisher
+from jaxvae.distributions import VonMisesFisher, flattened
 from jaxvae.evaluation import Scores, scored_x
 from jaxvae.models.vae import Params
 from jaxvae.trained import Reference, spread_evenly
@@ -199,7 +200,8 @@ def _draw(built: Built, params: Params, measured: dict[str, Scores]) -> dict[str
         return {}
     split, scores = list(measured.items())[-1]
     rows = built.dataset.rows(split)
-    on_sphere = isinstance(built.vae.encode(params, jnp.asarray(xs[0])), VonMisesFisher)
+    q = flattened(built.vae.encode(params, jnp.asarray(xs[0])))
+    on_sphere = isinstance(q, VonMisesFisher)
 
     def prepared(numbers: np.ndarray) -> np.ndarray:
         stored = rows.examples[numbers]
@@ -208,11 +210,11 @@ def _draw(built: Built, params: Params, measured: dict[str, Scores]) -> dict[str
 
     def reconstructed(numbers: np.ndarray) -> np.ndarray:
         z = scores.posterior_mean[numbers]
-        return decode(to_sphere(z) if on_sphere else z)
+        return decode(to_sphere(z.reshape(len(z), -1)).reshape(z.shape) if on_sphere else z)
 
     extremes = show_extremes(rows, scores, prepared, reconstructed, names, folder)
     if scores.kl_per_latent is not None:
-        plots.latent_kl_bars(scores.kl_per_latent.mean(0), folder / "latent_kl.png")
+        _draw_kl(np.asarray(scores.kl_per_latent).mean(axis=0), folder)
     shown: dict[str, Any] = {"split": split, "extremes": extremes}
     view = view_latents(rows, scores, names)
     if view is not None:
@@ -220,3 +222,12 @@ def _draw(built: Built, params: Params, measured: dict[str, Scores]) -> dict[str
         plots.latent_plot(view.points, axes, view.classes, folder / "latents.png")
         shown["latents"] = view.about()
     return {"shown": shown}
+
+
+def _draw_kl(kl: np.ndarray, folder: Path) -> None:
+    """Draw the KL of each latent [Z], or of each channel and place of a feature map [h, w, c]."""
+    if kl.ndim == 1:
+        plots.latent_kl_bars(kl, folder / "latent_kl.png")
+        return
+    plots.latent_kl_bars(kl.sum(axis=(0, 1)), folder / "latent_kl.png", "channel")
+    plots.latent_kl_places(kl.sum(axis=2), folder / "latent_kl_places.png")

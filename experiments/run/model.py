@@ -39,6 +39,10 @@ def recipe(
     arguments = {
         "data_shape": list(data_shape),
         "latent_dim": config.latent_dim,
+        "latent_channels": config.latent_channels,
+        "channels": None if config.channels is None else list(config.channels),
+        "blocks": config.blocks,
+        "rematerialize": config.rematerialize or None,
         "hidden": None if config.hidden is None else list(config.hidden),
         "posterior": config.posterior,
         "prior": config.prior,

@@ -1,5 +1,6 @@
 """Build what trains a model from flags: bound, schedules, penalty, optimizer, microbatches."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import optax
 
 import jaxvae
 from experiments.flags.config import TrainConfig
+from experiments.machine.keys import root_key
 from jaxvae import regularizers
 from jaxvae.models.vae import VAE
 from jaxvae.regularizers import Regularizer
@@ -18,16 +20,22 @@ from jaxvae.training.step import Objective
 
 NO_KERNELS = {"output_bias", "pseudo_inputs", "loc", "log_scale", "log_dispersion"}
 """Parameters with several axes that get no weight decay."""
-ROWS_IN_CACHE = {"conv": 64}
-"""Model -> rows whose intermediate values fit in a CPU's cache; other models: 1,000."""
+ROWS_IN_CACHE = {"mlp": 1000, "conv": 64}
+"""Model -> rows whose intermediate values fit in a CPU's cache."""
+VALUES_IN_CACHE = 2**18
+"""Values of the first level of a residual network that fit, with those computed from them."""
 CYCLES = 4
 """Number of cycles of a cyclical beta."""
 
 
-def rows_at_once(config: TrainConfig, platform: str) -> int | None:
+def rows_at_once(config: TrainConfig, platform: str, data_shape: tuple[int, ...]) -> int | None:
     """Number of rows whose gradient a device computes at once; None: all."""
-    auto = ROWS_IN_CACHE.get(config.model, 1000) if platform == "cpu" else None
-    return auto if config.rows_at_once is None else config.rows_at_once
+    if config.rows_at_once is not None or platform != "cpu":
+        return config.rows_at_once
+    if config.model == "resnet":
+        channels = 32 if config.channels is None else config.channels[0]
+        return max(1, VALUES_IN_CACHE // (math.prod(data_shape[:2]) * channels))
+    return ROWS_IN_CACHE.get(config.model, 1000)
 
 
 def evaluated_at_once(config: TrainConfig) -> int | None:
@@ -111,15 +119,20 @@ def _rise(shape: str, end: float, steps: int) -> optax.Schedule:
     return optax.join_schedules([linear] * CYCLES, [2 * steps * i for i in range(1, CYCLES)])
 
 
-def make_regularizer(config: TrainConfig, num_data: int) -> Regularizer | None:
+def make_regularizer(config: TrainConfig, vae: VAE, num_data: int) -> Regularizer | None:
     """Return the penalty that the flags name, or None."""
+
+    def num_latents() -> int:
+        sample = lambda key: vae.prior(vae.init(key)).sample(key)
+        return math.prod(jax.eval_shape(sample, root_key(0)).shape)
+
     weight = config.regularizer_weight
     makers: dict[str, Callable[[], Regularizer]] = {
         "total_correlation": lambda: regularizers.total_correlation(weight, num_data=num_data),
         "dip_i": lambda: regularizers.dip("i", off_diagonal=weight, diagonal=10 * weight),
         "dip_ii": lambda: regularizers.dip("ii", off_diagonal=weight, diagonal=weight),
         "mmd": lambda: regularizers.mmd(weight),
-        "density_ratio": lambda: regularizers.density_ratio(weight, latent_dim=config.latent_dim),
+        "density_ratio": lambda: regularizers.density_ratio(weight, latent_dim=num_latents()),
     }
     return None if config.regularizer == "none" else makers[config.regularizer]()
 

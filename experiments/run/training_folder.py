@@ -126,10 +126,13 @@ class TrainingFolder:
     def _summary(self, step: int) -> dict[str, str]:
         """Lines that describe the run to those who load it."""
         built, config = self._built, self._built.config
+        latents = f"{config.latent_dim} latents"
+        if config.latent_channels is not None:
+            latents = f"feature map of {config.latent_channels} channels as latents"
         return {
             "data": f"{config.dataset}, {len(built.dataset.train):,} examples of shape "
             f"{list(built.dataset.train.shape[1:])}, {built.preprocessing.name}",
-            "networks": f"{config.model}, {config.latent_dim} latents, posterior "
+            "networks": f"{config.model}, {latents}, posterior "
             f"{config.posterior}, prior {config.prior}, likelihood {config.likelihood}",
             "bound": f"{config.objective}, {config.num_samples} samples",
             "steps": f"{step:,} of {config.batch_size} examples",

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.data import Dataset
 from experiments.machine.keys import root_key
 from experiments.show import pictures
-from jaxvae.distributions import VonMisesFisher
+from jaxvae.distributions import VonMisesFisher, flattened
 from jaxvae.evaluation import center_of
 from jaxvae.models.vae import VAE, Params
 from jaxvae.preprocessing import Preprocessing
@@ -85,9 +85,10 @@ def draw(
     key_samples, key_means = jax.random.split(key)
     from_prior = jax.jit(jax.vmap(lambda key: vae.prior(params).sample(key)))
     z_prior = from_prior(jax.random.split(key_samples, num_samples))
-    center = jax.jit(jax.vmap(lambda key, x: center_of(vae.encode(params, x), key)))
+    # A feature map is a vector here, until it is decoded.
+    center = jax.jit(jax.vmap(lambda key, x: center_of(flattened(vae.encode(params, x)), key)))
     z = center(jax.random.split(key_means, len(xs)), xs)
-    on_sphere = isinstance(vae.encode(params, jnp.asarray(xs[0])), VonMisesFisher)
+    on_sphere = isinstance(flattened(vae.encode(params, jnp.asarray(xs[0]))), VonMisesFisher)
     spread = np.var(z, axis=0).reshape(z.shape[1], -1).sum(1)
     latents = np.argsort(-spread, kind="stable")[:num_latents]
     z = z[:num_shown]
@@ -98,11 +99,11 @@ def draw(
     values, moved = _traversals(z[0], latents, num_steps, on_sphere)
 
     def decode_rows(rows: jax.Array) -> np.ndarray:
-        flat = decode(rows.reshape(-1, *z.shape[1:]))
+        flat = decode(rows.reshape(-1, *z_prior.shape[1:]))
         return flat.reshape(*rows.shape[: rows.ndim - z.ndim + 1], *flat.shape[1:])
 
     return Drawing(
-        samples=decode_rows(z_prior),
+        samples=decode(z_prior),
         originals=np.asarray(xs[:num_shown]),
         reconstructions=decode_rows(z),
         interpolations=decode_rows(to_sphere(paths) if on_sphere else paths),

@@ -21,7 +21,8 @@ class LatentView(NamedTuple):
 
     Attributes:
         points: [N, 2], or [N, 1] for a model of one latent.
-        latents: indices of these latents, the most active first.
+        latents: indices of these latents, the most active first; those of a feature map [h, w, c]
+            are counted row by row.
         ranked_by: measure of activity, in words.
         classes: name of each example's label, or None; rare labels are named "others".
     """
@@ -46,18 +47,19 @@ def view_latents(
 ) -> LatentView | None:
     """Choose latents and examples for a picture; None for one-hot latents, which have no axes."""
     means = np.asarray(scores.posterior_mean)
-    if means.ndim != 2:
+    if means.ndim not in (2, 4):  # a vector or a feature map of latents
         return None
     if scores.kl_per_latent is None:
         activity, ranked_by = means.astype(np.float64).var(axis=0), "variance of the mean"
     else:
         activity, ranked_by = np.asarray(scores.kl_per_latent).mean(axis=0), "KL"
-    latents = np.argsort(-np.nan_to_num(activity), kind="stable")[:2]
+    latents = np.argsort(-np.nan_to_num(activity.ravel()), kind="stable")[:2]
     shown = evenly(len(means), MOST_EXAMPLES)
     classes = None
     if rows.labels is not None:
         classes = _classes(rows.labels[shown], label_names)
-    return LatentView(means[shown][:, latents], latents.tolist(), ranked_by, classes)
+    points = means[shown].reshape(len(shown), -1)[:, latents]
+    return LatentView(points, latents.tolist(), ranked_by, classes)
 
 
 def _classes(labels: np.ndarray, label_names: tuple[str, ...] | None) -> list[str]:

@@ -78,7 +78,8 @@ def summarize(
     """Summarize the scores of a split as named numbers with standard errors and units."""
     bound = estimate(scores.log_likelihood)
     num_dimensions = math.prod(data_shape)
-    latents = scores.posterior_mean.shape[1]
+    shape = scores.posterior_mean.shape[1:]
+    latents = math.prod(shape if len(shape) % 2 else shape[:-1])  # one-hot latents have classes
     numbers = {
         "elbo": _number(estimate(scores.elbo), "nats"),
         "log_likelihood": _number(bound, "nats") | {"num_samples": num_samples},

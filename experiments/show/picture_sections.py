@@ -27,7 +27,11 @@ _KINDS = {
     ),
     "traversals": ("Traversals", "In each row one latent changes and the others are fixed."),
     "latents": ("Latents", "Posterior means in the most active latents."),
-    "latent_kl": ("KL of each latent", "Nats of KL in each latent, largest first."),
+    "latent_kl": (
+        "KL of each latent",
+        "Nats of KL in each latent, largest first; of a feature map, in each channel.",
+    ),
+    "latent_kl_places": ("KL at each place", "Nats of KL in all channels of a place."),
 }
 _DIAGRAMS = ("latent_kl", "latents")
 """Pictures on a white ground, whose colours a dark page inverts."""

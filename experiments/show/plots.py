@@ -57,7 +57,9 @@ def curves(rows: Sequence[Mapping[str, Any]], name: str, path: Path | IO[bytes])
     _save(figure, path)
 
 
-def latent_kl_bars(kl_per_latent: ArrayLike, path: Path | IO[bytes]) -> None:
+def latent_kl_bars(
+    kl_per_latent: ArrayLike, path: Path | IO[bytes], of_each: str = "latent"
+) -> None:
     """Draw the mean KL of each latent [Z] over a data set, in nats, largest first, as a PNG."""
     kl = np.asarray(kl_per_latent, dtype=np.float64)
     order = np.argsort(-np.nan_to_num(kl), kind="stable")
@@ -67,7 +69,17 @@ def latent_kl_bars(kl_per_latent: ArrayLike, path: Path | IO[bytes]) -> None:
     every = math.ceil(len(kl) / 32)
     axes.set_xticks(np.arange(len(kl))[::every], [str(i) for i in order[::every]])
     axes.set_xlim(-0.6, len(kl) - 0.4)
-    _style(axes, "KL of each latent", "latent, largest KL first", "nats")
+    _style(axes, f"KL of each {of_each}", f"{of_each}, largest KL first", "nats")
+    _save(figure, path)
+
+
+def latent_kl_places(kl_per_place: ArrayLike, path: Path | IO[bytes]) -> None:
+    """Draw the mean KL at each place [h, w] of a feature map, in nats, as a PNG."""
+    figure = _figure(4.5, 3.6)
+    axes = figure.add_subplot()
+    shown = axes.imshow(np.asarray(kl_per_place, dtype=np.float64), cmap="viridis", vmin=0)
+    figure.colorbar(shown, ax=axes, label="nats")
+    _style(axes, "KL at each place of the feature map", "column", "row")
     _save(figure, path)
 
 

@@ -1,6 +1,6 @@
 """Bounds on log p(x), each (key, x, *, encode, decode, prior) -> Bound for one example."""
 
-from jaxvae.bounds.bound import Bound, Decode, Encode, posterior_samples
+from jaxvae.bounds.bound import Bound, Decode, Encode, over_draws, posterior_samples
 from jaxvae.bounds.elbo import elbo
 from jaxvae.bounds.estimators import EstimatorName
 from jaxvae.bounds.importance import ciwae, iwae, miwae, piwae
@@ -16,6 +16,7 @@ __all__ = [
     "elbo",
     "iwae",
     "miwae",
+    "over_draws",
     "piwae",
     "posterior_samples",
     "renyi",

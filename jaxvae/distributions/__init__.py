@@ -12,6 +12,7 @@ from jaxvae.distributions.distribution import (
     mean_of,
     sample_and_log_prob,
 )
+from jaxvae.distributions.feature_map import Reshaped, flattened, flattened_draw, reshaped
 from jaxvae.distributions.flow import Flow
 from jaxvae.distributions.full_covariance_gaussian import FullCovarianceGaussian
 from jaxvae.distributions.gaussian import LOG_SCALE_LIMIT, Gaussian, soft_clamp
@@ -49,6 +50,7 @@ __all__ = [
     "OneHotCategorical",
     "Poisson",
     "RelaxedCategorical",
+    "Reshaped",
     "UniformSphere",
     "VonMisesFisher",
     "ZeroInflatedNegativeBinomial",
@@ -58,7 +60,10 @@ __all__ = [
     "check_draws",
     "check_function",
     "check_summed",
+    "flattened",
+    "flattened_draw",
     "mean_of",
+    "reshaped",
     "sample_and_log_prob",
     "soft_clamp",
     "standardized",

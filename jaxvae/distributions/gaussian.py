@@ -55,6 +55,11 @@ class Gaussian:
         """N(0, I) over [dim]: the usual prior."""
         return cls(jnp.zeros(dim), jnp.zeros(dim))
 
+    def with_shape(self, shape: tuple[int, ...]) -> "Gaussian":
+        """The same distribution of an event of another shape."""
+        scales = self.log_scale
+        return Gaussian(self.loc.reshape(shape), scales.reshape(shape) if scales.ndim else scales)
+
     def parameters(self) -> tuple[jax.Array, jax.Array]:
         """loc and log_scale, at least float32.
 

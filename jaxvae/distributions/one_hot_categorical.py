@@ -1,5 +1,6 @@
 """Independent categorical variables, as one-hot vectors."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,6 +33,10 @@ class OneHotCategorical:
     logits: jax.Array
     reparameterized: ClassVar[bool] = False
 
+    def with_shape(self, shape: tuple[int, ...]) -> "OneHotCategorical":
+        """The same distribution of latents of another shape, before the axis of categories."""
+        return OneHotCategorical(self.logits.reshape(*shape, self.logits.shape[-1]))
+
     def sample(self, key: jax.Array) -> jax.Array:
         """One-hot rows [Z, C], as floats. Not differentiable."""
         (logits,) = at_least_float32(self.logits)
@@ -52,6 +57,8 @@ class OneHotCategorical:
     def enumerate_support(self) -> jax.Array:
         """All states, for exact expectations: [C^Z, Z, C], the last latent varying fastest.
 
+        Latents of another shape [...] give states [C^Z, ..., C], where Z is their number.
+
         Raises:
             ValueError: there are more than 65536 states.
 
@@ -59,11 +66,13 @@ class OneHotCategorical:
         (8, 3, 2)
         """
         (logits,) = at_least_float32(self.logits)
-        dim, num_classes = logits.shape
+        *shape, num_classes = logits.shape
+        dim = math.prod(shape)
         if num_classes**dim > MAX_STATES:
             raise ValueError(
                 f"enumerate_support: there must be at most {MAX_STATES} states, but {dim} latents "
                 f"of {num_classes} have {num_classes}^{dim}. Use fewer, or estimate by samples."
             )
         states = jnp.indices((num_classes,) * dim).reshape(dim, -1).T
-        return jax.nn.one_hot(states, num_classes, dtype=logits.dtype)
+        rows = jax.nn.one_hot(states, num_classes, dtype=logits.dtype)
+        return rows.reshape(-1, *shape, num_classes)

@@ -36,6 +36,11 @@ class RelaxedCategorical:
     logits: jax.Array
     temperature: jax.Array
 
+    def with_shape(self, shape: tuple[int, ...]) -> "RelaxedCategorical":
+        """The same distribution of latents of another shape, before the axis of categories."""
+        logits = self.logits.reshape(*shape, self.logits.shape[-1])
+        return RelaxedCategorical(logits, self.temperature)
+
     def sample(self, key: jax.Array) -> jax.Array:
         """x = softmax((logits + g) / t), g ~ Gumbel: [Z, C], differentiable by both."""
         logits, temperature = at_least_float32(self.logits, self.temperature)
@@ -50,10 +55,10 @@ class RelaxedCategorical:
         limits = jnp.finfo(value.dtype)
         # Far enough above the smallest number that products with 1 / x in gradients are finite.
         log_x = jnp.log(jnp.maximum(value, float(limits.tiny) / float(limits.eps)))
-        dim, num_classes = logits.shape
+        *shape, num_classes = logits.shape
         constant = math.lgamma(num_classes) + (num_classes - 1) * jnp.log(temperature)
         terms = jax.nn.log_softmax(logits - temperature * log_x) - log_x
-        return dim * constant + jnp.sum(terms)
+        return math.prod(shape) * constant + jnp.sum(terms)
 
     def mean(self) -> jax.Array:
         """Raise `NoClosedForm`, since the expectation has no formula.

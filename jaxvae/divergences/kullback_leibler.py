@@ -13,12 +13,14 @@ from jaxvae.distributions import (
     Gaussian,
     LowRankGaussian,
     OneHotCategorical,
+    Reshaped,
     UniformSphere,
     VonMisesFisher,
     at_least_float32,
     check_density,
     check_draws,
     check_summed,
+    flattened,
     sample_and_log_prob,
 )
 from jaxvae.divergences.gaussians import (
@@ -66,7 +68,7 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
     >>> has_closed_form(Gaussian.standard(2), Gaussian.standard(2))
     True
     """
-    if _types(q, p) in CLOSED_FORMS:
+    if _types(*_aligned(q, p)) in CLOSED_FORMS:
         return True
     return jax.eval_shape(lambda: _by_their_library(q, p)) is not None  # computes nothing
 
@@ -128,9 +130,10 @@ def kl(
     >>> float(kl(Gaussian(jnp.ones(2), jnp.zeros(2)), Gaussian.standard(2)))
     1.0
     """
-    if _types(q, p) in CLOSED_FORMS:
+    vectors = _aligned(q, p)
+    if _types(*vectors) in CLOSED_FORMS:
         _check_same_events(q, p)
-        return CLOSED_FORMS[_types(q, p)](_native(q), _native(p))
+        return CLOSED_FORMS[_types(*vectors)](*map(_native, vectors))
     theirs = _by_their_library(q, p)
     if theirs is not None:
         return theirs
@@ -152,6 +155,12 @@ def kl(
 def _native(p: Distribution) -> Any:
     """An adapted distribution as a class of this library, if there is one; else itself."""
     return p.native() if hasattr(p, "native") else p
+
+
+def _aligned(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution]:
+    """q and p over vectors if one of them is a reshaped distribution of vectors; else as given."""
+    any_reshaped = isinstance(q, Reshaped) or isinstance(p, Reshaped)
+    return (flattened(q), flattened(p)) if any_reshaped else (q, p)
 
 
 def _types(q: Distribution, p: Distribution) -> tuple[type, type]:

@@ -16,6 +16,7 @@ from jaxvae.distributions import (
     RelaxedCategorical,
     UniformSphere,
     VonMisesFisher,
+    reshaped,
     soft_clamp,
 )
 from jaxvae.flows import autoregressive_flow, autoregressive_init, coupling_flow, coupling_init
@@ -37,6 +38,8 @@ class Posterior(NamedTuple):
         init: key -> the family's own parameters, {} if it has no parameters.
         distribution: (family's parameters, outputs [num_outputs], float32 or wider) -> q(z|x).
         standard_prior: () -> p(z) without parameters, over the same latents.
+        outputs_axis: axis of a latent's outputs, if each latent has its own: 0 if the outputs are
+            [n, Z] in one row, 1 if they are [Z, n]; None: each output belongs to all latents.
     """
 
     num_outputs: int
@@ -44,6 +47,7 @@ class Posterior(NamedTuple):
     init: Callable[[jax.Array], dict[str, Any]]
     distribution: Callable[[Any, jax.Array], Distribution]
     standard_prior: Callable[[], Distribution]
+    outputs_axis: int | None = 0
 
 
 def gaussian(latent_dim: int, num_categories: int) -> Posterior:
@@ -67,7 +71,8 @@ def full_covariance(latent_dim: int, num_categories: int) -> Posterior:
         unit = jnp.eye(latent_dim) + _strictly_lower(outputs[2 * latent_dim :], latent_dim)
         return FullCovarianceGaussian(q.loc, jnp.exp(q.log_scale)[:, None] * unit)
 
-    return _euclidean(2 * latent_dim + num_below, latent_dim, distribution)
+    posterior = _euclidean(2 * latent_dim + num_below, latent_dim, distribution)
+    return posterior._replace(outputs_axis=None)
 
 
 def _strictly_lower(entries: jax.Array, dim: int) -> jax.Array:
@@ -140,6 +145,7 @@ def von_mises_fisher(latent_dim: int, num_categories: int) -> Posterior:
         init=lambda key: {},
         distribution=distribution,
         standard_prior=lambda: UniformSphere(latent_dim),
+        outputs_axis=None,
     )
 
 
@@ -204,6 +210,33 @@ def _categories(
         init=lambda key: {},
         distribution=lambda params, outputs: distribution(outputs.reshape(shape)),
         standard_prior=lambda: prior(jnp.zeros(shape)),
+        outputs_axis=1,
+    )
+
+
+def on_feature_map(posterior: Posterior, shape: tuple[int, ...]) -> Posterior:
+    """The posterior with its latents as a feature map, and the outputs of an encoder by place.
+
+    Args:
+        posterior: a posterior over vectors of h w c latents.
+        shape: (h, w, c). The encoder's outputs are [h, w, n c] in one row, with the n outputs of a
+            latent c apart; or as before, if they belong to all latents.
+
+    >>> on_feature_map(gaussian(12, 0), (2, 3, 2)).latent_shape
+    (2, 3, 2)
+    """
+    axis = posterior.outputs_axis
+
+    def distribution(params: Any, outputs: jax.Array) -> Distribution:
+        if axis is not None:
+            by_place = outputs.reshape(*shape[:-1], -1, shape[-1])
+            outputs = jnp.moveaxis(by_place, -2, 0 if axis == 0 else -1).reshape(-1)
+        return reshaped(posterior.distribution(params, outputs), shape)
+
+    return posterior._replace(
+        latent_shape=(*shape, *posterior.latent_shape[1:]),
+        distribution=distribution,
+        standard_prior=lambda: reshaped(posterior.standard_prior(), shape),
     )
 
 

@@ -1,12 +1,13 @@
 """Prior families p(z); their parameters are trained with the rest of the model."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions import Distribution, Gaussian, Mixture, soft_clamp
+from jaxvae.distributions import Distribution, Gaussian, Mixture, reshaped, soft_clamp
 from jaxvae.flows import coupling_flow, coupling_init
 from jaxvae.models.posteriors import Posterior
 
@@ -98,11 +99,12 @@ def flow(setting: Setting) -> Prior:
     Ref: Chen et al., Variational Lossy Autoencoder, 2017, ICLR; Dinh et al., Real NVP, 2017.
     """
     _check_euclidean("flow", setting.posterior)
-    (dim,) = setting.posterior.latent_shape
+    shape = setting.posterior.latent_shape
+    dim = math.prod(shape)
     return Prior(
         init=lambda key: coupling_init(key, dim, num_layers=4),
-        distribution=lambda params, encode: coupling_flow(
-            params, setting.posterior.standard_prior()
+        distribution=lambda params, encode: reshaped(
+            coupling_flow(params, Gaussian.standard(dim)), shape
         ),
     )
 

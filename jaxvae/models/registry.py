@@ -10,20 +10,25 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jaxvae.models.vae import VAE, conv_vae, mlp_vae
+from jaxvae.models.builders import conv_vae, mlp_vae, resnet_vae
+from jaxvae.models.vae import VAE
 
 MODELS: Mapping[str, Callable[..., VAE]] = MappingProxyType(
-    {"mlp_vae": mlp_vae, "conv_vae": conv_vae}
+    {"mlp_vae": mlp_vae, "conv_vae": conv_vae, "resnet_vae": resnet_vae}
 )
 """Builders that a recipe may name without the caller passing them in."""
-SHORT_NAMES = MappingProxyType({"mlp": "mlp_vae", "conv": "conv_vae"})
+SHORT_NAMES = MappingProxyType({"mlp": "mlp_vae", "conv": "conv_vae", "resnet": "resnet_vae"})
 """Name of a model for users -> name in `MODELS`."""
 ALIASES = MappingProxyType({"jaxvae.vae:mlp_vae": "mlp_vae", "jaxvae.vae:conv_vae": "conv_vae"})
 """Names in checkpoints of release 0.1.0 -> names in `MODELS`."""
-LISTS = ("data_shape", "hidden")
+LISTS = ("data_shape", "hidden", "channels")
 NUMBER_LISTS = ("data_loc", "data_unit")
-INTEGERS = ("latent_dim", "width", "num_categories", "num_components")
+INTEGERS = (
+    *("latent_dim", "width", "num_categories", "num_components"),
+    *("latent_channels", "blocks"),
+)
 NUMBERS = ("sigma", "data_scale")
+SWITCHES = ("rematerialize",)
 ARRAYS = ("data_mean", "pseudo_inputs")
 SIGMAS = ("learned", "per_channel", "per_pixel", "optimal")
 """Arguments of `MODELS` that are not text, by type; sigma may also be one of SIGMAS. Recipes hold
@@ -123,6 +128,8 @@ def _check_value(name: str, key: str, value: Any) -> None:
     elif key in NUMBER_LISTS:  # one number per column of the data; the file's size limits them
         right = isinstance(value, list | tuple) and all(map(_is_number, value))
         what = "a list of finite numbers"
+    elif key in SWITCHES:
+        right, what = isinstance(value, bool), "true or false"
     elif key in INTEGERS:
         right, what = _is_size(value), "an integer from 1 to 2,147,483,647"
     elif key in NUMBERS:
@@ -167,14 +174,20 @@ def check_sizes(recipe: Any, num_values: int) -> None:
     if name not in MODELS:
         return
     _check(name, arguments, {})
-    latents = arguments.get("latent_dim", 1)
+    on_map = arguments.get("latent_channels") is not None
+    latents = 1 if on_map else arguments.get("latent_dim", 1)
     sizes = {
         "hidden": max(arguments.get("hidden") or (1,)),
+        "channels": max(arguments.get("channels", (1,))),
+        "latent_channels": arguments.get("latent_channels", 1),
         "width": arguments.get("width", 1),
         "latent_dim": latents,
     }
+    shape = arguments.get("data_shape", ())
     if name == "mlp_vae":  # images of conv_vae have at most 64 x 64 pixels
-        sizes["data_shape"] = math.prod(arguments.get("data_shape", ()))
+        sizes["data_shape"] = math.prod(shape)
+    if name == "resnet_vae":  # the sides are limited, and have no parameters of their own
+        sizes["data_shape"] = math.prod(shape[2:])
     if arguments.get("posterior") == "full_covariance":
         sizes["latent_dim"] = latents * (latents + 1) // 2
     if "categorical" in arguments.get("posterior", ""):

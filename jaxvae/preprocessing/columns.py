@@ -52,7 +52,9 @@ def units_of(train: np.ndarray, name: str) -> ColumnUnits:
     common = unit[~constant & ~rare] if (~constant & ~rare).any() else unit[rare]
     typical = np.median(common) if len(common) else 1.0
     unit = np.where(constant | rare, np.maximum(unit, typical), unit)
-    for column in np.flatnonzero((unit < SMALLEST) | (unit > LARGEST)):
+    outside = np.flatnonzero((unit < SMALLEST) | (unit > LARGEST))
+    if len(outside):
+        column = outside[0]
         raise ValueError(
             f"column {column} of {name} has a standard deviation of {unit[column]:.3g}; float32 "
             f"needs one between {SMALLEST:g} and {LARGEST:g}. Give the data in another unit."

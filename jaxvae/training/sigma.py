@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvae.bounds import posterior_samples
+from jaxvae.bounds import over_draws, posterior_samples
 from jaxvae.distributions import Gaussian
 from jaxvae.models.vae import VAE, Params
 
@@ -41,7 +41,7 @@ def squared_error(vae: VAE, params: Params, keys: jax.Array, xs: jax.Array) -> j
     def of_one(key: jax.Array, x: jax.Array) -> jax.Array:
         z, _ = posterior_samples(key, vae.encode(params, x), 1)
         # Mapped over the draws as in the bound, so that XLA merges the two forward passes.
-        errors = jax.vmap(lambda z: _error(vae.decode(at_unit, z), x))(z)
+        errors = over_draws(lambda z: _error(vae.decode(at_unit, z), x), z)
         return jnp.square(errors[0]).mean()
 
     return jax.vmap(of_one)(keys, xs).mean()

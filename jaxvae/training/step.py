@@ -14,7 +14,7 @@ import optax
 
 from jaxvae.bounds import Bound, elbo
 from jaxvae.cpu.row_product import is_explicit
-from jaxvae.distributions import NoClosedForm
+from jaxvae.distributions import NoClosedForm, flattened, flattened_draw
 from jaxvae.leaves import combine, is_trained, partition
 from jaxvae.models.vae import VAE, Params
 from jaxvae.regularizers import Regularizer, gathered
@@ -258,8 +258,9 @@ def _penalize(
             f"{type(bounds.posterior).__name__} do not. Use a reparameterized posterior, or train "
             "without a regularizer."
         )
-    q, z = gathered((bounds.posterior, bounds.samples[:, 0]), axis_name)
-    return Penalized(regularizer.penalty(carried, key, q, z, prior), q, z)
+    z = jax.vmap(flattened_draw)(bounds.posterior, bounds.samples[:, 0])
+    q, z = gathered((jax.vmap(flattened)(bounds.posterior), z), axis_name)
+    return Penalized(regularizer.penalty(carried, key, q, z, flattened(prior)), q, z)
 
 
 def _after_penalty(
@@ -294,8 +295,8 @@ def active_units(first_moment: jax.Array, second_moment: jax.Array) -> jax.Array
         A_z = Var_x(E_q[z|x]) > 0.01
 
     Args:
-        first_moment: [Z] mean over the data of the posterior mean; [Z, C] for one-hot latents,
-            which are active if any of their entries is.
+        first_moment: [Z] mean over the data of the posterior mean, or [h, w, c]; with a last axis
+            [C] for one-hot latents, which are active if any of their entries is.
         second_moment: mean over the data of its square, of the same shape.
 
     Ref: Burda, Grosse & Salakhutdinov 2016, section 5.2.
@@ -304,7 +305,8 @@ def active_units(first_moment: jax.Array, second_moment: jax.Array) -> jax.Array
     2
     """
     active = second_moment - jnp.square(first_moment) > ACTIVE_VARIANCE
-    return jnp.sum(jnp.any(active.reshape(len(active), -1), axis=1))
+    one_hot = active.ndim % 2 == 0
+    return jnp.sum(jnp.any(active, axis=-1) if one_hot else active)
 
 
 def _updated(

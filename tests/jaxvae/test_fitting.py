@@ -153,7 +153,11 @@ def test_your_own_vae_is_fitted_and_cannot_be_saved_by_recipe(tmp_path):
         (np.array([["a"]]), {}, "x must be numbers"),
         (np.full((4, 2), np.nan), {}, "x must be finite in float32"),
         (np.full((4, 2), 2**40), {}, "integers that fit 32 bits"),
-        (vectors(), {"model": "vit"}, "model must be mlp or conv, or a jaxvae.VAE; got 'vit'"),
+        (
+            vectors(),
+            {"model": "vit"},
+            "model must be mlp or conv or resnet, or a jaxvae.VAE; got 'vit'",
+        ),
         (vectors(), {"validation": 1.0}, "validation must be a share from 0 to below 1"),
         (vectors(), {"validation": None}, "validation must be a share .* got None"),
         (vectors(), {"validation": bars()}, "validation must have rows of shape"),

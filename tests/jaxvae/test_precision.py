@@ -20,8 +20,8 @@ from experiments.machine import accelerators
 from experiments.run.model import recipe
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
+from jaxvae.models.builders import conv_vae, mlp_vae
 from jaxvae.models.registry import build
-from jaxvae.models.vae import conv_vae, mlp_vae
 from jaxvae.training.state import init_state
 from jaxvae.training.step import make_train_step
 

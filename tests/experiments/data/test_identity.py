@@ -181,6 +181,7 @@ def test_continuing_rejects_a_relative_path_to_other_data(run, tmp_path, monkeyp
     assert train(dataclasses.replace(run, run=tmp_path / "run", num_steps=20)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [bars()[:, :4], bars() / np.float32(250)], ids=["shape", "type"])
 def test_allow_other_data_rejects_another_shape_or_type(images, run):
     np.savez("data.npz", images=images)

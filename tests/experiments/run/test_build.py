@@ -196,7 +196,7 @@ def test_microbatches_fit_the_cache_of_a_cpu(flags, platform, num_devices, expec
     config.check()
     sigma = {"likelihood": config.likelihood, "sigma": config.sigma}
     vae = mlp_vae(data_shape=(4,), hidden=(), **sigma)
-    rows = rows_at_once(config, platform)
+    rows = rows_at_once(config, platform, (28, 28, 1))
     assert microbatch_size(config, vae, num_devices, rows) == expected
 
 

@@ -34,8 +34,8 @@ from experiments.torture.rejection import Ending, contents
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints, load
 from jaxvae.checkpoints.contained import read_json, require_contained
+from jaxvae.models.builders import mlp_vae
 from jaxvae.models.registry import build, check_sizes
-from jaxvae.models.vae import mlp_vae
 
 SHAPE = [8, 8, 1]
 BEYOND_MEMORY = 10**9
@@ -80,7 +80,9 @@ def names_of_functions():
 @pytest.mark.parametrize("name", names_of_functions())
 def test_load_rejects_function_outside_registry(name, place):
     set_recipe(place, name, functions(place)[name])
-    with pytest.raises(ValueError, match=r"which is not one of mlp_vae, conv_vae and is not impor"):
+    with pytest.raises(
+        ValueError, match=r"which is not one of mlp_vae, conv_vae, resnet_vae and is"
+    ):
         load(place.run)
     assert not place.mark.exists()
     assert MODULE not in sys.modules
@@ -225,7 +227,27 @@ def test_load_rejects_sizes_that_differ_from_the_checkpoint(arguments, name, pla
         load(place.run)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": [10**8]}, "the recipe's channels="),
+        ({"latent_channels": 10**8}, "the recipe's latent_channels="),
+        ({"data_shape": [8, 8, 10**8]}, "the recipe's data_shape="),
+        ({"latent_dim": 10**8}, "the recipe's latent_dim="),
+        ({"rematerialize": "yes"}, "rematerialize must be true or false"),
+        ({"blocks": 0}, "blocks must be an integer from 1"),
+    ],
+)
+def test_sizes_of_a_residual_network_that_differ_from_the_checkpoint_are_rejected(
+    arguments, message
+):
+    recipe = {"function": "resnet_vae", "arguments": {"data_shape": [8, 8, 1]} | arguments}
+    with pytest.raises(ValueError, match=message):
+        check_sizes(recipe, 9_999)
+
+
 def test_sizes_of_small_models_are_plausible():
+    check_sizes({"function": "resnet_vae", "arguments": {"data_shape": [1024, 1024, 3]}}, 10)
     for posterior in ("gaussian", "full_covariance", "categorical", "iaf"):
         arguments = {"data_shape": [1], "latent_dim": 1, "hidden": [1], "posterior": posterior}
         check_sizes({"function": "mlp_vae", "arguments": arguments}, 10)

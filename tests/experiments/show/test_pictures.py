@@ -339,6 +339,20 @@ def test_numbers_are_sorted_by_value_and_the_others_come_last():
     assert sorted(names, key=plots._by_number) == ["-1", "9", "10", "--5", "b", "others"]
 
 
+def test_the_place_of_the_largest_kl_is_the_brightest():
+    centers = []
+    for place in ((0, 1), (2, 1)):
+        kl, png = np.zeros((3, 3)), io.BytesIO()
+        kl[place] = 2.0
+        plots.latent_kl_places(kl, png)
+        yellow = near(decoded(png), (253, 231, 37))
+        rows, columns = np.nonzero(yellow[:, : yellow.shape[1] * 2 // 3])  # without the colour bar
+        centers.append((rows.mean(), columns.mean()))
+    (above, left), (below, same) = centers
+    assert below > above + 50
+    assert abs(same - left) < 2
+
+
 def test_latents_are_ordered_by_their_kl():
     png = io.BytesIO()
     plots.latent_kl_bars([0.5, 3.0, np.nan, 0.0, 1.5], png)

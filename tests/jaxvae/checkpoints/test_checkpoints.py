@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from jaxvae.checkpoints import Checkpoints, Damaged, digest, load, saved_items
+from jaxvae.models.builders import mlp_vae
 from jaxvae.models.registry import build
-from jaxvae.models.vae import mlp_vae
 from jaxvae.training.devices import make_mesh, replicate
 from jaxvae.training.state import TrainState
 

@@ -12,8 +12,9 @@ import scipy.stats
 
 import jaxvae.distributions as families_of
 from jaxvae.distributions import Gaussian
+from jaxvae.divergences import has_closed_form, kl, kl_per_latent, splits_by_latent
 from jaxvae.flows import autoregressive_flow, coupling_flow
-from jaxvae.models.posteriors import POSTERIORS, Posterior, posterior_named
+from jaxvae.models.posteriors import POSTERIORS, Posterior, on_feature_map, posterior_named
 
 DIM, CATEGORIES = 3, 4
 NUM_OUTPUTS = {
@@ -332,3 +333,41 @@ def test_a_z_of_another_shape_is_rejected(name):
     q = posterior.distribution(params, outputs_of(name))
     with pytest.raises(ValueError, match=r"(value has shape|z must have shape .*) \(7, 2\)"):
         jax.eval_shape(q.log_prob, jnp.zeros((7, 2)))
+
+
+# Feature maps
+
+MAP = (1, 3, 2)
+
+
+@posteriors
+def test_latents_of_a_feature_map_are_those_of_the_vector(name):
+    vector = posterior_named(name, 6, CATEGORIES)
+    on_map = on_feature_map(vector, MAP)
+    outputs = np.random.default_rng(2).normal(size=vector.num_outputs).astype(np.float32)
+    moved = outputs
+    if vector.outputs_axis is not None:  # [h, w, n c] in one row -> [n, Z] or [Z, n]
+        moved = np.moveaxis(outputs.reshape(1, 3, -1, 2), 2, 0 if vector.outputs_axis == 0 else 3)
+
+    def described(posterior, params, outputs):
+        """A draw, its log densities and the KL of a posterior and its standard prior."""
+        q, prior = posterior.distribution(params, outputs), posterior.standard_prior()
+        z = q.sample(jax.random.key(3))
+        closed = has_closed_form(q, prior)
+        divergences = [kl(q, prior)] if closed else []
+        if splits_by_latent(q, prior):
+            divergences.append(kl_per_latent(q, prior))
+        vectors = families_of.flattened(q), families_of.flattened_draw(q, z)
+        return z, q.log_prob(z), prior.log_prob(z), divergences, vectors
+
+    @jax.jit
+    def both(key):
+        params = vector.init(key)
+        return described(on_map, params, outputs), described(vector, params, moved.ravel())
+
+    of_map, of_vector = both(jax.random.key(1))
+    assert of_map[0].shape == on_map.latent_shape == (*MAP, *vector.latent_shape[1:])
+    assert [leaf.shape for leaf in of_map[3][1:]] == [MAP] * len(of_vector[3][1:])
+    assert jax.tree.structure(of_map) == jax.tree.structure(of_vector)
+    for ours, theirs in zip(*map(jax.tree.leaves, (of_map, of_vector)), strict=True):
+        np.testing.assert_allclose(ours.ravel(), theirs.ravel(), rtol=1e-5, atol=1e-5)

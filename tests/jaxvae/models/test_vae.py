@@ -10,10 +10,10 @@ import pytest
 
 import jaxvae
 from jaxvae import Bernoulli, Gaussian
+from jaxvae.models.builders import conv_vae, mlp_vae
 from jaxvae.models.likelihoods import LIKELIHOODS, likelihood_named
 from jaxvae.models.posteriors import POSTERIORS, posterior_named
 from jaxvae.models.priors import PRIORS
-from jaxvae.models.vae import conv_vae, mlp_vae
 from jaxvae.networks.encoders import MLPEncoder
 
 MODELS = {

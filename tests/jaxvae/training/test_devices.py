@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxvae
-from jaxvae.models.vae import conv_vae, mlp_vae
+from jaxvae.models.builders import conv_vae, mlp_vae, resnet_vae
 from jaxvae.training.devices import (
     AXIS,
     check_divisible,
@@ -25,6 +25,7 @@ from jaxvae.training.step import make_train_step
 
 BATCH, CHUNK = 16, 10
 MLP = partial(mlp_vae, data_shape=(8, 8, 1), latent_dim=3, hidden=(24,))
+RESNET = partial(resnet_vae, data_shape=(9, 8, 1), latent_channels=2, channels=(4, 4))
 CONV = partial(conv_vae, data_shape=(9, 8, 1), latent_dim=3, hidden=(4,), width=8)
 
 
@@ -74,9 +75,10 @@ def _largest_difference(one, other):
         (MLP, (8, 8, 1), optax.sgd(1e-2), (2, 4, 8)),
         (MLP, (8, 8, 1), optax.adam(1e-3), (8,)),
         (CONV, (9, 8, 1), optax.sgd(1e-2), (8,)),
+        pytest.param(RESNET, (9, 8, 1), optax.sgd(1e-3), (8,), marks=pytest.mark.slow),
         pytest.param(CONV, (9, 8, 1), optax.adam(1e-3), (2, 4, 8), marks=pytest.mark.long),
     ],
-    ids=["mlp, sgd", "mlp, adam", "conv, sgd", "conv, adam"],
+    ids=["mlp, sgd", "mlp, adam", "conv, sgd", "resnet, sgd", "conv, adam"],
 )
 def test_every_device_count_trains_the_same_model(model, shape, optimizer, device_counts):
     data = _data(shape, 50)

@@ -7,7 +7,7 @@ import numpy as np
 import jaxvae
 from jaxvae import Gaussian
 from jaxvae.bounds import posterior_samples
-from jaxvae.models.vae import mlp_vae
+from jaxvae.models.builders import mlp_vae
 from jaxvae.training.sigma import MIN_VARIANCE
 from jaxvae.training.state import init_state
 from jaxvae.training.step import make_train_step

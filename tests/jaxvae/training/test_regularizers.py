@@ -12,7 +12,7 @@ import jaxvae
 from jaxvae import Gaussian
 from jaxvae.bounds import posterior_samples
 from jaxvae.checkpoints import Checkpoints
-from jaxvae.models.vae import mlp_vae
+from jaxvae.models.builders import mlp_vae
 from jaxvae.regularizers import Regularizer, density_ratio, dip, mmd, no_state, total_correlation
 from jaxvae.training.devices import AXIS, make_chunk_step, make_mesh, replicate, shard
 from jaxvae.training.state import init_state

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxvae.evaluation import make_score, map_dataset
-from jaxvae.models.vae import conv_vae, mlp_vae
+from jaxvae.models.builders import conv_vae, mlp_vae
 from jaxvae.regularizers import total_correlation
 from jaxvae.training.devices import AXIS, make_chunk_step, make_map, make_mesh, replicate, shard
 from jaxvae.training.state import init_state
