@@ -309,7 +309,7 @@ def test_commands_move_by_d_log_unit_and_report_in_the_data_unit(run_of):
     assert written["preprocessing"] == "columns standardized inside the model"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_continued_run_keeps_its_units_whatever_the_data(run_of, tmp_path):
     config = run_of(vectors(), "data")
 

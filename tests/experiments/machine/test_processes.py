@@ -263,7 +263,7 @@ def test_a_process_whose_peers_do_not_join_exits_in_time(rank, tmp_path):
     assert errors[0].count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_ends_the_others_and_a_restart_continues(two_by_two, tmp_path):
     """First the worker is killed, then the coordinator; the rows equal an uninterrupted run's."""
     config = dataclasses.replace(two_by_two[0], run=tmp_path / "run", num_steps=10**6)

@@ -90,7 +90,7 @@ def test_a_second_training_in_the_folder_is_rejected(small, tmp_path):
 EVERYWHERE = ((10, 8), (20, 2), (30, 1), (40, 4))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "moves"),
     [

@@ -56,7 +56,7 @@ def trained(xs, *, num_steps, sigma):
     return vae, run(jax.random.key(0), jnp.asarray(xs)).params
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_linear_vae_reaches_the_highest_likelihood_and_never_passes_it(digits):
     xs, eigenvalues = digits
     vae, params = trained(xs, num_steps=4000, sigma="learned")
@@ -69,7 +69,7 @@ def test_a_linear_vae_reaches_the_highest_likelihood_and_never_passes_it(digits)
     assert highest - CLOSE <= reached <= highest + rounding
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fixed_sigma_collapses_the_latents_of_smaller_eigenvalues(digits):
     """Latent i carries l_i - sigma^2 if that is positive, and otherwise nothing."""
     xs, eigenvalues = digits
