@@ -80,6 +80,7 @@ def latent_kl_places(kl_per_place: ArrayLike, path: Path | IO[bytes]) -> None:
     shown = axes.imshow(np.asarray(kl_per_place, dtype=np.float64), cmap="viridis", vmin=0)
     figure.colorbar(shown, ax=axes, label="nats")
     _style(axes, "KL at each place of the feature map", "column", "row")
+    axes.grid(False)  # lines of `_style` would cross the places
     _save(figure, path)
 
 
