@@ -189,9 +189,8 @@ def over_draws(
             gradient, so that memory does not grow with K. None: all of them.
     """
     num_draws = len(jax.tree.leaves(draws)[0])
-    if (
-        num_draws == 1
-    ):  # XLA's CPU backend reduces arrays with an axis of size 1 at a tenth of speed
+    if num_draws == 1:
+        # XLA's CPU backend sums arrays with an axis of size 1 at a tenth of its speed.
         one = function(*jax.tree.map(lambda array: array[0], draws))
         return jax.tree.map(lambda array: array[None], one)
     if sample_chunk_size is None or sample_chunk_size >= num_draws:

@@ -242,7 +242,7 @@ def _usual_layout(window: Window) -> Callable[[jax.Array, jax.Array], jax.Array]
 def _shifted(
     x: jax.Array, taps: tuple[int, int], window: Window, positions: Sequence[int]
 ) -> jax.Array:
-    """What one entry of a kernel sees of x with stride 1; its gradient is a slice."""
+    """The part of x that one entry of a kernel sees with stride 1; its gradient is a slice."""
     starts = [
         before - window.dilation * tap
         for (before, _), tap in zip(window.padding, taps, strict=True)

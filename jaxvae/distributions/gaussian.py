@@ -57,8 +57,8 @@ class Gaussian:
 
     def with_shape(self, shape: tuple[int, ...]) -> "Gaussian":
         """The same distribution of an event of another shape."""
-        scales = self.log_scale
-        return Gaussian(self.loc.reshape(shape), scales.reshape(shape) if scales.ndim else scales)
+        scales = self.log_scale if jnp.ndim(self.log_scale) == 0 else self.log_scale.reshape(shape)
+        return Gaussian(jnp.reshape(self.loc, shape), scales)
 
     def parameters(self) -> tuple[jax.Array, jax.Array]:
         """loc and log_scale, at least float32.

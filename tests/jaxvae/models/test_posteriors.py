@@ -13,6 +13,7 @@ import scipy.stats
 import jaxvae.distributions as families_of
 from jaxvae.distributions import Gaussian
 from jaxvae.divergences import has_closed_form, kl, kl_per_latent, splits_by_latent
+from jaxvae.evaluation import center_of
 from jaxvae.flows import autoregressive_flow, coupling_flow
 from jaxvae.models.posteriors import POSTERIORS, Posterior, on_feature_map, posterior_named
 
@@ -336,6 +337,15 @@ def test_a_z_of_another_shape_is_rejected(name):
 
 
 # Feature maps
+
+
+def test_a_gaussian_with_a_number_as_scale_is_flattened_too():
+    """An encoder of one's own may return one."""
+    q = Gaussian(jnp.arange(6.0).reshape(2, 3), -1.0)
+    np.testing.assert_array_equal(families_of.flattened(q).loc, np.arange(6.0))
+    assert families_of.flattened(q).log_scale == -1.0
+    np.testing.assert_array_equal(center_of(q, jax.random.key(0)), q.loc)
+
 
 MAP = (1, 3, 2)
 
