@@ -49,7 +49,7 @@ def _dense_layers(layers: Any, net: Net, h: jax.Array) -> jax.Array:
 
 
 def _convolved(layer: Any, images: jax.Array) -> jax.Array:
-    h = jax.vmap(lambda image: convolution(image, layer["kernel"]))(images)
+    h = jax.vmap(lambda image: convolution(image, layer["kernel"], stride=2))(images)
     return h + layer["bias"][None, None, None]
 
 

@@ -1,4 +1,4 @@
-"""Convolutional layers of any kernel size: Flax linen modules for one image."""
+"""Convolutional layers: Flax linen modules for one image."""
 
 import math
 from itertools import product
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxvae.cpu.general_convolution import Padding, convolution, transposed_convolution
+from jaxvae.cpu.convolution import Padding, convolution, transposed_convolution
 
 
 class Conv(nn.Module):
@@ -53,6 +53,16 @@ class Conv(nn.Module):
         return convolution(
             x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding
         )
+
+
+class ConvTranspose(Conv):
+    """`transposed_convolution` with a bias; without padding its output is [s H, s W, features]."""
+
+    stride: int = 2
+
+    def image(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The layer without its bias."""
+        return transposed_convolution(x, kernel, stride=self.stride, padding=self.padding)
 
 
 class Upsample(Conv):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from jaxvae.cpu.convolution import ConvTranspose
+from jaxvae.networks.convolutions import ConvTranspose
 from jaxvae.networks.dense import ACTIVATIONS, Activation, Initialization, dense
 
 OutputBias = Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -81,7 +81,7 @@ class ConvDecoder(nn.Module):
         outputs = (self.data_shape[2], *self.channels[:-1])
         for level in reversed(range(len(self.channels))):
             last = level == 0
-            h = ConvTranspose(outputs[level], use_bias=not last, dtype=self.dtype)(h)
+            h = ConvTranspose(outputs[level], 4, use_bias=not last, dtype=self.dtype)(h)
             h = h[: sizes[level][0], : sizes[level][1]]
             h = h if last else nn.relu(h)
         start = self.output_bias or nn.initializers.zeros_init()

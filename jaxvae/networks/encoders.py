@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from jaxvae.cpu.convolution import Conv
+from jaxvae.networks.convolutions import Conv
 from jaxvae.networks.dense import ACTIVATIONS, Activation, Initialization, dense
 
 
@@ -58,6 +58,6 @@ class ConvEncoder(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Outputs [num_outputs] for one image x [H, W, C]."""
         for channels in self.channels:
-            x = nn.relu(Conv(channels, dtype=self.dtype)(x))
+            x = nn.relu(Conv(channels, 4, stride=2, dtype=self.dtype)(x))
         h = nn.relu(dense(self.width, x.size, "lecun", dtype=self.dtype)(x.reshape(-1)))
         return dense(self.num_outputs, h.size, "lecun", dtype=self.dtype)(h)

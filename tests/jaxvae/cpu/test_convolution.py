@@ -1,216 +1,176 @@
-"""The convolution and its transpose: flax's numbers and gradients, on the path of each backend."""
+"""Convolutions of any window: XLA's numbers and gradients in float64, in every form and mode."""
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvae.cpu.convolution import Conv, ConvTranspose, convolution, transposed_convolution
-from jaxvae.networks.decoders import ConvDecoder
-from jaxvae.networks.encoders import ConvEncoder
+from jaxvae.cpu import convolution as module
+from jaxvae.cpu.convolution import convolution, transposed_convolution
 
-SHAPES = [
-    ((8, 8, 1), 4),
-    ((9, 12, 3), 5),
-    ((7, 5, 8), 3),
-    ((2, 11, 12), 1),
-    ((1, 1, 2), 2),
+WINDOWS = [
+    # image, outputs, kernel, stride, dilation, padding
+    ((7, 8, 3), 5, (3, 3), 1, 1, None),
+    ((7, 8, 24), 24, (3, 3), 1, 1, None),
+    ((9, 6, 24), 24, (3, 5), 1, 2, None),
+    ((9, 6, 24), 2, (3, 3), 1, 1, None),
+    ((5, 5, 24), 24, (3, 3), 1, 1, ((1, 2), (0, 3))),
+    ((5, 7, 24), 24, (2, 3), 1, 1, ((-1, 3), (2, -2))),
+    ((8, 9, 4), 6, (3, 3), 2, 1, None),
+    ((9, 8, 4), 6, (4, 4), 2, 1, None),
+    ((11, 9, 2), 3, (3, 2), 3, 2, ((1, 0), (2, 1))),
+    ((6, 5, 4), 3, (1, 1), 1, 1, None),
+    ((6, 5, 4), 3, (1, 1), 2, 1, None),
+    ((1, 1, 2), 2, (3, 3), 1, 1, None),
 ]
-"""Image and outputs: odd and even sides, and transposes that gather (C <= 4 O) and scatter."""
-BATCH = 6
-FUNCTIONS = {"convolution": convolution, "transposed": transposed_convolution}
+"""All forms: few channels, few outputs, many of both; odd sides, dilations, pixels cut off."""
+TRANSPOSED = [
+    ((4, 3, 5), 2, (4, 4), 2, None),
+    ((3, 4, 2), 5, (3, 3), 2, None),
+    ((3, 2, 3), 2, (3, 5), 3, ((2, 1), (0, 3))),
+    ((4, 4, 24), 24, (3, 3), 1, None),
+    ((4, 3, 3), 3, (2, 2), 3, ((-1, 2), (1, 0))),
+]
+TOLERANCE = 1e-12
 
-functions = pytest.mark.parametrize("name", FUNCTIONS)
-every_shape = pytest.mark.parametrize(("shape", "outputs"), SHAPES, ids=str)
-
-
-def by_flax(name, x, kernel):
-    """Output of flax's own layer for one image."""
-    sizes = {"features": kernel.shape[-1], "kernel_size": (4, 4), "strides": (2, 2)}
-    if name == "convolution":
-        padding = [(1, 1 + x.shape[0] % 2), (1, 1 + x.shape[1] % 2)]
-        layer = nn.Conv(**sizes, padding=padding, use_bias=False)
-    else:
-        layer = nn.ConvTranspose(**sizes, use_bias=False)
-    return layer.apply({"params": {"kernel": kernel}}, x)
+windows = pytest.mark.parametrize(
+    ("shape", "outputs", "taps", "stride", "dilation", "padding"), WINDOWS, ids=str
+)
 
 
-def draws(shape, outputs, seed=0, batch=()):
-    """An image, or a batch, and a kernel whose outputs have a variance of about 1."""
-    rng = np.random.default_rng(seed)
-    kernel = rng.normal(size=(4, 4, shape[-1], outputs)) / np.sqrt(16 * shape[-1])
-    x = rng.normal(size=(*batch, *shape))
-    return jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def draws(shape, outputs, taps, batch=2):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(*taps, shape[-1], outputs)) / np.sqrt(shape[-1])
+    return jnp.asarray(rng.normal(size=(batch, *shape))), jnp.asarray(kernel)
 
 
 def value_and_gradients(function, x, kernel):
-    """Outputs of a batch, and the gradients of a weighted sum of them."""
-
     def total(x, kernel):
         y = jax.vmap(function, in_axes=(0, None))(x, kernel)
-        weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
-        return jnp.vdot(weights, y), y
+        return jnp.vdot(jnp.cos(jnp.arange(y.size, dtype=y.dtype)), y.ravel()), y
 
-    gradients, y = jax.grad(total, argnums=(0, 1), has_aux=True)(x, kernel)
-    return {"y": y, "x": gradients[0], "kernel": gradients[1]}
+    gradients, y = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(x, kernel)
+    return y, *gradients
 
 
-def assert_close(actual, expected):
-    for name, value in expected.items():
-        scale = max(1.0, float(jnp.abs(value).max()))
-        np.testing.assert_allclose(actual[name], value, rtol=0, atol=1e-5 * scale, err_msg=name)
+def by_xla(x, kernel, stride, dilation, padding, spread=1):
+    return jax.lax.conv_general_dilated(
+        x[None],
+        kernel,
+        (stride, stride),
+        padding,
+        lhs_dilation=(spread, spread),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )[0]
+
+
+def assert_equal(actual, expected):
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * 100)
 
 
 # Golden
 
 
-@functions
-@every_shape
-def test_values_and_gradients_are_those_of_flax_layers(name, shape, outputs):
-    x, kernel = draws(shape, outputs, batch=(BATCH,))
-    actual = jax.jit(lambda x, kernel: value_and_gradients(FUNCTIONS[name], x, kernel))(x, kernel)
-    by = lambda x, kernel: by_flax(name, x, kernel)
-    assert_close(actual, jax.jit(lambda x, kernel: value_and_gradients(by, x, kernel))(x, kernel))
+@windows
+def test_value_and_gradients_are_xlas(shape, outputs, taps, stride, dilation, padding):
+    x, kernel = draws(shape, outputs, taps)
+    ours = partial(convolution, stride=stride, dilation=dilation, padding=padding)
+    if padding is None:  # ceil(side / stride) positions, the window's middle at the first pixel
+        sides = zip(shape, taps, strict=False)
+        padding = tuple(module._same(n, t, stride, dilation) for n, t in sides)
+        assert ours(x[0], kernel).shape[0] == -(-shape[0] // stride)
+    theirs = partial(by_xla, stride=stride, dilation=dilation, padding=padding)
+    assert_equal(value_and_gradients(ours, x, kernel), value_and_gradients(theirs, x, kernel))
 
 
-def test_a_pixel_alone_shows_the_kernel():
-    """The formulas of the docstrings give the place of each tap, without a flip."""
-    kernel = jnp.arange(16.0).reshape(4, 4, 1, 1)
-    x = jnp.zeros((6, 6, 1)).at[3, 2, 0].set(1.0)
-    y = convolution(x, kernel)[..., 0]  # x[2i + t - 1, 2j + u - 1]
-    assert y[1, 1] == kernel[2, 1, 0, 0]
-    assert y[2, 0] == kernel[0, 3, 0, 0]
-    y = transposed_convolution(x, kernel)[..., 0]  # y[2i + 2 - t, 2j + 2 - u]
-    np.testing.assert_array_equal(y[5:9, 3:7], kernel[::-1, ::-1, 0, 0])
-    assert jnp.count_nonzero(y) == 15
-
-
-# Law
-
-
-def test_the_transpose_moves_a_pixel_to_where_the_convolution_sees_it():
-    """<conv(x), y> = <x, conv^T(y)>, with the kernel flipped and its channels exchanged."""
-    x, kernel = draws((8, 6, 3), 5)
-    y, _ = draws((4, 3, 5), 1, seed=1)
-    back = transposed_convolution(y, kernel[::-1, ::-1].swapaxes(2, 3))
-    forth = jnp.vdot(convolution(x, kernel), y)
-    np.testing.assert_allclose(forth, jnp.vdot(x, back), rtol=1e-5)
-
-
-class OldEncoder(nn.Module):
-    """The encoder of checkpoints from before this module: flax's own layers."""
-
-    @nn.compact
-    def __call__(self, x):
-        for channels in (3, 4):
-            padding = [(1, 1 + x.shape[0] % 2), (1, 1 + x.shape[1] % 2)]
-            x = nn.relu(nn.Conv(channels, (4, 4), strides=(2, 2), padding=padding)(x))
-        x = nn.relu(nn.Dense(5)(x.reshape(-1)))
-        return nn.Dense(6)(x)
-
-
-class OldDecoder(nn.Module):
-    """The decoder of checkpoints from before this module: flax's own layers."""
-
-    @nn.compact
-    def __call__(self, z):
-        h = nn.relu(nn.Dense(5)(z))
-        h = nn.relu(nn.Dense(36)(h)).reshape(3, 3, 4)
-        h = nn.relu(nn.ConvTranspose(3, (4, 4), strides=(2, 2))(h)[:5, :6])
-        h = nn.ConvTranspose(3, (4, 4), strides=(2, 2), use_bias=False)(h)[:9]
-        return h + self.param("output_bias", nn.initializers.zeros, (9, 12, 3))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "size"),
-    [
-        (OldEncoder(), ConvEncoder(6, (3, 4), 5), (9, 12, 3)),
-        (OldDecoder(), ConvDecoder((9, 12, 3), (3, 4), 5), (2,)),
-    ],
-    ids=["encoder", "decoder"],
-)
-def test_parameters_of_flax_layers_load_and_start_the_same(old, new, size):
-    values = jnp.asarray(np.random.default_rng(0).normal(size=size), jnp.float32)
-    expected, params = jax.jit(old.init_with_output)(jax.random.key(0), values)
-    started = jax.jit(new.init)(jax.random.key(0), values)
-    assert jax.tree.structure(params) == jax.tree.structure(started)
-    same = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
-    jax.tree.map(same, params, started)
-    np.testing.assert_allclose(jax.jit(new.apply)(params, values), expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("layer", [Conv, ConvTranspose])
-def test_a_layer_computes_in_its_dtype_from_parameters_in_float32(layer):
-    x, _ = draws((4, 4, 2), 1)
-    init = jax.jit(layer(3, dtype=jnp.bfloat16).init_with_output)
-    y, variables = init(jax.random.key(0), x)
-    assert y.dtype == jnp.bfloat16
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
+@pytest.mark.parametrize(("shape", "outputs", "taps", "stride", "padding"), TRANSPOSED, ids=str)
+def test_transposed_value_and_gradients_are_xlas(shape, outputs, taps, stride, padding):
+    x, kernel = draws(shape, outputs, taps)
+    ours = partial(transposed_convolution, stride=stride, padding=padding)
+    if padding is None:
+        theirs = lambda x, kernel: jax.lax.conv_transpose(
+            x[None], kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )[0]
+    else:
+        theirs = partial(by_xla, stride=1, dilation=1, padding=padding, spread=stride)
+    assert_equal(value_and_gradients(ours, x, kernel), value_and_gradients(theirs, x, kernel))
 
 
 # Transform
 
 
-@functions
-def test_eager_jit_vmap_and_pmap_agree(name):
-    function = FUNCTIONS[name]
-    x, kernel = draws((5, 6, 3), 2, batch=(2, 2))
-    one = jnp.stack([jnp.stack([function(x, kernel) for x in row]) for row in x])
-    twice = jax.vmap(jax.vmap(function, (0, None)), (0, None))
-    np.testing.assert_allclose(jax.jit(twice)(x, kernel), one, rtol=0, atol=1e-5)
-    devices = jax.pmap(jax.vmap(function, (0, None)), in_axes=(0, None))
-    np.testing.assert_allclose(devices(x, kernel), one, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("channels", [2, 24])
+def test_forward_mode_and_second_derivatives_are_those_of_reverse_mode(channels):
+    x, kernel = draws((3, 4, channels), channels, (3, 3), batch=1)
+    function = lambda kernel: jnp.sum(jnp.sin(convolution(x[0], kernel)))
+    along = jnp.ones_like(kernel)
+    value, tangent = jax.jvp(function, (kernel,), (along,))
+    np.testing.assert_allclose(tangent, jnp.vdot(jax.grad(function)(kernel), along), rtol=1e-10)
+    slope = lambda t: jnp.vdot(jax.grad(function)(kernel + t * along), along)
+    second = jax.jvp(jax.grad(function), (kernel,), (along,))[1]
+    step = 1e-5
+    numeric = (slope(step) - slope(-step)) / (2 * step)
+    np.testing.assert_allclose(jnp.vdot(second, along), numeric, rtol=1e-6)
+    assert np.isfinite(value)
 
 
-@functions
-def test_kernels_of_a_batch_of_their_own_and_forward_mode_work_too(name):
-    """An ensemble needs the first, and the Jacobian of a decoder the second."""
-    function = FUNCTIONS[name]
-    x, kernel = draws((4, 3, 2), 2)
-    kernels = jnp.stack([kernel, -2 * kernel])
-    both = jax.jit(jax.vmap(function, in_axes=(None, 0)))(x, kernels)
-    np.testing.assert_allclose(both[1], -2 * both[0], rtol=0, atol=1e-5)
-    forward, reverse = (jax.jit(jac(function))(x, kernel) for jac in (jax.jacfwd, jax.jacrev))
-    np.testing.assert_allclose(forward, reverse, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("channels", [2, 24])
+def test_vmap_pmap_and_a_sharded_batch_agree(channels):
+    x, kernel = draws((4, 3, channels), channels, (3, 3), batch=8)
+    one = jnp.stack([convolution(image, kernel) for image in x])
+    every = jax.vmap(convolution, in_axes=(0, None))
+    twice = jax.vmap(every, in_axes=(0, None))(x.reshape(4, 2, *x.shape[1:]), kernel)
+    np.testing.assert_allclose(twice.reshape(one.shape), one, rtol=0, atol=TOLERANCE)
+    devices = jax.pmap(every, in_axes=(0, None))(x.reshape(8, 1, *x.shape[1:]), kernel)
+    np.testing.assert_allclose(devices.reshape(one.shape), one, rtol=0, atol=TOLERANCE)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), "devices")
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+    np.testing.assert_allclose(
+        jax.jit(every)(jax.device_put(x, rows), kernel), one, rtol=0, atol=TOLERANCE
+    )
+    kernels = jnp.stack([kernel, -kernel])  # an ensemble
+    both = jax.vmap(convolution, in_axes=(None, 0))(x[0], kernels)
+    np.testing.assert_allclose(both[1], -both[0], rtol=0, atol=TOLERANCE)
 
 
-@functions
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_only_the_path_of_the_backend_is_compiled(name, platform):
-    """This holds for value and gradients."""
-    x, kernel = draws((6, 7, 2), 3, batch=(BATCH,))
-    step = jax.jit(lambda x, kernel: value_and_gradients(FUNCTIONS[name], x, kernel))
+def test_gradients_of_a_cpu_are_usual_convolutions(platform):
+    """Others are slow inside loops there; GPUs and TPUs run jax's own gradients."""
+    x, kernel = draws((6, 6, 24), 24, (3, 3))
+    step = jax.jit(lambda x, kernel: value_and_gradients(convolution, x, kernel))
     text = jax.export.export(step, platforms=[platform])(x, kernel).mlir_module()
-    native = platform != "cpu"
-    assert text.count("stablehlo.convolution") == (3 if native else 0)
-    assert text.count("stablehlo.dot_general") == (1 if native else 4)  # one is the test's vdot
-
-
-@functions
-def test_a_whole_batch_is_one_product_without_conditionals(name):
-    """A product for each image, or a conditional, would make a CPU slow."""
-    x, kernel = draws((8, 8, 3), 4, batch=(BATCH,))
-    step = jax.jit(lambda x, kernel: value_and_gradients(FUNCTIONS[name], x, kernel))
-    lowered = step.lower(x, kernel)
-    assert "batching_dims" not in lowered.as_text()
-    assert " conditional(" not in lowered.compile().as_text()
+    layouts = [line for line in text.split("\n") if "stablehlo.convolution" in line]
+    usual = "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
+    assert len(layouts) == (2 if platform == "cpu" else 3)
+    assert all(usual in line for line in layouts) == (platform == "cpu")
 
 
 # Failure
 
 
-@functions
 @pytest.mark.parametrize(
-    ("image", "kernel", "message"),
+    ("arguments", "message"),
     [
-        ((2, 8, 8, 1), (4, 4, 1, 2), r"one image \[H, W, C\], got shape \(2, 8, 8, 1\). jax.v"),
-        ((8, 8, 3), (4, 4, 1, 2), r"shape \(4, 4, 3, O\) for .* got \(4, 4, 1, 2\). Give a kernel"),
-        ((8, 8, 3), (3, 3, 3, 2), r"shape \(4, 4, 3, O\) for .* got \(3, 3, 3, 2\)"),
+        ({"x": (2, 8, 8, 1), "kernel": (3, 3, 1, 2)}, r"one image \[H, W, C\], got shape"),
+        ({"x": (8, 8, 3), "kernel": (3, 3, 1, 2)}, r"shape \(A, B, 3, O\) for an image"),
+        ({"x": (8, 8, 1), "kernel": (3, 3, 1, 2), "stride": 0}, "must be at least 1, got 0"),
+        (
+            {"x": (2, 8, 1), "kernel": (5, 3, 1, 2), "padding": ((0, 0), (0, 0))},
+            r"leaves -2 x 6 positions\. Pad more",
+        ),
     ],
 )
-def test_other_shapes_are_rejected(name, image, kernel, message):
+def test_other_shapes_are_rejected(arguments, message):
+    x, kernel = jnp.zeros(arguments.pop("x")), jnp.zeros(arguments.pop("kernel"))
     with pytest.raises(ValueError, match=message):
-        FUNCTIONS[name](jnp.zeros(image), jnp.zeros(kernel))
+        convolution(x, kernel, **arguments)
