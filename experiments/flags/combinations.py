@@ -70,7 +70,8 @@ def check_combinations(config: Any) -> None:
                 f"--{name.replace('_', '-')} goes with --{other.replace('_', '-')}="
                 f"{' or '.join(values)}, not {setting}. Change or leave out one of them."
             )
-    if config.latent_channels is not None and config.latent_dim != defaults["latent_dim"]:
+    on_map = config.model == "resnet" and config.latent_channels is not None
+    if on_map and config.latent_dim != defaults["latent_dim"]:
         raise ValueError(
             "--latent-dim has no effect with --latent-channels. Leave out one of them."
         )

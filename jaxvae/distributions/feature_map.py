@@ -18,7 +18,7 @@ class Reshaped:
     Gaussian, have events of any shape of their own, by their method `with_shape`.
 
     Args:
-        base: a distribution over vectors [Z], or [Z, C] with a last axis that stays.
+        base: a distribution over vectors [Z].
         shape: shape of an event, [h, w, c] for Z = h w c.
 
     >>> from jaxvae.distributions import LowRankGaussian
@@ -29,6 +29,10 @@ class Reshaped:
 
     base: Any
     shape: tuple[int, ...] = field(metadata={"static": True})
+
+    def with_shape(self, shape: tuple[int, ...]) -> Any:
+        """The same distribution with another shape; (-1,) gives that of the vector."""
+        return self.base if shape == (-1,) else Reshaped(self.base, shape)
 
     @property
     def reparameterized(self) -> bool:
@@ -73,8 +77,6 @@ def flattened(p: Any) -> Any:
     >>> flattened(reshaped(Gaussian.standard(6), (1, 2, 3))).loc.shape
     (6,)
     """
-    if isinstance(p, Reshaped):
-        return p.base
     return p.with_shape((-1,)) if hasattr(p, "with_shape") else p
 
 

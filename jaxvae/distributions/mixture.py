@@ -54,6 +54,12 @@ class Mixture:
             )
         return *at_least_float32(self.logits), components
 
+    def with_shape(self, shape: tuple[int, ...]) -> "Mixture":
+        """The same mixture of latents of another shape; components over vectors stay the same."""
+        if not hasattr(self.components, "with_shape"):
+            return self
+        return Mixture(self.logits, jax.vmap(lambda p: p.with_shape(shape))(self.components))
+
     def sample(self, key: jax.Array) -> jax.Array:
         """A draw of one component, chosen by the logits.
 

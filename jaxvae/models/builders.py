@@ -205,15 +205,18 @@ def resnet_vae(
         latent_dim: Z, the number of latents in a vector; unused with latent_channels.
         latent_channels: c, channels of a feature map of latents [h, w, c], where h and w are the
             sides of the smallest level; None: the latents are a vector [latent_dim].
-        channels: channels of each level, of which each has half the sides of the one before.
-        blocks: residual blocks of a level.
+        channels: channels of each level; each level has half the sides of the previous one.
+        blocks: residual blocks of a level, at most 64. Self-attention follows at the smallest level
+            if it has at most 64 x 64 places.
         rematerialize: whether a gradient computes the blocks' inner values again instead of keeping
             them. On an accelerator this allows larger batches, for a third more computation.
+        data_mean: [*data_shape]; the initial mean of p(x|z) is its mean over the pixels.
         posterior, prior, likelihood, sigma, num_categories, num_components, precision,
-            data_loc, data_unit, data_mean, data_scale, pseudo_inputs: as in `mlp_vae`.
+            data_loc, data_unit, data_scale, pseudo_inputs: as in `mlp_vae`.
 
     Raises:
-        ValueError: the data are not images of these sizes, or as in `mlp_vae`.
+        ValueError: the data are not images of these sizes, there are too many levels or blocks, or
+            as in `mlp_vae`.
 
     Ref: Esser, Rombach & Ommer, Taming Transformers for High-Resolution Image Synthesis, 2021.
 
@@ -236,6 +239,9 @@ def resnet_vae(
         shape = (*levels.smallest(data_shape), latent_channels)
     q = posterior_named(posterior, math.prod(shape), num_categories)
     q = q if latent_channels is None else on_feature_map(q, shape)
+    if data_mean is not None and jnp.shape(data_mean) == data_shape:
+        # One bias per channel cannot give each pixel its mean, but all of them their mean.
+        data_mean = jnp.broadcast_to(jnp.mean(data_mean, (0, 1), keepdims=True), data_shape)
     families = choose_families(
         data_shape,
         q,
@@ -264,11 +270,12 @@ def _check_image(function: str, data_shape: tuple[int, ...], largest: int) -> No
 
 
 def _check_levels(data_shape: tuple[int, ...], channels: tuple[int, ...], blocks: int) -> None:
-    if not channels or 2 ** (len(channels) - 1) > max(data_shape[:2]):
+    most = int(math.log2(min(data_shape[:2]))) + 1
+    if not 1 <= len(channels) <= most:
         raise ValueError(
-            "resnet_vae: each of the channels after the first halves the image, so images of "
-            f"{data_shape[0]} x {data_shape[1]} pixels take from 1 to "
-            f"{int(math.log2(max(data_shape[:2]))) + 1} of them, got {channels}."
+            f"resnet_vae: channels has {len(channels)} entries, and images of {data_shape[0]} x "
+            f"{data_shape[1]} pixels allow from 1 to {most}, since each level after the first "
+            "halves them. Give others."
         )
     if blocks > MOST_BLOCKS:
         raise ValueError(f"blocks must be from 1 to {MOST_BLOCKS}, got {blocks}.")

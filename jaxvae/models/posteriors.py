@@ -94,7 +94,8 @@ def low_rank(latent_dim: int, num_categories: int) -> Posterior:
         factor = outputs[2 * latent_dim :].reshape(latent_dim, rank)
         return LowRankGaussian(q.loc, jnp.exp(q.log_scale)[:, None] * factor, q.log_scale)
 
-    return _euclidean(latent_dim * (2 + rank), latent_dim, distribution)
+    posterior = _euclidean(latent_dim * (2 + rank), latent_dim, distribution)
+    return posterior._replace(outputs_axis=None)  # [2, Z] and [Z, rank] in one row
 
 
 def iaf(latent_dim: int, num_categories: int) -> Posterior:

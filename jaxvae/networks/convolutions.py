@@ -70,7 +70,8 @@ class Upsample(Conv):
 
     On every backend it is computed as the transposed convolution that equals it, whose kernel is
     the convolution of the given one with ones, [A + s - 1, B + s - 1]: for 3 x 3 and s = 2 that
-    takes 16 products per pixel and channel of the small image instead of 36.
+    takes 16 products per pixel and channel of the small image instead of 36. It has neither
+    dilation nor padding of its own.
     """
 
     stride: int = 2

@@ -12,7 +12,9 @@ from jax.typing import DTypeLike
 from jaxvae.networks.convolutions import Conv
 
 GROUPS = 32
-"""Most groups of a normalization."""
+"""Largest number of groups of a normalization."""
+LEAST_VALUES = 16
+"""Smallest number of values of a group, where the channels allow it."""
 QUERIES_AT_ONCE = 512
 """Places whose attention is computed at once, so that memory grows with the number of places and
 not with its square."""
@@ -24,9 +26,10 @@ MOST_PLACES = 4096
 class GroupNorm(nn.Module):
     """Each group of channels of one image gets mean 0 and variance 1, then a scale and a bias.
 
-    The groups are the most, up to 32, that divide the channels. Mean and variance are computed in
-    float32 or wider, the variance from the differences to the mean: the mean of squares less the
-    squared mean is off by 0.035 at mean 100 and standard deviation 1.
+    The number of groups is the largest power of two, at most 32, that divides the channels and
+    leaves each group `LEAST_VALUES` values: a group of one value would always become 0. Mean and
+    variance are computed in float32 or wider, the variance from the differences to the mean: the
+    mean of squares less the squared mean is off by 0.035 at mean 100 and standard deviation 1.
 
     Attributes:
         epsilon: added to the variance.
@@ -43,6 +46,8 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         groups = math.gcd(channels, GROUPS)
+        while groups > 1 and x.size < LEAST_VALUES * groups:
+            groups //= 2
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, channels)
         mean = self._of_group(jnp.mean(wide, axis=0), groups)
         centered = wide - mean[None]
@@ -109,7 +114,8 @@ class SelfAttention(nn.Module):
         )
 
         def attended(queries: jax.Array) -> jax.Array:
-            scores = jnp.asarray(queries @ key.T, jnp.promote_types(key.dtype, jnp.float32))
+            wide = jnp.promote_types(key.dtype, jnp.float32)
+            scores = jnp.matmul(queries, key.T, preferred_element_type=wide)
             weights = jax.nn.softmax(scores / math.sqrt(channels), axis=-1)
             return jnp.asarray(weights, value.dtype) @ value
 

@@ -339,6 +339,15 @@ def test_a_z_of_another_shape_is_rejected(name):
 # Feature maps
 
 
+def test_a_mixture_over_feature_maps_is_flattened_with_its_components():
+    rng = np.random.default_rng(0)
+    components = Gaussian(*(jnp.asarray(rng.normal(size=(4, *MAP))) for _ in range(2)))
+    p = families_of.Mixture(jnp.zeros(4), components)
+    z = jnp.asarray(rng.normal(size=MAP))
+    flat = families_of.flattened(p).log_prob(z.ravel())
+    np.testing.assert_allclose(flat, p.log_prob(z), rtol=1e-6)
+
+
 def test_a_gaussian_with_a_number_as_scale_is_flattened_too():
     """An encoder of one's own may return one."""
     q = Gaussian(jnp.arange(6.0).reshape(2, 3), -1.0)
