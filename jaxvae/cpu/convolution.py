@@ -166,8 +166,10 @@ def convolution_on_cpu(x: jax.Array, kernel: jax.Array, window: Window) -> jax.A
     *taps, channels, outputs = kernel.shape
     if window.stride > 1:
         return _by_windows(x, kernel, window)
+    # The two one-product forms write all taps of the fewer of channels and outputs. They are faster
+    # up to about twice the image's own values, and for kernels up to 2 x 2 (measured).
     size = math.prod(taps) * min(channels, outputs)
-    if size > 4 * min(channels, outputs) and size > 2 * (channels + outputs):
+    if math.prod(taps) > 4 and size > 2 * (channels + outputs):
         return _usual_layout(window)(x, kernel)
     return (_by_windows if channels <= outputs else _by_outputs)(x, kernel, window)
 
