@@ -15,6 +15,7 @@ from jaxvae.bounds import Bound, ciwae, elbo, iwae, miwae, piwae, renyi, tvo
 from jaxvae.distributions import (
     Bernoulli,
     Categorical,
+    ColorLogisticMixture,
     ContinuousBernoulli,
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
@@ -88,6 +89,7 @@ __all__ = [  # in the order in which data pass through them
     "Laplace",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
+    "ColorLogisticMixture",
     "Categorical",
     "Poisson",
     "NegativeBinomial",

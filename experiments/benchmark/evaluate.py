@@ -62,8 +62,10 @@ def evaluate(config: EvaluateConfig) -> None:
     with command.as_user_errors():
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
-    machine = ask_once(Variant("start", f"{MODULE}.setting:Machine", where | config.data()))
-    arguments = {"net": config.net, **where, **config.data()}
+    machine = ask_once(
+        Variant("start", f"{MODULE}.setting:Machine", where | config.data(config.net))
+    )
+    arguments = {**where, **config.data(config.net)}
     found: dict[int, Comparison] = {}
     agreements: dict[int, dict[str, float] | None] = {}
     with tempfile.TemporaryDirectory(prefix="jaxvae-benchmark-") as folder:

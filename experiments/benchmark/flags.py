@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmark.nets import NETS
 from experiments.flags.config import Accelerator, require
 from experiments.flags.packages import require_packages
 
@@ -33,9 +34,9 @@ class Measurement(Output):
 
     segment_seconds: float = 1.5
     """Approximate length of a segment."""
-    dataset: str = "mnist_small"
-    """Data set of 8-bit 28 x 28 images: mnist_small (ships with the code), mnist, fashion_mnist,
-    kmnist, npz:PATH or npy:PATH."""
+    dataset: str | None = None
+    """Data set of 8-bit 28 x 28 images: mnist_small (the default; ships with the code), mnist,
+    fashion_mnist, kmnist, npz:PATH or npy:PATH. Net e of peers takes 64 x 64 x 3: shapes:64."""
     manual_dir: str | None = None
     """Folder with the original files of a data set that cannot be downloaded."""
     accelerator: Accelerator = "auto"
@@ -50,6 +51,7 @@ class Measurement(Output):
         super().check()
         require(self.segment_seconds > 0, "segment_seconds", self.segment_seconds, "positive")
 
-    def data(self) -> dict[str, Any]:
-        """Arguments that select the data set."""
-        return {"dataset": self.dataset, "manual_dir": self.manual_dir}
+    def data(self, net: str) -> dict[str, Any]:
+        """Arguments that select a net and its data set."""
+        dataset = self.dataset or NETS[net].dataset
+        return {"net": net, "dataset": dataset, "manual_dir": self.manual_dir}

@@ -2,20 +2,21 @@
 
 import numpy as np
 
-from experiments.benchmark.nets import DATA_SIDE
+from experiments.benchmark.nets import NETS
 
 
-def check_images(examples: np.ndarray) -> None:
-    """Reject examples whose shape or type the nets do not accept.
+def check_images(examples: np.ndarray, net: str) -> None:
+    """Reject examples whose shape or type a net does not accept.
 
     Raises:
-        ValueError: the examples are not 8-bit images of shape (28, 28, 1).
+        ValueError: the examples are not 8-bit images of the net's shape.
     """
-    shape = (DATA_SIDE, DATA_SIDE, 1)
+    shape, small = NETS[net].data_shape, "mnist_small, mnist, fashion_mnist or kmnist"
     if examples.shape[1:] != shape or examples.dtype != np.uint8:
+        known = small if shape[0] == 28 else NETS[net].dataset
         raise ValueError(
-            f"the nets are for 8-bit images of shape {shape}, got {examples.dtype} "
-            f"{examples.shape[1:]}. Use --dataset=mnist_small, mnist, fashion_mnist or kmnist."
+            f"net {net} is for 8-bit images of shape {shape}, got {examples.dtype} "
+            f"{examples.shape[1:]}. Use --dataset={known}."
         )
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from experiments.flags.config import TrainConfig
 
 NetName = Literal["a", "b", "b20", "c", "c20", "d"]
+PeerNetName = Literal["a", "b", "b20", "c", "c20", "d", "e"]
+"""Nets of `peers`. The loops by hand, which the other subcommands measure, have no net e."""
 DATA_SIDE = 28
 """Height and width of the nets' images."""
 LARGE_PRODUCT = (2048, 2048)
@@ -20,12 +22,15 @@ class Net(NamedTuple):
 
     Attributes:
         about: description in words.
-        model: mlp or conv.
-        hidden: widths of the encoder's layers (mlp), or channels of its levels (conv).
+        model: mlp, conv or resnet.
+        hidden: widths of the encoder's layers (mlp), or channels of its levels.
         latent_dim: Z.
         activation: activation of the hidden layers.
         batch_size: B.
         num_samples: K of the bound; 1: the ELBO, more: the importance-weighted bound.
+        data_shape: shape of the images, whose channels are binarized at random in every net.
+        dataset: data set by default.
+        verify_steps: steps that the variants train to be judged, by default.
     """
 
     about: str
@@ -35,10 +40,14 @@ class Net(NamedTuple):
     activation: str
     batch_size: int
     num_samples: int = 1
+    data_shape: tuple[int, int, int] = (DATA_SIDE, DATA_SIDE, 1)
+    dataset: str = "mnist_small"
+    verify_steps: int = 3000
 
     def flags(self) -> dict[str, Any]:
         """Flags of `experiments.train` for this net, by name."""
-        flags = {name: getattr(self, name) for name in ("model", "hidden", "latent_dim")}
+        flags: dict[str, Any] = {"model": self.model, "latent_dim": self.latent_dim}
+        flags |= {"channels" if self.model == "resnet" else "hidden": self.hidden}
         flags |= {"batch_size": self.batch_size}
         if self.activation != "relu":
             flags["activation"] = self.activation
@@ -71,12 +80,23 @@ NETS: dict[str, Net] = {
     "d": Net(
         "conv 32-64, dense 256, 32 latents, relu, batch 128", "conv", (32, 64), 32, "relu", 128
     ),
+    "e": Net(
+        "resnet 32-64-128 for 64 x 64 x 3, one block a level, 32 latents, batch 32",
+        "resnet",
+        (32, 64, 128),
+        32,
+        "relu",
+        32,
+        data_shape=(64, 64, 3),
+        dataset="shapes:64",
+        verify_steps=200,
+    ),
 }
-assert set(NETS) == set(get_args(NetName))
+assert {*NETS} == {*get_args(PeerNetName)} == {*get_args(NetName), "e"}
 
 
 def products(net: Net) -> list[Product]:
-    """Matrix products of one image's forward pass, first layer first.
+    """Matrix products of one image's forward pass, first layer first; not for a resnet.
 
     A 4 x 4 convolution with stride 2 is a product over the positions of the smaller image, and so
     is its transpose. The decoder's products are repeated for each of the K samples.

@@ -11,6 +11,8 @@ from experiments.benchmark.workers import Variant, WorkerFailed, Workers
 
 JUDGE = Variant("judge", "experiments.benchmark.judge:Judge", {})
 TOLERANCE_NATS = 0.5
+TOLERANCE_SHARE = 0.005
+"""Tolerance of bounds beyond 100 nats, as a share of them: those of larger images."""
 NUM_SNAPSHOTS = 10
 """Snapshots of a run's weights that are averaged for the judge, a fiftieth of the steps apart."""
 
@@ -74,6 +76,11 @@ def verify(
     return results
 
 
+def tolerance(bound: float) -> float:
+    """Largest difference from the median bound, in nats, that counts as agreement."""
+    return max(TOLERANCE_NATS, TOLERANCE_SHARE * abs(bound))
+
+
 def snapshot_steps(steps: int) -> list[int]:
     """Numbers of steps after which the weights are stored.
 
@@ -105,7 +112,7 @@ def with_differences(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, An
             result = result | {
                 "bound": statistics.median(result["bounds"]),
                 "difference": difference,
-                "agrees": abs(difference) <= TOLERANCE_NATS,
+                "agrees": abs(difference) <= tolerance(statistics.median(middles)),
             }
         results[name] = result
     return results

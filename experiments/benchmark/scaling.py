@@ -92,7 +92,7 @@ def scaling(config: ScalingConfig) -> None:
     where: dict[str, Any] = {"accelerator": config.accelerator, "num_devices": config.num_devices}
     if shares_hosts:
         where["processes"] = _fields(config.processes)
-    about = Variant("start", f"{MODULE}.setting:Machine", where | config.data())
+    about = Variant("start", f"{MODULE}.setting:Machine", where | config.data(config.net))
     machine = {} if shares_hosts else ask_once(about)
     with Workers(one_process=shares_hosts or machine["platform"] == "tpu") as workers:
         if shares_hosts:
@@ -149,7 +149,7 @@ def _variants(config: ScalingConfig, point: Point, machine: Mapping[str, Any]) -
         "accelerator": config.accelerator,
         "num_devices": point.per_process,
         "segment_seconds": config.segment_seconds,
-        **config.data(),
+        **config.data(config.net),
     }
     steps, exchange = f"{MODULE}.library_steps:prepare", f"{MODULE}.gradient_exchange:prepare"
     found = []

@@ -85,15 +85,15 @@ def make_setting(
     if native_convolutions:
         exchanged.use()
     config = NETS[net].config(dataset=dataset, manual_dir=manual_dir, **flags)
-    config, data = _data(config)
+    config, data = _data(net, config)
     made = recipe(config, data.dataset.train.shape[1:])
     vae = initial_vae(made, config, data.preprocessing, data.dataset.train)
     return Setting(NETS[net], config, devices, data, vae)
 
 
-def _data(config: TrainConfig) -> tuple[TrainConfig, RunData]:
+def _data(net: str, config: TrainConfig) -> tuple[TrainConfig, RunData]:
     dataset, identity = load_data(config)
-    check_images(dataset.train)
+    check_images(dataset.train, net)
     config, _ = choose(config, dataset)
     return config, RunData(*choose_preprocessing(config, dataset), identity)
 
@@ -127,12 +127,13 @@ class Machine:
         self,
         accelerator: Any,
         num_devices: int | None,
+        net: str,
         dataset: str,
         manual_dir: str | None,
         processes: dict[str, Any] | None = None,
     ) -> None:
         devices = start_devices(accelerator, num_devices, processes)
-        _data(TrainConfig(dataset=dataset, manual_dir=manual_dir))
+        _data(net, TrainConfig(dataset=dataset, manual_dir=manual_dir))
         self.about = {
             "devices": accelerators.describe(devices),
             "platform": devices[0].platform,

@@ -67,7 +67,9 @@ def startup(config: StartupConfig) -> None:
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
     machine = ask_once(
-        Variant("start", "experiments.benchmark.setting:Machine", where | config.data())
+        Variant(
+            "start", "experiments.benchmark.setting:Machine", where | config.data(config.nets[0])
+        )
     )
     with tempfile.TemporaryDirectory(prefix="jaxvae-benchmark-") as folder:
         imports = interleaved(IMPORTS, config.rounds, _import, lambda text: say(f"imports, {text}"))
@@ -113,7 +115,7 @@ def command_line(config: StartupConfig, name: str, run: Path, cache: Path) -> li
     """Return the training command of a net, with `cache` as the folder of compiled programs."""
     flags = NETS[name].flags() | {
         "run": run,
-        "dataset": config.dataset,
+        "dataset": config.dataset or NETS[name].dataset,
         "accelerator": config.accelerator,
         "num_devices": config.num_devices,
         "log_every": 1,

@@ -54,7 +54,9 @@ def step(config: StepConfig) -> None:
         config.check()
     where = {"accelerator": config.accelerator, "num_devices": config.num_devices}
     machine = ask_once(
-        Variant("start", "experiments.benchmark.setting:Machine", where | config.data())
+        Variant(
+            "start", "experiments.benchmark.setting:Machine", where | config.data(config.nets[0])
+        )
     )
     found: dict[str, Comparison] = {}
     rows: list[list[str]] = []
@@ -78,7 +80,7 @@ def step(config: StepConfig) -> None:
 
 def _variants(config: StepConfig, name: str, where: dict[str, Any]) -> list[Variant]:
     pace = {"segment_seconds": config.segment_seconds}
-    steps = {"net": name, **pace, **where, **config.data()}
+    steps = {**pace, **where, **config.data(name)}
     module = "experiments.benchmark"
     variants = [
         Variant(label, f"{module}.library_steps:prepare", steps | {"way": way})
@@ -99,7 +101,7 @@ def _variants(config: StepConfig, name: str, where: dict[str, Any]) -> list[Vari
 
 def _profile(config: StepConfig, name: str, where: dict[str, Any]) -> dict[str, float]:
     """Print and return the milliseconds that a net's step spends in each part."""
-    arguments = {"net": name, **where, **config.data()}
+    arguments = {**where, **config.data(name)}
     about = ask_once(Variant("profile", "experiments.benchmark.profile:Profile", arguments))
     parts, total = about["parts"], sum(about["parts"].values())
     rows = [

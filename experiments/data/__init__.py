@@ -23,6 +23,8 @@ NAMES = (
     "mnist",
     "fashion_mnist",
     "kmnist",
+    "shapes:32",
+    "shapes:64",
     "tfds:NAME",
     "tfds:NAME/CONFIG",
     "npz:PATH",
@@ -132,7 +134,8 @@ def load(
         name, manual_dir, data_dir, pictures: As for `read`.
         num_validation: Number of examples at the end of the training split that become the
             validation split. None: the source's own validation split if it has one, else 1,000
-            for mnist_small, 5,000 for mnist, fashion_mnist and kmnist, and a tenth for others.
+            for mnist_small and shapes, 5,000 for mnist, fashion_mnist and kmnist, and a tenth for
+            others.
 
     Raises:
         ValueError, FileNotFoundError: As for `read`; or the data cannot be split.
@@ -235,6 +238,10 @@ def _read_other(
             from experiments.data import tfds
 
             return tfds.read_source(where, data_dir)
+        case "shapes":
+            from experiments.data import shapes
+
+            return shapes.read_source(where)
         case "npz" | "npy":
             from experiments.data import arrays
 

@@ -62,7 +62,8 @@ class RunRows(NamedTuple):
         if self.is_of_run:
             return []
         form, _, where = self.name.partition(":")
-        short = Path(where).stem if form in ("npz", "npy") else where or form
+        name = where if form in ("tfds", "folder") else self.name
+        short = Path(where).stem if form in ("npz", "npy") else name
         short = re.sub(r"[^A-Za-z0-9_]+", "-", short)[-LABEL_CHARACTERS:].strip("-")
         return [*filter(None, [short]), self.identity.digest[:LABEL_DIGITS]]
 

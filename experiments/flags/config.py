@@ -18,7 +18,7 @@ PosteriorName = Literal[
 ]  # fmt: skip
 LikelihoodName = Literal[
     "auto", "bernoulli", "continuous_bernoulli", "gaussian", "laplace",
-    "discretized_logistic", "logistic_mixture", "categorical",
+    "discretized_logistic", "logistic_mixture", "color_logistic_mixture", "categorical",
     "poisson", "negative_binomial", "zero_inflated_negative_binomial",
 ]  # fmt: skip
 RegularizerName = Literal["none", "total_correlation", "dip_i", "dip_ii", "mmd", "density_ratio"]
@@ -51,10 +51,11 @@ class TrainConfig:
     --run=RUN alone is enough."""
     dataset: str = "mnist_small"
     """mnist_small (ships with the code), mnist, fashion_mnist, kmnist,
-    tfds:NAME, or your own data as npz:PATH, npy:PATH, npy:FOLDER (read
-    from disk as needed) or folder:PATH (pictures; subfolders give
-    labels). experiments/README.md lists the names of arrays and folders
-    that are recognised."""
+    shapes:32 or shapes:64 (drawn shapes with textures, in colour, of
+    that many pixels a side; computed), tfds:NAME, or your own data as
+    npz:PATH, npy:PATH, npy:FOLDER (read from disk as needed) or
+    folder:PATH (pictures; subfolders give labels). experiments/README.md
+    lists the names of arrays and folders that are recognised."""
     manual_dir: str | None = None
     """Folder with the original files of mnist, fashion_mnist or kmnist, if
     they cannot be downloaded."""
@@ -72,7 +73,7 @@ class TrainConfig:
     num_validation: int | None = None
     """Number of training examples to set aside as the validation split.
     Default: the data set's own validation split, else 1,000
-    (mnist_small), 5,000 (mnist, fashion_mnist, kmnist) or a tenth."""
+    (mnist_small, shapes), 5,000 (mnist, fashion_mnist, kmnist) or a tenth."""
     allow_other_data: bool = False
     """Continue the run although its data have changed. From then on it
     trains on the new data."""
@@ -118,11 +119,13 @@ class TrainConfig:
     likelihood: LikelihoodName = "auto"
     """p(x|z), which must suit the data. Binary pixels: bernoulli. Real
     values: gaussian, laplace. Values in [0, 1]: continuous_bernoulli.
-    8-bit integers: discretized_logistic, logistic_mixture, categorical.
+    8-bit integers: discretized_logistic, logistic_mixture,
+    color_logistic_mixture (channels depend on each other), categorical.
     Counts: poisson, negative_binomial, zero_inflated_negative_binomial.
     auto: bernoulli for binary data and for grey drawings such as MNIST,
-    logistic_mixture for other 8-bit images, negative_binomial for
-    counts, gaussian for the rest; a line says which, and why."""
+    color_logistic_mixture for 8-bit images in colour, logistic_mixture
+    for other 8-bit images, negative_binomial for counts, gaussian for
+    the rest; a line says which, and why."""
     sigma: float | Literal["auto", "learned", "per_channel", "per_pixel", "optimal"] = "auto"
     """Scale of the gaussian or laplace likelihood: a number; learned (a
     single scale), per_channel (a learned scale per column of vectors or

@@ -18,7 +18,7 @@ NOWHERE = "--model=nowhere:f"
 """Invalid model, rejected after the data are read: the case is bad even if the data are valid."""
 REAL = "--likelihood=gaussian"
 IN_RANGE = ("bernoulli", "continuous_bernoulli", "poisson", "negative_binomial", "categorical",
-            "discretized_logistic", "logistic_mixture")  # fmt: skip
+            "discretized_logistic", "logistic_mixture", "color_logistic_mixture")  # fmt: skip
 """Likelihoods that accept only some numbers."""
 
 

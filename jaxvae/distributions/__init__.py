@@ -17,7 +17,11 @@ from jaxvae.distributions.flow import Flow
 from jaxvae.distributions.full_covariance_gaussian import FullCovarianceGaussian
 from jaxvae.distributions.gaussian import LOG_SCALE_LIMIT, Gaussian, soft_clamp
 from jaxvae.distributions.laplace import Laplace
-from jaxvae.distributions.logistic import DiscretizedLogistic, DiscretizedLogisticMixture
+from jaxvae.distributions.logistic import (
+    ColorLogisticMixture,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+)
 from jaxvae.distributions.low_rank_gaussian import LowRankGaussian
 from jaxvae.distributions.mixture import Mixture
 from jaxvae.distributions.one_hot_categorical import OneHotCategorical
@@ -35,6 +39,7 @@ __all__ = [
     "LOG_SCALE_LIMIT",
     "Bernoulli",
     "Categorical",
+    "ColorLogisticMixture",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",

@@ -1,4 +1,4 @@
-"""Logistic distributions over whole numbers, such as the grey levels 0 to 255, and mixtures."""
+"""Logistic distributions over whole numbers, such as the pixel values 0 to 255, and mixtures."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -124,8 +124,8 @@ class DiscretizedLogisticMixture:
 
         log p(x) = sum_d log sum_m softmax(logits_d)_m P(x_d; loc_dm, exp(log_scale_dm))
 
-    with P as in DiscretizedLogistic. Entries are independent, and so are channels. Measured
-    float32 error 3e-7 of the terms.
+    with P as in DiscretizedLogistic. Entries are independent, and so are channels, other than in a
+    `ColorLogisticMixture`. Measured float32 error 3e-7 of the terms.
 
     Args:
         logits: [*D, M]: log weights, up to a constant for each entry.
@@ -186,3 +186,108 @@ class DiscretizedLogisticMixture:
         logits, loc, log_scale = self.parameters()
         means = expectation(loc, log_scale, self.num_values)
         return jnp.sum(jax.nn.softmax(logits) * means, axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ColorLogisticMixture:
+    """A mixture of M discretized logistics for each pixel, over all its C channels; event [*D, C].
+
+        log p(x) = sum_d log sum_m softmax(logits_d)_m prod_c P(x_dc; mu_dcm, exp(log_scale_dcm))
+        mu_dcm = loc_dcm + sum_{j<c} coefficient_djcm (x_dj - (num_values - 1) / 2)
+
+    with P as in DiscretizedLogistic: the channels of a pixel share a component, and the location of
+    each is linear in the channels before it. Pixels are independent. With one channel it is
+    DiscretizedLogisticMixture.
+
+    Args:
+        logits: [*D, M]: log weights, up to a constant for each pixel.
+        loc: [*D, C, M], in the unit of the values: where channels before are in the middle.
+        log_scale: [*D, C, M]: log scale in the same unit.
+        coefficients: [*D, C (C - 1) / 2, M]: of channel 0 in 1; 0 and 1 in 2; and so on.
+        num_values: number of values.
+
+    Ref: Salimans et al., PixelCNN++, 2017, ICLR, section 2.2.
+
+    >>> zeros = jnp.zeros((4, 4, 3, 5))
+    >>> p = ColorLogisticMixture(zeros[:, :, 0], zeros, zeros, zeros)
+    >>> p.sample(jax.random.key(0)).shape
+    (4, 4, 3)
+    """
+
+    logits: jax.Array
+    loc: jax.Array
+    log_scale: jax.Array
+    coefficients: jax.Array
+    num_values: int = field(default=256, metadata=dict(static=True))
+    reparameterized: ClassVar[bool] = False
+
+    def parameters(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """logits, loc, log_scale and coefficients, at least float32.
+
+        Raises:
+            ValueError: the shapes do not fit each other.
+        """
+        leaves = (self.logits, self.loc, self.log_scale, self.coefficients)
+        shapes = tuple(map(jnp.shape, leaves))
+        channels = shapes[1][-2] if len(shapes[1]) > 1 else 0
+        pixels, components = shapes[0][:-1], shapes[0][-1:]
+        event, pairs = (*pixels, channels), (*pixels, channels * (channels - 1) // 2)
+        if not channels or shapes[1:] != ((*event, *components),) * 2 + ((*pairs, *components),):
+            raise ValueError(
+                "ColorLogisticMixture: logits must be [*D, M], loc and log_scale [*D, C, M] and "
+                f"coefficients [*D, C (C - 1) / 2, M], got {shapes}. Reshape them: nothing is "
+                "broadcast."
+            )
+        logits, loc, log_scale, coefficients = at_least_float32(*leaves)
+        return logits, loc, log_scale, coefficients
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Whole numbers [*D, C], as floats. Not differentiable."""
+        logits, *of_channels = self.parameters()
+        key_component, key_value = jax.random.split(key)
+        index = jax.random.categorical(key_component, logits)[..., None, None]
+        chosen = (jnp.take_along_axis(p, index, axis=-1)[..., 0] for p in of_channels)
+        loc, log_scale, coefficients = chosen
+        keys = jax.random.split(key_value, loc.shape[-1])
+        values: list[jax.Array] = []
+        for c, key_channel in enumerate(keys):
+            mu = loc[..., c] + self._shift(coefficients, values)
+            values.append(draw(key_channel, mu, log_scale[..., c], self.num_values))
+        return jnp.stack(values, axis=-1)
+
+    def _shift(self, coefficients: jax.Array, before: list[jax.Array]) -> jax.Array | float:
+        """Shift of a channel's location by the channels before it; the last axis has the pairs."""
+        first, middle = len(before) * (len(before) - 1) // 2, (self.num_values - 1) / 2
+        terms = (coefficients[..., first + j] * (x - middle) for j, x in enumerate(before))
+        return sum(terms, start=0.0)
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        """Log mass of `value` [*D, C], entries 0 to num_values-1: a scalar in nats."""
+        return jnp.sum(self.log_prob_per_entry(value))
+
+    def log_prob_per_entry(self, value: jax.Array) -> jax.Array:
+        """Log mass of each pixel of `value` [*D, C], in nats: [*D], so that masks hide pixels."""
+        check_event(value, jnp.shape(self.loc)[:-1], "ColorLogisticMixture", REMEDY)
+        value, logits, loc, log_scale, coefficients = at_least_float32(value, *self.parameters())
+        coefficients = jnp.moveaxis(coefficients, -2, -1)  # [*D, M, pairs]
+        channels = [value[..., c, None] for c in range(value.shape[-1])]
+        shifts = [self._shift(coefficients, channels[:c]) for c in range(len(channels))]
+        mu = jnp.stack([loc[..., c, :] + shift for c, shift in enumerate(shifts)], axis=-2)
+        log_masses = jnp.sum(log_mass(value[..., None], mu, log_scale, self.num_values), axis=-2)
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits) + log_masses, axis=-1)
+
+    def mean(self) -> jax.Array:
+        """Expectation over the values [*D, C], with the channels before a channel at theirs.
+
+        It is exact for channel 0, and for the others where their distribution does not reach the
+        ends; there is no formula for the rest.
+        """
+        logits, loc, log_scale, coefficients = self.parameters()
+        coefficients = jnp.moveaxis(coefficients, -2, -1)
+        means: list[jax.Array] = []
+        for c in range(loc.shape[-2]):
+            mu = loc[..., c, :] + self._shift(coefficients, means)
+            means.append(expectation(mu, log_scale[..., c, :], self.num_values))
+        weights = jax.nn.softmax(logits)[..., None, :]
+        return jnp.sum(weights * jnp.stack(means, axis=-2), axis=-1)

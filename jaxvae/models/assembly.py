@@ -27,9 +27,9 @@ class Families(NamedTuple):
 
     @property
     def outputs_shape(self) -> tuple[int, ...]:
-        """Shape of the decoder network's output: the last axis holds all outputs of an entry."""
-        shape = self.start.data_shape
-        return (*shape[:-1], shape[-1] * self.likelihood.num_outputs)
+        """Shape of the decoder network's output: the last axis holds all outputs of a pixel."""
+        shape, outputs = self.start.data_shape, self.likelihood.num_outputs
+        return (*shape[:-1], outputs if self.likelihood.per_pixel else shape[-1] * outputs)
 
     @property
     def output_bias(self) -> OutputBias | None:
@@ -101,7 +101,7 @@ def assemble(encoder: nn.Module, decoder: nn.Module, families: Families) -> VAE:
                 "jax.vmap adds the batch."
             )
         output: Any = decoder.apply(params["decoder"], z)
-        if parts.likelihood.num_outputs > 1:
+        if parts.likelihood.num_outputs > 1 and not parts.likelihood.per_pixel:
             output = output.reshape(*data_shape, parts.likelihood.num_outputs)
         return parts.likelihood.distribution(params["likelihood"], *at_least_float32(output))
 

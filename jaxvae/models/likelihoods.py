@@ -12,6 +12,7 @@ from jaxvae.distributions import (
     LOG_SCALE_LIMIT,
     Bernoulli,
     Categorical,
+    ColorLogisticMixture,
     ContinuousBernoulli,
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
@@ -31,6 +32,8 @@ MIDDLE = (NUM_VALUES - 1) / 2
 """Middle, and half the range, of the pixel values: networks see and return pixels in [-1, 1]."""
 NUM_COMPONENTS = 5
 """Number of components of a mixture of discretized logistics."""
+MOST_COLOR_CHANNELS = 16
+"""Most channels of a pixel that `color_logistic_mixture` accepts."""
 LOG_RATE_LIMIT = 15.0
 """`jaxvae.soft_clamp` limits log rates of counts to (-15, 15): rates below 3.3 million."""
 
@@ -41,19 +44,22 @@ class Likelihood(NamedTuple):
     Attributes:
         init: data_scale -> the family's own parameters, {} if it has no parameters.
         distribution: (family's parameters, output) -> p(x|z); the output of the network is
-            [*data_shape], or [*data_shape, num_outputs] with several outputs per dimension.
+            [*data_shape], or [*data_shape, num_outputs] with several outputs per dimension, or
+            [*data_shape[:-1], num_outputs] with those of a whole pixel.
         output_at: (mean [*data_shape], data_scale) -> an output whose p(x|z) has about that mean,
             as the initial output of the network.
-        num_outputs: outputs of the network per data dimension.
+        num_outputs: outputs of the network per data dimension, or per pixel.
         network_input: x -> the input of the encoder network, of order 1.
         with_log_scale: (family's parameters, log sigma []) -> parameters with that scale; None
             unless sigma is computed from the data instead of learned by gradient.
+        per_pixel: True if the outputs are those of a pixel, the last axis of the data, as a whole.
     """
 
     init: Callable[[float], dict[str, jax.Array]]
     distribution: Callable[[Any, jax.Array], Distribution]
     output_at: Callable[[jax.Array, float], jax.Array]
     num_outputs: int = 1
+    per_pixel: bool = False
     network_input: Callable[[jax.Array], jax.Array] = lambda x: x
     with_log_scale: Callable[[Any, jax.Array], dict[str, jax.Array]] | None = None
 
@@ -192,9 +198,9 @@ def discretized_logistic() -> Likelihood:
 
 
 def logistic_mixture() -> Likelihood:
-    """8-bit pixels 0 to 255, each with a mixture of five discretized logistics.
+    """8-bit pixels 0 to 255, each channel with a mixture of five discretized logistics of its own.
 
-    Ref: Salimans et al., PixelCNN++, 2017, ICLR, here without its conditioning between channels.
+    Ref: Salimans et al., PixelCNN++, 2017, ICLR; `color_logistic_mixture` has its conditioning.
     """
 
     def distribution(params: Any, out: jax.Array) -> Distribution:
@@ -212,6 +218,50 @@ def logistic_mixture() -> Likelihood:
         distribution=distribution,
         output_at=output_at,
         num_outputs=3 * NUM_COMPONENTS,
+        network_input=lambda x: x / MIDDLE - 1,
+    )
+
+
+def color_logistic_mixture(data_shape: tuple[int, ...]) -> Likelihood:
+    """8-bit pixels 0 to 255 in colour: a mixture of five for each pixel, over all its channels.
+
+    The location of a channel depends on the channels before it, with coefficients in (-1, 1).
+
+    Args:
+        data_shape: [..., C], C at most 16, with C (C - 1) / 2 coefficients for each component.
+
+    Raises:
+        ValueError: there are more channels.
+
+    Ref: Salimans et al., PixelCNN++, 2017, ICLR, section 2.2.
+    """
+    channels, m = data_shape[-1], NUM_COMPONENTS
+    if channels > MOST_COLOR_CHANNELS:
+        raise ValueError(
+            f"likelihood=color_logistic_mixture is for at most {MOST_COLOR_CHANNELS} channels, got "
+            f"{channels}: all pairs of them get coefficients. Use logistic_mixture."
+        )
+    ends = np.cumsum([m, channels * m, channels * m])
+
+    def distribution(params: Any, out: jax.Array) -> Distribution:
+        logits, *of_channels = jnp.split(out, ends, axis=-1)
+        by_channel = (part.reshape(*part.shape[:-1], -1, m) for part in of_channels)
+        loc, log_scale, coefficients = by_channel
+        return ColorLogisticMixture(logits, *_logistic(loc, log_scale), jnp.tanh(coefficients))
+
+    def output_at(mean: jax.Array, data_scale: float) -> jax.Array:
+        start = logistic_mixture().output_at(mean, data_scale)  # [..., C, 3 M]
+        parts = (part.reshape(*mean.shape[:-1], -1) for part in jnp.split(start, 3, axis=-1))
+        logits, loc, log_scale = parts
+        pairs = jnp.zeros((*mean.shape[:-1], channels * (channels - 1) // 2 * m))
+        return jnp.concatenate([logits[..., :m], loc, log_scale, pairs], axis=-1)
+
+    return Likelihood(
+        init=lambda data_scale: {},
+        distribution=distribution,
+        output_at=output_at,
+        num_outputs=int(ends[-1]) + channels * (channels - 1) // 2 * m,
+        per_pixel=True,
         network_input=lambda x: x / MIDDLE - 1,
     )
 
@@ -320,6 +370,7 @@ LIKELIHOODS: dict[str, Callable[[Sigma, tuple[int, ...]], Likelihood]] = {
     "laplace": laplace,
     "discretized_logistic": lambda sigma, data_shape: discretized_logistic(),
     "logistic_mixture": lambda sigma, data_shape: logistic_mixture(),
+    "color_logistic_mixture": lambda sigma, data_shape: color_logistic_mixture(data_shape),
     "categorical": lambda sigma, data_shape: categorical(),
     "poisson": lambda sigma, data_shape: poisson(),
     "negative_binomial": lambda sigma, data_shape: negative_binomial(data_shape),

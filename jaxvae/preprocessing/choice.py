@@ -13,6 +13,10 @@ MOST_ROWS = 2000
 EXTREME = 0.4
 """Share of values that are black or white from which grey images count as drawings: MNIST has 0.82,
 Fashion-MNIST 0.51, photographs almost none."""
+MOST_COLOURS = 4
+"""Channels up to which those of a pixel count as a colour, red, green, blue and opacity. With more,
+the coefficients between all pairs would outnumber everything else that the network computes."""
+OF_WHOLE_NUMBERS = ("logistic_mixture", "color_logistic_mixture", "negative_binomial")
 NEAR = 0.02
 """Distance from black or white, as a share of the range, that counts as extreme."""
 
@@ -38,7 +42,8 @@ def choose_likelihood(train: np.ndarray) -> Choice:
 
         values 0 and 1, or black and white       bernoulli
         grey levels that are mostly extreme      bernoulli, drawn anew at each use
-        8-bit colours and photographs            logistic_mixture
+        8-bit images in colour                   color_logistic_mixture
+        other 8-bit images                       logistic_mixture
         other whole numbers from 0 to 2^24       negative_binomial
         all others                               gaussian
 
@@ -61,7 +66,11 @@ def choose_likelihood(train: np.ndarray) -> Choice:
         dynamic = "auto" if pixels else "dynamic"
         return Choice("bernoulli", dynamic, "grey levels that are mostly black or white")
     if pixels:
-        return Choice("logistic_mixture", "auto", f"8-bit {'colours' if colour else 'grey levels'}")
+        if colour and train.shape[3] <= MOST_COLOURS:
+            return Choice("color_logistic_mixture", "auto", "8-bit colours")
+        return Choice(
+            "logistic_mixture", "auto", f"8-bit {'channels' if colour else 'grey levels'}"
+        )
     if whole and vectors and high <= MOST_COUNTS:
         return Choice("negative_binomial", "auto", f"counts from {low:g} to {high:g}")
     return Choice("gaussian", "auto", f"real numbers from {low:.3g} to {high:.3g}")
@@ -76,7 +85,7 @@ def doubt(likelihood: str, suited: Choice) -> str | None:
     """
     if likelihood == suited.likelihood:
         return None
-    if likelihood == "bernoulli" and suited.likelihood in ("logistic_mixture", "negative_binomial"):
+    if likelihood == "bernoulli" and suited.likelihood in OF_WHOLE_NUMBERS:
         return (
             f"likelihood=bernoulli turns the data, {suited.reason}, into random black and white "
             f"pixels; likelihood={suited.likelihood} models them as they are."

@@ -218,6 +218,7 @@ RULES = {
     "laplace": _for_real_values,
     "discretized_logistic": _for_8_bit_pixels,
     "logistic_mixture": _for_8_bit_pixels,
+    "color_logistic_mixture": _for_8_bit_pixels,
     "categorical": _for_8_bit_pixels,
     "poisson": _for_counts,
     "negative_binomial": _for_counts,

@@ -58,7 +58,12 @@ def data(likelihood):
     grey = np.clip(0.2 + 0.6 * bright + 0.1 * rng.normal(size=(64, 4)), 0, 1)
     if likelihood == "bernoulli":
         return np.round(grey).astype(np.float32)
-    if likelihood in ("discretized_logistic", "logistic_mixture", "categorical"):
+    if likelihood in (
+        "discretized_logistic",
+        "logistic_mixture",
+        "color_logistic_mixture",
+        "categorical",
+    ):
         return np.round(255 * grey).astype(np.float32)
     if "binomial" in likelihood or likelihood == "poisson":
         return rng.poisson(5 * grey).astype(np.float32)

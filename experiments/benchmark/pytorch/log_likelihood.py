@@ -92,7 +92,7 @@ class LogLikelihoods:
         torch.manual_seed(0)
         self._device = available_device(accelerator)
         test = datasets.load(dataset, manual_dir=manual_dir).test
-        check_images(test)
+        check_images(test, net)
         images = torch.from_numpy(binary_images(test).reshape(len(test), -1))
         self._images = (images > 0).float().to(self._device)
         self._num_samples = num_samples

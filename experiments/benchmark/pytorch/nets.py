@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.benchmark.nets import CONV_WIDTH, DATA_SIDE, Net
+from experiments.benchmark.pytorch import resnet
 
 LOG_SCALE_LIMIT = 7.0
 """Limit of log scales: limit * tanh(log_scale / limit), as in the library."""
@@ -84,10 +85,16 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """VAE of a net: encoder, decoder and bound."""
 
+    encoder: Any
+    decoder: Any
+
     def __init__(self, net: Net) -> None:
         super().__init__()
         self.net = net
-        self.encoder, self.decoder = Encoder(net), Decoder(net)
+        if net.model == "resnet":
+            self.encoder, self.decoder = resnet.Encoder(net), resnet.Decoder(net)
+        else:
+            self.encoder, self.decoder = Encoder(net), Decoder(net)
 
     def sample(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return loc, log_scale [B, Z], and K draws and their noise: [K, B, Z]; [B, Z] if K = 1."""

@@ -123,7 +123,7 @@ def _entrants(style: str, net: Net, device: torch.device) -> list[Choice]:
     """Settings to try: numbers of threads and, for the tuned style, likelihoods and layouts."""
     if style == "eager":
         return [Choice(threads) for threads in thread_counts(device)]
-    layouts = [False, True] if net.model == "conv" else [False]
+    layouts = [False] if net.model == "mlp" else [False, True]
     return [
         Choice(threads, softplus, channels_last)
         for threads in thread_counts(device)
@@ -155,7 +155,7 @@ def prepare(
     torch.manual_seed(0)
     device = available_device(accelerator)
     train = datasets.load(dataset, manual_dir=manual_dir).train
-    check_images(train)
+    check_images(train, net)
     pixels = torch.from_numpy(train.reshape(len(train), -1))
     spec = NETS[net]
     started = time.perf_counter()

@@ -45,6 +45,23 @@ class _Counterpart(NamedTuple):
 
 
 def _counterparts(model: Autoencoder) -> Iterator[_Counterpart]:
+    return (_of_resnet if model.net.model == "resnet" else _of_layers)(model)
+
+
+def _of_resnet(model: Autoencoder) -> Iterator[_Counterpart]:
+    """Map modules that have the library's names: only kernels differ, and the names of scales."""
+    for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
+        for path, parameter in network.named_parameters():
+            *modules, leaf = path.split(".")
+            is_scale = leaf == "weight" and parameter.dim() == 1
+            leaf = "scale" if is_scale else {"weight": "kernel"}.get(leaf, leaf)
+            array = _values(parameter)
+            view = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+            name = "/".join([part, "params", *modules, leaf])
+            yield _Counterpart(name, parameter, array, view, view.shape)
+
+
+def _of_layers(model: Autoencoder) -> Iterator[_Counterpart]:
     side, channels = model.decoder.side, model.net.hidden[-1]
     is_image = model.net.model == "conv"
     for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):

@@ -34,13 +34,14 @@ TINY = {
     "iwae": Net("tiny, 4 samples", "mlp", (8,), 2, "relu", 10, 4),
     "conv": Net("tiny, convolutional", "conv", (4, 6), 2, "relu", 10),
 }
+PYTORCH = {**TINY, "resnet": Net("tiny, residual", "resnet", (4, 6), 2, "relu", 10)}
 
 
 @pytest.fixture(scope="module")
 def tiny():
     """Make the setting of a tiny net from its name; each is made only once."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, net in TINY.items():
+        for name, net in PYTORCH.items():
             patch.setitem(NETS, name, net)
         yield cache(partial(make_setting, **WHERE))
 
@@ -107,18 +108,18 @@ def test_jax_variants_of_a_net_equal_the_library(tiny, name):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", PYTORCH)
 def test_pytorch_net_equals_the_library(tiny, name):
     torch = pytest.importorskip("torch", reason="PyTorch is optional")
     from experiments.benchmark.pytorch import nets as pytorch_nets
     from experiments.benchmark.pytorch import weights as pytorch_weights
 
     setting = tiny(name)
-    vae, params = setting.vae, some_params(setting.vae)
+    vae, params = setting.vae, jax.tree.map(np.float64, some_params(setting.vae))
     given = weights.named(params)
-    model = pytorch_nets.Autoencoder(setting.net)
+    model = pytorch_nets.Autoencoder(setting.net).double()
     pytorch_weights.load(model, given)
-    xs = binary_images(setting.dataset.train[:3]) / np.float32(255)
+    xs = binary_images(setting.dataset.train[:3]) / 255
 
     @jax.jit
     @jax.vmap
@@ -127,7 +128,8 @@ def test_pytorch_net_equals_the_library(tiny, name):
         p = vae.decode(params, q.loc)
         return q, p.logits, p.log_prob(x)
 
-    q, logits, expected = ours(xs)
+    with jax.enable_x64(True):
+        q, logits, expected = ours(xs)
     with torch.no_grad():
         x = torch.from_numpy(xs.reshape(3, -1))
         loc, log_scale = model.encoder(x)
@@ -140,11 +142,11 @@ def test_pytorch_net_equals_the_library(tiny, name):
                 pytorch_nets.from_probabilities,
             )
         ]
-    np.testing.assert_allclose(loc.numpy(), q.loc, atol=2e-5)
-    np.testing.assert_allclose(log_scale.numpy(), q.log_scale, atol=2e-5)
-    np.testing.assert_allclose(flat.numpy().reshape(xs.shape), logits, atol=2e-5)
+    np.testing.assert_allclose(loc.numpy(), q.loc, atol=1e-12)
+    np.testing.assert_allclose(log_scale.numpy(), q.log_scale, atol=1e-12)
+    np.testing.assert_allclose(flat.numpy().reshape(xs.shape), logits, atol=1e-12)
     for fit in fits:
-        np.testing.assert_allclose(fit, expected, rtol=1e-4)
+        np.testing.assert_allclose(fit, expected, rtol=1e-12)
     back = pytorch_weights.dump(model)
     assert back.keys() == given.keys()
     for key, value in given.items():
@@ -302,7 +304,8 @@ def test_command_line_of_a_net_parses_to_its_flags(name, tmp_path):
     flags = tyro.cli(TrainConfig, args=words[3:], config=(tyro.conf.OmitArgPrefixes,))
     flags.check()
     net = NETS[name]
-    assert (flags.hidden, flags.latent_dim, flags.batch_size, flags.model) == (
+    widths = flags.channels if net.model == "resnet" else flags.hidden
+    assert (widths, flags.latent_dim, flags.batch_size, flags.model) == (
         net.hidden,
         net.latent_dim,
         net.batch_size,
@@ -316,6 +319,8 @@ def test_command_line_of_a_net_parses_to_its_flags(name, tmp_path):
 
 def test_check_images_rejects_other_shapes_and_types():
     with pytest.raises(ValueError, match=r"8-bit images of shape \(28, 28, 1\), got uint8 \(8,"):
-        check_images(np.zeros((3, 8, 8, 1), np.uint8))
+        check_images(np.zeros((3, 8, 8, 1), np.uint8), "a")
     with pytest.raises(ValueError, match="got float32"):
-        check_images(np.zeros((3, 28, 28, 1), np.float32))
+        check_images(np.zeros((3, 28, 28, 1), np.float32), "a")
+    with pytest.raises(ValueError, match=r"shape \(64, 64, 3\), got uint8 \(28, .*shapes:64"):
+        check_images(np.zeros((3, 28, 28, 1), np.uint8), "e")

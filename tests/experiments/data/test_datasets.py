@@ -1,5 +1,6 @@
 """Data sets by name: the one that ships, the cost of imports, and errors."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.data import NAMES, load, mnist_small
+from experiments.data import NAMES, load, mnist_small, shapes
+from experiments.data.shapes import CLASSES
 from tests.files import ROOT
 
 
@@ -26,6 +28,46 @@ def test_mnist_small_is_small_and_labelled() -> None:
     assert mnist_small.FILE.stat().st_size < 2_000_000
 
 
+@pytest.mark.parametrize("side", [32, 64])
+def test_shapes_are_the_same_images_everywhere(side: int) -> None:
+    dataset = load(f"shapes:{side}")
+    assert dataset.train.shape == (9_000, side, side, 3)
+    assert (dataset.validation.shape[0], dataset.test.shape[0]) == (1_000, 2_000)
+    assert dataset.label_names == CLASSES
+    digests = {32: "c981eabd09c4f577", 64: "2996d90588b3ba42"}
+    assert hashlib.sha256(dataset.train.tobytes()).hexdigest()[:16] == digests[side]
+
+
+def test_shapes_have_noise_of_known_entropy() -> None:
+    """7 values with masses 1, 2, 3, 4, 3, 2, 1 of 16: 2.66 bits, within 4 standard errors."""
+    noise = shapes._noise(np.random.PCG64(0), 160_000)
+    assert len(np.unique(noise)) == 7
+    mass = np.array([1, 2, 3, 4, 3, 2, 1]) / 16
+    share = np.bincount(noise + 3, minlength=7) / len(noise)
+    assert (np.abs(share - mass) <= 4 * np.sqrt(mass * (1 - mass) / len(noise))).all()
+    assert round(-float(mass @ np.log2(mass)), 2) == 2.66
+
+
+def test_shapes_are_where_their_labels_say() -> None:
+    """Of each kind a corner of the square about it, and its centre, in or out."""
+    place = np.arange(8, 1024, 16, dtype=np.int32)
+    labels = np.arange(5)
+    inside = shapes._inside(np.random.PCG64(3), labels, place[None, :], place[:, None])
+    for label, covered in zip(labels, inside, strict=True):
+        rows, columns = np.nonzero(covered)
+        top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
+        assert abs((bottom - top) - (right - left)) <= 1
+        centre = covered[(top + bottom) // 2, (left + right) // 2]
+        corners = covered[top, left], covered[bottom, left]
+        assert centre == (label != 4)
+        assert corners == {1: (True, True), 3: (False, True)}.get(int(label), (False, False))
+
+
+def test_shapes_have_two_sizes() -> None:
+    with pytest.raises(ValueError, match=r"side must be 32 or 64, got '28'\. Use one"):
+        load("shapes:28")
+
+
 def test_importing_datasets_imports_nothing_heavy() -> None:
     heavy = "{'tensorflow_datasets', 'PIL', 'jax', 'orbax', 'tensorflow'}"
     code = (
@@ -39,7 +81,8 @@ def test_importing_datasets_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "mnits", "mnist:", "npz", "npz:", "tfds:", "MNIST", "torch:mnist", "mnist:x"]
+    "name",
+    ["", "mnits", "mnist:", "npz", "npz:", "tfds:", "MNIST", "shapes", "torch:mnist", "mnist:x"],
 )
 def test_unknown_name_error_lists_the_known_names(name: str) -> None:
     listed = re.escape(", ".join(NAMES))

@@ -30,7 +30,7 @@ def chosen(train, **flags):
         (BITS, {}, ("bernoulli", "auto", "learned", None)),
         (DRAWINGS, {}, ("bernoulli", "auto", "learned", None)),
         ((DRAWINGS / 255).astype(np.float32), {}, ("bernoulli", "dynamic", "learned", None)),
-        (PHOTOS, {}, ("logistic_mixture", "auto", "learned", None)),
+        (PHOTOS, {}, ("color_logistic_mixture", "auto", "learned", None)),
         (VECTORS, {}, ("gaussian", "auto", "per_channel", SIGMA_RATE)),
         (VECTORS, {"likelihood": "laplace"}, ("laplace", "auto", "per_channel", SIGMA_RATE)),
         (PHOTOS, {"likelihood": "gaussian"}, ("gaussian", "auto", "learned", SIGMA_RATE)),
@@ -51,7 +51,7 @@ def test_one_line_says_what_was_chosen_why_and_which_flag_changes_it():
     _, lines = chosen(PHOTOS)
     (line,) = lines
     assert line == (
-        "likelihood: logistic_mixture, as the data are 8-bit colours "
+        "likelihood: color_logistic_mixture, as the data are 8-bit colours "
         "(--likelihood chooses another)."
     )
     assert chosen(PHOTOS, likelihood="categorical")[1] == []

@@ -531,6 +531,7 @@ def test_families_declare_whether_their_draws_carry_gradients():
     """A mixture's draws carry no gradient to its weights; a flow's do if its base's do."""
     names = ["Bernoulli", "Categorical", "OneHotCategorical", "Poisson", "NegativeBinomial"]
     names += ["ZeroInflatedNegativeBinomial", "DiscretizedLogistic", "DiscretizedLogisticMixture"]
+    names += ["ColorLogisticMixture"]
     assert not any(getattr(distributions, name).reparameterized for name in [*names, "Mixture"])
     gaussian = Gaussian.standard(2)
     assert distributions.Flow(gaussian, ()).reparameterized

@@ -27,7 +27,7 @@ FAMILIES = {
     },
     "gaussian optimal": gaussian("optimal", SHAPE),
 }
-PIXELS = ("discretized_logistic", "logistic_mixture", "categorical")
+PIXELS = ("discretized_logistic", "logistic_mixture", "color_logistic_mixture", "categorical")
 COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 
 families = pytest.mark.parametrize("name", FAMILIES)
@@ -60,8 +60,8 @@ def batch_gradient(name):
 def example(name):
     """Parameters, outputs, and one x in the support, all random."""
     family, rng = FAMILIES[name], np.random.default_rng(0)
-    outputs = [family.num_outputs] if family.num_outputs > 1 else []
-    output = rng.normal(size=(*SHAPE, *outputs)).astype(np.float32)
+    shape = jax.eval_shape(lambda: family.output_at(jnp.full(SHAPE, 0.5), 1.0)).shape
+    output = rng.normal(size=shape).astype(np.float32)
     params = jax.tree.map(
         lambda leaf: rng.normal(scale=0.5, size=leaf.shape).astype(np.float32), family.init(0.3)
     )
@@ -123,8 +123,15 @@ def expected_pixels(name, params, output, x):
     if name == "categorical":
         masses = scipy.special.log_softmax(output, axis=-1)
         return np.take_along_axis(masses, x.astype(int)[..., None], axis=-1)[..., 0]
-    logits, loc, log_scale = output[..., :5], output[..., 5:10], output[..., 10:]
-    each = logistic_log_mass(x[..., None], loc, log_scale)
+    if name == "color_logistic_mixture":
+        logits, rest = output[..., :5], output[..., 5:].reshape(*x.shape[:-1], 5, 5)
+        loc, log_scale, coefficient = rest[..., :2, :], rest[..., 2:4, :], np.tanh(rest[..., 4, :])
+        before = (x[..., :1] - 127.5) / 127.5
+        loc = np.stack([loc[..., 0, :], loc[..., 1, :] + coefficient * before], axis=-2)
+        each = logistic_log_mass(x[..., None], loc, log_scale).sum(-2)
+    else:
+        logits, loc, log_scale = output[..., :5], output[..., 5:10], output[..., 10:]
+        each = logistic_log_mass(x[..., None], loc, log_scale)
     return scipy.special.logsumexp(scipy.special.log_softmax(logits, axis=-1) + each, axis=-1)
 
 
@@ -158,7 +165,7 @@ def test_log_prob_is_scipys(name):
     total, each = scorer(name)(params, output, x)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, output, x))
     right = expected(name, *exact)
-    assert right.shape == SHAPE
+    assert right.shape == (SHAPE[:-1] if FAMILIES[name].per_pixel else SHAPE)
     np.testing.assert_allclose(each, right, rtol=1e-5, atol=1e-5)
     assert total.shape == ()
     assert abs(float(total) - right.sum()) <= 1e-5 * np.abs(right).sum()
@@ -180,7 +187,7 @@ def test_the_encoder_sees_numbers_of_order_one():
 # Law
 
 
-@pytest.mark.parametrize("name", ["bernoulli", *PIXELS, *COUNTS])
+@pytest.mark.parametrize("name", ["bernoulli", *PIXELS[:2], "categorical", *COUNTS])
 def test_masses_add_up_to_one(name):
     """256 terms err by at most 1e-6 each; counts above 2,000 have a mass below 1e-6."""
     params, output, _ = example(name)
@@ -212,7 +219,7 @@ def mean_where_it_starts(name, mean, data_scale):
         return np.clip(mean, 0.02, 0.98), 1e-6
     if name in ("discretized_logistic", "categorical"):
         return mean_of_pixels(mean, 0.5 * data_scale), 2e-3
-    if name == "logistic_mixture":
+    if name.endswith("logistic_mixture"):
         apart = data_scale * np.array([-1, -0.5, 0, 0.5, 1])
         each = mean_of_pixels(mean[..., None] + apart, 0.5 * data_scale)
         return each.mean(axis=-1), 2e-3
@@ -239,7 +246,9 @@ def test_output_at_a_mean_has_about_that_mean(name):
     np.testing.assert_allclose(result, right, rtol=1e-6, atol=error)
 
 
-@pytest.mark.parametrize("name", ["discretized_logistic", "logistic_mixture"])
+@pytest.mark.parametrize(
+    "name", ["discretized_logistic", "logistic_mixture", "color_logistic_mixture"]
+)
 def test_a_logistic_starts_at_half_the_data_scale(name):
     family = FAMILIES[name]
     p = family.distribution({}, family.output_at(jnp.full(SHAPE, 99.0), 60.0))
@@ -279,13 +288,14 @@ def test_a_dispersion_starts_at_one_for_every_dimension():
 def test_outputs_of_one_dimension_are_that_dimensions(name):
     """Changing one number of the output changes only the density of its own entry."""
     params, output, x = example(name)
-    columns = output.reshape(12, -1)
+    entries = 6 if FAMILIES[name].per_pixel else 12
+    columns = output.reshape(entries, -1)
     _, before = scorer(name)(params, output, x)
-    for i, k in [(0, 0), (5, columns.shape[1] // 2), (11, columns.shape[1] - 1)]:
+    for i, k in [(0, 0), (5, columns.shape[1] // 2), (entries - 1, columns.shape[1] - 1)]:
         other = columns.copy()
         other[i, k] += 3.0
         _, after = scorer(name)(params, other.reshape(output.shape), x)
-        np.testing.assert_array_equal(np.ravel(after != before), np.arange(12) == i)
+        np.testing.assert_array_equal(np.ravel(after != before), np.arange(entries) == i)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
@@ -410,6 +420,7 @@ def test_a_fixed_sigma_does_not_depend_on_parameters_or_data_scale(family):
         ("laplace", "Laplace"),
         ("discretized_logistic", "DiscretizedLogistic"),
         ("logistic_mixture", "DiscretizedLogisticMixture"),
+        ("color_logistic_mixture", "ColorLogisticMixture"),
         ("categorical", "Categorical"),
         ("poisson", "Poisson"),
         ("negative_binomial", "NegativeBinomial"),
@@ -419,8 +430,8 @@ def test_a_fixed_sigma_does_not_depend_on_parameters_or_data_scale(family):
 def test_a_likelihood_has_the_distribution_of_its_name(name, kind):
     family = likelihood_named(name, 0.5, SHAPE)
     assert isinstance(family, Likelihood)
-    outputs = [family.num_outputs] if family.num_outputs > 1 else []
-    p = family.distribution(family.init(1.0), jnp.zeros((*SHAPE, *outputs)))
+    output = jax.eval_shape(lambda: family.output_at(jnp.full(SHAPE, 0.5), 1.0))
+    p = family.distribution(family.init(1.0), jnp.zeros(output.shape))
     assert type(p) is getattr(families_of, kind)
 
 

@@ -228,8 +228,10 @@ def test_shapes_of_every_likelihood(model, likelihood, sigma):
         p = vae.decode(params, vae.encode(params, x).mean())
         return p.mean(), p.sample(key), p.log_prob_per_entry(x), p.log_prob(x)
 
-    *of_data, scalar = jax.eval_shape(everything, jax.random.key(0))
+    *of_data, entries, scalar = jax.eval_shape(everything, jax.random.key(0))
     assert {(leaf.shape, leaf.dtype.name) for leaf in of_data} == {(shape, "float32")}
+    per_pixel = likelihood_named(likelihood, sigma, shape).per_pixel
+    assert (entries.shape, entries.dtype.name) == (shape[:-1] if per_pixel else shape, "float32")
     assert (scalar.shape, scalar.dtype.name) == ((), "float32")
 
 

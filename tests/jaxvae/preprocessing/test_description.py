@@ -27,6 +27,7 @@ def about(**changes):
         ("bernoulli", {"grey_probabilities": True}),
         ("gaussian", {}),
         ("logistic_mixture", {}),
+        ("color_logistic_mixture", {}),
         ("poisson", {}),
     ],
 )

@@ -13,7 +13,7 @@ from jaxvae.preprocessing.rules import RULES, Preprocessing, Splits, preprocess
 
 KEY = jax.random.key(7)
 REALS = ("gaussian", "laplace")
-PIXELS = ("discretized_logistic", "logistic_mixture", "categorical")
+PIXELS = ("discretized_logistic", "logistic_mixture", "color_logistic_mixture", "categorical")
 COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 
 
