@@ -242,7 +242,8 @@ class TrainConfig:
     rows_at_once: int | None = None
     """Rows (examples times samples) whose gradient a device computes at
     once; larger batches are computed in blocks. Default: on a CPU 1,000
-    (conv: 64), to fit its cache; elsewhere all rows. A regularizer and
+    (conv: 64; resnet: 262,144 values of its first level), to fit its
+    cache; elsewhere all rows. A regularizer and
     --sigma=optimal need all rows."""
     deterministic_reduction: bool = False
     """Add up gradients in a fixed order: the run is then bit-for-bit the

@@ -30,15 +30,17 @@ def require_room(config: TrainConfig, values: int) -> None:
     Raises:
         ValueError: an array is too large; one line that names the flag.
     """
+    # The latents of a feature map are counted later, by `require_room_for`.
+    latents = config.latent_dim if config.latent_channels is None else config.latent_channels
     learned = config.num_components if config.prior in ("mixture", "vamp") else 0
     sizes = {
         "--batch-size": config.batch_size * values,
-        "--num-components": learned * config.latent_dim,
-        "--num-samples": config.num_samples * config.latent_dim,
+        "--num-components": learned * latents,
+        "--num-samples": config.num_samples * latents,
         "--num-intervals": config.num_samples * config.num_intervals,
     }
     if config.posterior == "full_covariance":
-        sizes["--latent-dim"] = config.latent_dim**2
+        sizes["--latent-dim"] = latents**2
     if config.prior == "vamp":
         sizes["--num-components"] = learned * values
     for flag, size in sizes.items():

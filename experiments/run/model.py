@@ -19,6 +19,12 @@ from jaxvae.preprocessing import Preprocessing
 from jaxvae.preprocessing.columns import ColumnUnits
 from jaxvae.preprocessing.statistics import data_scale, pseudo_inputs
 
+NEEDED = (
+    *("activation", "precision", "hidden", "channels", "blocks", "latent_channels"),
+    "rematerialize",
+)
+"""Flags that differ from their defaults only where the model's function takes them."""
+
 
 def recipe(
     config: TrainConfig, data_shape: tuple[int, ...], units: ColumnUnits | None = None
@@ -58,11 +64,10 @@ def recipe(
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     accepted = _accepted(function, arguments)
-    for name in ("activation", "precision"):
-        has_effect = name in accepted or arguments[name] == getattr(TrainConfig, name)
-        require(
-            has_effect, name, arguments[name], f"left out: {function} takes no argument {name!r}"
-        )
+    for name in NEEDED:
+        given = getattr(config, name)
+        has_effect = name in accepted or given == getattr(TrainConfig, name)
+        require(has_effect, name, given, f"left out: {function} takes no argument {name!r}")
     has_effect = units is None or takes_units(config)
     require(
         has_effect, "standardize", "columns", f"left out: {function} takes no argument 'data_unit'"

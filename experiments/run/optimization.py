@@ -13,6 +13,7 @@ import jaxvae
 from experiments.flags.config import TrainConfig
 from experiments.machine.keys import root_key
 from jaxvae import regularizers
+from jaxvae.models.builders import DEFAULT_CHANNELS
 from jaxvae.models.vae import VAE
 from jaxvae.regularizers import Regularizer
 from jaxvae.training.sigma import SIGMA_RATE, with_sigma_rate
@@ -33,7 +34,7 @@ def rows_at_once(config: TrainConfig, platform: str, data_shape: tuple[int, ...]
     if config.rows_at_once is not None or platform != "cpu":
         return config.rows_at_once
     if config.model == "resnet":
-        channels = 32 if config.channels is None else config.channels[0]
+        channels = (config.channels or DEFAULT_CHANNELS)[0]
         return max(1, VALUES_IN_CACHE // (math.prod(data_shape[:2]) * channels))
     return ROWS_IN_CACHE.get(config.model, 1000)
 

@@ -22,6 +22,8 @@ DTYPES: dict[Precision, DTypeLike | None] = {"float32": None, "bfloat16": jnp.bf
 """Type that the networks compute in; None: the type of data and parameters, float32."""
 LARGEST_SIDE = 1024
 """Largest side of the images of a residual network, in pixels."""
+DEFAULT_CHANNELS = (32, 64, 128)
+"""Channels of the levels of a `resnet_vae`."""
 MOST_BLOCKS = 64
 
 
@@ -182,7 +184,7 @@ def resnet_vae(
     data_shape: tuple[int, ...],
     latent_dim: int = 32,
     latent_channels: int | None = None,
-    channels: tuple[int, ...] = (32, 64, 128),
+    channels: tuple[int, ...] = DEFAULT_CHANNELS,
     blocks: int = 1,
     rematerialize: bool = False,
     posterior: str = "gaussian",

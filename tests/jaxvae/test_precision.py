@@ -238,7 +238,7 @@ def test_a_run_is_rebuilt_with_what_it_was_trained_with():
 
 
 def plain(data_shape, latent_dim):
-    """A user-defined model that takes neither argument."""
+    """A user-defined model that takes none of the other arguments."""
     return mlp_vae(data_shape=data_shape, latent_dim=latent_dim)
 
 
@@ -252,6 +252,14 @@ def plain(data_shape, latent_dim):
         (
             {"activation": "tanh"},
             r"--activation must be left out: \S+:plain takes no argument 'activation', got tanh",
+        ),
+        (
+            {"hidden": (8,)},
+            r"--hidden must be left out: \S+:plain takes no argument 'hidden', got \(8,\)",
+        ),
+        (
+            {"latent_channels": 2},
+            r"--latent-channels must be left out: \S+:plain takes no argument 'latent_ch.*, got 2",
         ),
     ],
 )

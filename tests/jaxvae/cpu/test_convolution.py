@@ -175,6 +175,10 @@ def test_gradients_of_a_cpu_are_usual_convolutions(platform):
             {"x": (2, 8, 1), "kernel": (5, 3, 1, 2), "padding": ((0, 0), (0, 0))},
             r"leaves -2 x 6 positions\. Pad more",
         ),
+        (
+            {"x": (2, 8, 1), "kernel": (1, 1, 1, 2), "padding": ((-2, 1), (0, 0))},
+            r"cuts off all of an image of shape \(2, 8, 1\)\. Cut off less",
+        ),
     ],
 )
 def test_other_shapes_are_rejected(arguments, message):

@@ -13,6 +13,7 @@ from jaxvae.models.builders import resnet_vae
 from jaxvae.networks import residual
 from jaxvae.networks.convolutions import Conv, Upsample
 from jaxvae.networks.residual import GroupNorm, Levels, ResidualBlock, SelfAttention
+from jaxvae.networks.resnet import ResNetEncoder
 
 KEY = jax.random.key(0)
 
@@ -217,3 +218,10 @@ def test_bfloat16_gives_the_bound_to_its_rounding():
 def test_resnet_vae_rejects_other_sizes(arguments, message):
     with pytest.raises(ValueError, match=message):
         SMALL(**arguments)
+
+
+@pytest.mark.parametrize(("height", "attends"), [(64, True), (65, False)])
+def test_attention_is_between_at_most_4096_places(height, attends):
+    encoder = ResNetEncoder(2, Levels((2,), 1, False, None), False)
+    shapes = jax.eval_shape(encoder.init, KEY, jax.ShapeDtypeStruct((height, 64, 1), "float32"))
+    assert ("SelfAttention_0" in shapes["params"]) == attends
