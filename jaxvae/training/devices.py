@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxvae.cpu.blocks import map_in_blocks
 from jaxvae.training.reduction import zeros
 from jaxvae.training.state import TrainState
 from jaxvae.training.step import Metrics
@@ -187,7 +188,8 @@ def make_map(
         function: function of one example.
         mesh: the devices.
         microbatch_size: number of examples that a device computes at once; B must be a multiple.
-            The results are then bit-for-bit the same for any B and number of devices. None: all.
+            The results are then bit-for-bit the same for any B and number of devices. None: all,
+            but on a CPU as many as fit in its cache.
     """
     several = mesh.is_multi_process
 
@@ -195,11 +197,11 @@ def make_map(
         return function(params, jax.random.fold_in(key, index), example)
 
     def of_device(params: Any, key: jax.Array, indices: jax.Array, examples: jax.Array) -> Any:
+        rows = (indices, examples)
+        of_row = lambda row: of_one(params, key, *row)
         if microbatch_size is None:
-            results = jax.vmap(of_one, in_axes=(None, None, 0, 0))(params, key, indices, examples)
+            results = map_in_blocks(of_row, rows)
         else:
-            rows = (indices, examples)
-            of_row = lambda row: of_one(params, key, *row)
             results = jax.lax.map(of_row, rows, batch_size=microbatch_size)
         return jax.lax.all_gather(results, AXIS) if several else results
 
