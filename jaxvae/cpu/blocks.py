@@ -24,7 +24,7 @@ def map_in_blocks(function: Callable[[Any], Any], rows: Any) -> Any:
 
     def on_cpu(rows: Any) -> Any:
         number = len(jax.tree.leaves(rows)[0])
-        most = max(1, VALUES_IN_CACHE // values_per_row(function, rows))
+        most = rows_in_cache(function, rows)
         blocks = -(-number // most)
         if blocks == 1:
             return jax.vmap(function)(rows)
@@ -38,8 +38,22 @@ def map_in_blocks(function: Callable[[Any], Any], rows: Any) -> Any:
     return jax.lax.platform_dependent(rows, cpu=on_cpu, default=jax.vmap(function))
 
 
-def values_per_row(function: Callable[[Any], Any], rows: Any) -> int:
+def rows_in_cache(function: Callable[..., Any], rows: Any, *fixed: Any) -> int:
+    """Number of rows, at least one, whose largest array fits in the cache.
+
+    Args:
+        function, rows, fixed: as in `values_per_row`.
+    """
+    return max(1, VALUES_IN_CACHE // values_per_row(function, rows, *fixed))
+
+
+def values_per_row(function: Callable[..., Any], rows: Any, *fixed: Any) -> int:
     """Values per row of the largest array that a function computes on the way, loops included.
+
+    Args:
+        function: pure function of one row and the fixed arguments.
+        rows: pytree of arrays [N, ...], or of their shapes.
+        fixed: arrays, or their shapes.
 
     >>> values_per_row(lambda x: jnp.sum(jnp.outer(x, jnp.ones(5))), jnp.zeros((2, 3)))
     15
@@ -47,7 +61,8 @@ def values_per_row(function: Callable[[Any], Any], rows: Any) -> int:
     many = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((PRIME, *leaf.shape[1:]), leaf.dtype), rows
     )
-    sizes = _sizes(jax.make_jaxpr(jax.vmap(function))(many).jaxpr)
+    mapped = jax.vmap(function, in_axes=(0, *[None] * len(fixed)))
+    sizes = _sizes(jax.make_jaxpr(mapped)(many, *fixed).jaxpr)
     return max((size // PRIME for size in sizes if size % PRIME == 0), default=1)
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxvae.bounds import elbo
 from jaxvae.models.likelihoods import LOCATION_SCALE
 from jaxvae.models.registry import MODELS, SHORT_NAMES
 from jaxvae.models.vae import VAE
@@ -31,10 +32,29 @@ def check_numbers(average_decay: float | None, key: Any, **sizes: int) -> None:
         raise ValueError(f"key must be a random key: jax.random.key({key}), got {key}.")
 
 
-def check_functions(objective: Any, optimizer: Any) -> None:
-    """Check that objective and optimizer are not names."""
+def check_devices(devices: Any) -> None:
+    """Check that devices are a list of them, or None."""
+    if devices is None:
+        return
+    if not isinstance(devices, list | tuple) or not all(isinstance(d, jax.Device) for d in devices):
+        raise ValueError(
+            f"devices must be a list of devices, as of jax.devices(), got {devices!r}."
+        )
+    if not devices:
+        raise ValueError(
+            "devices must be a list of at least one device, got []. Give None for all."
+        )
+
+
+def check_functions(objective: Any, optimizer: Any, posterior: Any) -> None:
+    """Check that objective and optimizer are not names, and suit a discrete posterior."""
     if not callable(objective):
         raise ValueError(f"objective must be a function like jaxvae.elbo, got {objective!r}.")
+    if posterior == "categorical" and objective is elbo:
+        raise ValueError(
+            "posterior=categorical has discrete draws, which need another estimator: "
+            "objective=partial(jaxvae.iwae, num_samples=8, estimator='vimco')."
+        )
     if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(
             f"optimizer must be of optax, like optax.adam(0.001), or None, got {optimizer!r}."

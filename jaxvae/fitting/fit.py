@@ -12,7 +12,12 @@ import optax
 from numpy.typing import ArrayLike
 
 from jaxvae.bounds import elbo
-from jaxvae.fitting.arguments import check_folder, check_functions, check_numbers
+from jaxvae.fitting.arguments import (
+    check_devices,
+    check_folder,
+    check_functions,
+    check_numbers,
+)
 from jaxvae.fitting.problem import Problem, make_problem
 from jaxvae.fitting.training import Best, Progress, train
 from jaxvae.models.vae import VAE
@@ -31,6 +36,7 @@ def fit(
     likelihood: str = "auto",
     binarize: str = "auto",
     standardize: str = "auto",
+    grey_probabilities: bool = False,
     objective: Objective = elbo,
     optimizer: optax.GradientTransformation | None = None,
     num_steps: int = 5000,
@@ -50,10 +56,11 @@ def fit(
     Args:
         x: rows as stored: [N, D] vectors, [N, H, W] or [N, H, W, C] images, of bool, integers or
             floats.
-        model: "mlp" (`jaxvae.mlp_vae`), "conv" (`jaxvae.conv_vae`), or your own `jaxvae.VAE` of
-            prepared examples; likelihood then only says how the rows are prepared.
+        model: "mlp" (`jaxvae.mlp_vae`), "conv" (`jaxvae.conv_vae`), "resnet" (`jaxvae.resnet_vae`),
+            or your own `jaxvae.VAE` of prepared examples; likelihood then only says how the rows
+            are prepared.
         likelihood: a name in `jaxvae.models.likelihoods`; "auto": `choose_likelihood` chooses.
-        binarize, standardize: as for `jaxvae.preprocessing.preprocess`.
+        binarize, standardize, grey_probabilities: as for `jaxvae.preprocessing.preprocess`.
         objective: `jaxvae.elbo`, or partial(jaxvae.iwae, num_samples=8), ...
         optimizer: None: Adam with learning rate 0.001, and 0.01 for sigma.
         num_steps, batch_size: number of training steps, and rows of each over all devices.
@@ -86,12 +93,16 @@ def fit(
     """
     sizes = {"num_steps": num_steps, "batch_size": batch_size, "eval_every": eval_every}
     check_numbers(average_decay, key, reference_samples=reference_samples, **sizes)
-    check_functions(objective, optimizer)
+    check_functions(objective, optimizer, arguments.get("posterior"))
+    check_devices(devices)
     if folder is not None:
         check_folder(Path(folder), model)
     key = jax.random.key(0, impl="threefry2x32") if key is None else key
     key_init, key_train, key_scores = jax.random.split(key, 3)
-    problem = make_problem(x, validation, model, likelihood, binarize, standardize, arguments)
+    prepared = dict(
+        binarize=binarize, standardize=standardize, grey_probabilities=grey_probabilities
+    )
+    problem = make_problem(x, validation, model, likelihood, prepared, arguments)
     checkpoints = None if folder is None else _opened(Path(folder))
     mesh = make_mesh(jax.devices() if devices is None else devices)
     optimizer = with_sigma_rate(optax.adam(1e-3), SIGMA_RATE) if optimizer is None else optimizer
@@ -103,6 +114,7 @@ def fit(
         prepare=problem.preprocessing.prepare,
         average_decay=average_decay,
         axis_name=AXIS,
+        microbatch_size=problem.rows_at_once(mesh, batch_size),
     )
     show = _Line(time.monotonic()).show if progress is True else progress or _silent
     best = train(

@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxvae.cpu.blocks import rows_in_cache
 from jaxvae.fitting.arguments import check_sigma, model_arguments
 from jaxvae.models.registry import SHORT_NAMES, build
 from jaxvae.models.stored_parameters import trainable
@@ -40,17 +42,34 @@ class Problem(NamedTuple):
     preprocessing: Preprocessing
     about: dict[str, Any]
 
+    def rows_at_once(self, mesh: jax.sharding.Mesh, batch_size: int) -> int | None:
+        """Rows whose gradient a CPU should compute at once: a divisor of its share; None: all."""
+        share = batch_size // mesh.size
+        whole = mesh.devices.flat[0].platform != "cpu" or self.vae.with_log_scale is not None
+        if whole or share < 2:
+            return None
+        key = jax.random.key(0)
+        params = jax.eval_shape(self.vae.init, key)
+        zs = jax.eval_shape(lambda params: self.vae.prior(params).sample(key)[None], params)
+        most = rows_in_cache(lambda z, params: self.vae.decode(params, z), zs, params)
+        return max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+
 
 def make_problem(
     x: ArrayLike,
     validation: float | ArrayLike,
     model: str | VAE,
     likelihood: str,
-    binarize: str,
-    standardize: str,
+    prepared: dict[str, Any],
     arguments: dict[str, Any],
 ) -> Problem:
-    """Split and prepare the data, and build the model."""
+    """Split and prepare the data, and build the model.
+
+    Args:
+        x, validation, model, likelihood, arguments: of `fit`.
+        prepared: its arguments that are those of `preprocess`.
+    """
+    binarize, standardize = prepared["binarize"], prepared["standardize"]
     arguments = model_arguments(model, arguments)
     splits, range_of_rows = _split(_stored(x, "x"), validation)
     if likelihood == "auto":
@@ -68,9 +87,8 @@ def make_problem(
             )
         standardize = "none"
     loaded = splits.train
-    splits, preprocessing = preprocess(
-        splits, likelihood=likelihood, binarize=binarize, standardize=standardize
-    )
+    prepared = prepared | {"binarize": binarize, "standardize": standardize}
+    splits, preprocessing = preprocess(splits, likelihood=likelihood, **prepared)
     about = {ABOUT: describe(preprocessing, range_of_rows, resizes=False)}
     if not isinstance(model, str):
         return Problem(trainable(model), None, splits, loaded, preprocessing, about)

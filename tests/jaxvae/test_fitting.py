@@ -10,11 +10,14 @@ import pytest
 import jaxvae
 from jaxvae import fit
 from jaxvae.checkpoints import load, load_trained
+from jaxvae.cpu import blocks
 from jaxvae.fitting.problem import make_problem
 from jaxvae.preprocessing.description import read_description
+from jaxvae.training.devices import make_mesh
 
 SMALL = {"latent_dim": 2, "hidden": (16,), "num_steps": 40, "batch_size": 16, "progress": False}
 ONE = jax.devices()[:1]
+PREPARED = {"binarize": "auto", "standardize": "auto", "grey_probabilities": False}
 OWN = jaxvae.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(4,), likelihood="gaussian")
 
 
@@ -137,6 +140,25 @@ def test_every_choice_is_a_keyword():
     assert [step for step, _, elbo in seen if elbo is not None] == [16, 32, 40]
 
 
+def test_grey_levels_can_be_probabilities():
+    grey = np.random.default_rng(0).random((64, 8, 8)).astype(np.float32)
+    flags = SMALL | {"num_steps": 2, "likelihood": "bernoulli", "devices": ONE}
+    with pytest.raises(ValueError, match="or grey_probabilities to take them as they are"):
+        fit(grey, **flags)
+    assert "grey levels" in str(fit(grey, grey_probabilities=True, **flags))
+
+
+def test_a_cpu_computes_as_many_rows_at_once_as_its_cache_holds(monkeypatch):
+    """Of 20 rows per device: the largest divisor whose values fit, and all in a larger cache."""
+    arguments = {"latent_dim": 2, "hidden": (16,)}
+    problem = make_problem(vectors(), 0.1, "mlp", "gaussian", PREPARED, arguments)
+    mesh = make_mesh(ONE)
+    assert problem.rows_at_once(mesh, 20) == 20
+    monkeypatch.setattr(blocks, "VALUES_IN_CACHE", 9 * 16)
+    assert problem.rows_at_once(mesh, 20) == 5
+    assert problem.rows_at_once(make_mesh(jax.devices()[:2]), 20) == 5
+
+
 def test_your_own_vae_is_fitted_and_cannot_be_saved_by_recipe(tmp_path):
     trained = fit(vectors(), model=OWN, devices=ONE, num_steps=3, progress=False)
     assert np.isfinite(trained.score(vectors()[:2]).elbo).all()
@@ -188,6 +210,8 @@ def test_your_own_vae_is_fitted_and_cannot_be_saved_by_recipe(tmp_path):
         (vectors(), {"objective": "iwae"}, "objective must be a function like jaxvae.elbo"),
         (vectors(), {"optimizer": "adam"}, "optimizer must be of optax"),
         (vectors(), {"devices": []}, "at least one device"),
+        (vectors(), {"devices": ONE[0]}, r"devices must be a list of devices, .* got CpuDevice"),
+        (vectors(), {"posterior": "categorical"}, r"needs another estimator: objective=partial\("),
         (vectors(), {"folder": "gs://bucket/run"}, "folder must be a local folder"),
     ],
 )
@@ -234,7 +258,7 @@ def test_a_rare_value_in_the_validation_rows_is_on_the_scale_of_the_data():
     for row in range(8):  # one of the shares of 50 % has it
         rare = x.copy()
         rare[row, 0] = 1e4
-        problem = make_problem(rare, 0.5, "mlp", "gaussian", "auto", "auto", {})
+        problem = make_problem(rare, 0.5, "mlp", "gaussian", PREPARED, {})
         description = read_description(problem.about)
         assert description is not None
         assert description.trained.high == np.float32(1e4)
