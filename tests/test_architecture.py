@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "preprocessing": {"cpu"},
     "trained": {"bounds", "distributions", "evaluation", "models", "preprocessing", "training"},
     "fitting": {
-        *("bounds", "checkpoints", "evaluation", "models", "preprocessing"),
+        *("bounds", "checkpoints", "cpu", "evaluation", "models", "preprocessing"),
         *("trained", "training"),
     },
     "testing": {"distributions", "divergences"},

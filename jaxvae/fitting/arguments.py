@@ -32,10 +32,7 @@ def check_numbers(average_decay: float | None, key: Any, **sizes: int) -> None:
         raise ValueError(f"key must be a random key: jax.random.key({key}), got {key}.")
 
 
-def check_devices(devices: Any) -> None:
-    """Check that devices are a list of them, or None."""
-    if devices is None:
-        return
+def _check_devices(devices: Any) -> None:
     if not isinstance(devices, list | tuple) or not all(isinstance(d, jax.Device) for d in devices):
         raise ValueError(
             f"devices must be a list of devices, as of jax.devices(), got {devices!r}."
@@ -46,8 +43,10 @@ def check_devices(devices: Any) -> None:
         )
 
 
-def check_functions(objective: Any, optimizer: Any, posterior: Any) -> None:
-    """Check that objective and optimizer are not names, and suit a discrete posterior."""
+def check_functions(objective: Any, optimizer: Any, devices: Any, posterior: Any) -> None:
+    """Check that objective, optimizer and devices are what they should be, and suit a posterior."""
+    if devices is not None:
+        _check_devices(devices)
     if not callable(objective):
         raise ValueError(f"objective must be a function like jaxvae.elbo, got {objective!r}.")
     if posterior == "categorical" and objective is elbo:

@@ -12,12 +12,7 @@ import optax
 from numpy.typing import ArrayLike
 
 from jaxvae.bounds import elbo
-from jaxvae.fitting.arguments import (
-    check_devices,
-    check_folder,
-    check_functions,
-    check_numbers,
-)
+from jaxvae.fitting.arguments import check_folder, check_functions, check_numbers
 from jaxvae.fitting.problem import Problem, make_problem
 from jaxvae.fitting.training import Best, Progress, train
 from jaxvae.models.vae import VAE
@@ -91,18 +86,19 @@ def fit(
     >>> trained.reconstruct(images[:3]).shape
     (3, 8, 8, 1)
     """
-    sizes = {"num_steps": num_steps, "batch_size": batch_size, "eval_every": eval_every}
+    sizes: dict[str, Any] = {
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "eval_every": eval_every,
+    }
     check_numbers(average_decay, key, reference_samples=reference_samples, **sizes)
-    check_functions(objective, optimizer, arguments.get("posterior"))
-    check_devices(devices)
+    check_functions(objective, optimizer, devices, arguments.get("posterior"))
     if folder is not None:
         check_folder(Path(folder), model)
     key = jax.random.key(0, impl="threefry2x32") if key is None else key
     key_init, key_train, key_scores = jax.random.split(key, 3)
-    prepared = dict(
-        binarize=binarize, standardize=standardize, grey_probabilities=grey_probabilities
-    )
-    problem = make_problem(x, validation, model, likelihood, prepared, arguments)
+    flags = dict(binarize=binarize, standardize=standardize, grey_probabilities=grey_probabilities)
+    problem = make_problem(x, validation, model, likelihood, flags, arguments)
     checkpoints = None if folder is None else _opened(Path(folder))
     mesh = make_mesh(jax.devices() if devices is None else devices)
     optimizer = with_sigma_rate(optax.adam(1e-3), SIGMA_RATE) if optimizer is None else optimizer
@@ -117,18 +113,8 @@ def fit(
         microbatch_size=problem.rows_at_once(mesh, batch_size),
     )
     show = _Line(time.monotonic()).show if progress is True else progress or _silent
-    best = train(
-        problem,
-        step,
-        state,
-        mesh=mesh,
-        key=key_train,
-        key_scores=key_scores,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        eval_every=eval_every,
-        show=show,
-    )
+    of_run: dict[str, Any] = dict(mesh=mesh, key=key_train, key_scores=key_scores, show=show)
+    best = train(problem, step, state, **of_run, **sizes)
     lines = _about(problem, model, objective, f"{num_steps:,} of {batch_size} rows", arguments)
     trained = _trained(problem, best, lines, devices)
     trained = trained.with_reference(problem.loaded, reference_samples, best.step)

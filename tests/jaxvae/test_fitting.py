@@ -211,7 +211,7 @@ def test_your_own_vae_is_fitted_and_cannot_be_saved_by_recipe(tmp_path):
         (vectors(), {"optimizer": "adam"}, "optimizer must be of optax"),
         (vectors(), {"devices": []}, "at least one device"),
         (vectors(), {"devices": ONE[0]}, r"devices must be a list of devices, .* got CpuDevice"),
-        (vectors(), {"posterior": "categorical"}, r"needs another estimator: objective=partial\("),
+        (vectors(), {"posterior": "categorical"}, r"need another estimator: objective=partial\("),
         (vectors(), {"folder": "gs://bucket/run"}, "folder must be a local folder"),
     ],
 )
