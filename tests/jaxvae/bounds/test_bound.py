@@ -22,6 +22,7 @@ from tests.oracles import (
     PRECISION,
     SMALL,
     TOLERANCE,
+    cases,
     drawn,
     drawn_at_posterior,
     functions,
@@ -32,7 +33,6 @@ from tests.oracles import (
     to_jax,
 )
 
-cases = pytest.mark.parametrize("case", CASES)
 bounds = pytest.mark.parametrize("name", BOUNDS)
 
 

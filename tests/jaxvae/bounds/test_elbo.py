@@ -13,13 +13,13 @@ import scipy.stats
 from jaxvae import Bernoulli, FullCovarianceGaussian, Gaussian, elbo
 from jaxvae.testing import LinearGaussian
 from tests.oracles import (
-    CASES,
     EPS,
     LARGE,
     NUM_KEYS,
     SMALL,
     TOLERANCE,
     Foreign,
+    cases,
     drawn,
     functions,
     in_float64,
@@ -29,7 +29,8 @@ from tests.oracles import (
     to_jax,
 )
 
-cases = pytest.mark.parametrize("case", CASES)
+
+BOTH_KLS = ("elbo", "elbo, sampled KL")
 
 
 def options_on(case, *options, num_samples=2):
@@ -58,7 +59,7 @@ def test_elbo_is_log_prob_less_the_divergence_from_the_posterior(case):
     expected = scipy.stats.multivariate_normal.logpdf(x, model.bias, marginal) - gap
     closed_form = jax.jit(LinearGaussian.elbo)(*to_jax((model, x, q)))
     np.testing.assert_allclose(closed_form, expected, rtol=1e-5)
-    results, log_prob = drawn(case)
+    results, log_prob = drawn(case, 4, BOTH_KLS)
     draws = (results["elbo"].objective, results["elbo, sampled KL"].objective)
     for mean, error in means_and_errors(*draws):
         assert abs(mean - expected) <= 4 * error
@@ -84,15 +85,15 @@ def test_elbo_of_a_decoder_that_ignores_its_latent_is_exact(precision):
 
 
 def test_the_objective_is_the_elbo_at_the_defaults():
-    closed_form, sampled = (drawn(LARGE)[0][name] for name in ("elbo", "elbo, sampled KL"))
+    closed_form, sampled = (drawn(LARGE, 4, BOTH_KLS)[0][name] for name in BOTH_KLS)
     for bound in (closed_form, sampled):
         np.testing.assert_allclose(bound.objective, bound.elbo, rtol=8 * EPS)
 
 
 def test_more_draws_leave_the_mean_and_take_the_noise():
     """4 draws and 64 of them: the same expectation, 16 times the variance."""
-    for name in ("elbo", "elbo, sampled KL"):
-        few, many = (drawn(LARGE, num_samples=k)[0][name].elbo for k in (4, 64))
+    for name in BOTH_KLS:
+        few, many = (drawn(LARGE, k, BOTH_KLS)[0][name].elbo for k in (4, 64))
         (mean, error), (mean_of_many, error_of_many) = means_and_errors(few, many)
         assert abs(mean - mean_of_many) <= 4 * np.hypot(error, error_of_many)
         # A variance of NUM_KEYS nearly Gaussian draws has a relative error of sqrt(2 / NUM_KEYS).
@@ -100,12 +101,12 @@ def test_more_draws_leave_the_mean_and_take_the_noise():
         assert abs(np.log(ratio)) <= 4 * np.sqrt(2 * 3 / NUM_KEYS)
 
 
-def test_kl_in_closed_form_is_the_mean_of_the_sampled_one():
-    for case in CASES:
-        results, _ = drawn(case)
-        ((mean, error),) = means_and_errors(results["elbo, sampled KL"].kl)
-        assert abs(mean - results["elbo"].kl[0]) <= 4 * error
-        assert error > 0.0
+@cases
+def test_kl_in_closed_form_is_the_mean_of_the_sampled_one(case):
+    results, _ = drawn(case, 4, BOTH_KLS)
+    ((mean, error),) = means_and_errors(results["elbo, sampled KL"].kl)
+    assert abs(mean - results["elbo"].kl[0]) <= 4 * error
+    assert error > 0.0
 
 
 def test_kl_is_estimated_from_the_same_draws_where_it_has_no_formula():
@@ -113,7 +114,7 @@ def test_kl_is_estimated_from_the_same_draws_where_it_has_no_formula():
     arguments = functions(model, q) | {"prior": Foreign(model.prior()), "num_samples": 4}
     keys = jax.random.split(jax.random.key(0), NUM_KEYS)
     over_keys = jax.jit(partial(jax.lax.map, lambda key: elbo(key, x, **arguments)))
-    result, sampled = jax.device_get(over_keys(keys)), drawn(LARGE)[0]["elbo, sampled KL"]
+    result, sampled = jax.device_get(over_keys(keys)), drawn(LARGE, 4, BOTH_KLS)[0]["elbo, sampled KL"]
     assert result.kl_per_latent is None
     # Terms of both signs that add up to less than 100.
     close = partial(chex.assert_trees_all_close, rtol=0, atol=1e-6 * 100)

@@ -100,7 +100,7 @@ def test_tvo_with_many_intervals_is_iwae():
 
 
 def test_more_samples_tighten_tvo():
-    by_size, log_prob = tightness(LARGE, "tvo")
+    by_size, log_prob = tightness(LARGE, "tvo", ("tvo",))
     for (fewer, error_fewer), (more, error_more) in pairwise(by_size):
         assert more - fewer > 4 * np.hypot(error_fewer, error_more)
         assert more <= log_prob + 4 * error_more
