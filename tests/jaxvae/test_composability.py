@@ -57,7 +57,7 @@ class Networks(NamedTuple):
     plain: Callable = lambda params: params
 
 
-def raw_networks():
+def raw_networks(weights):
     dense = lambda layer, x: x @ layer["kernel"] + layer["bias"]
 
     def encode(params, x):
@@ -67,10 +67,10 @@ def raw_networks():
     def decode(params, z):
         return Bernoulli(dense(params["logits"], z))
 
-    return Networks(weights(), encode, decode)
+    return Networks(weights, encode, decode)
 
 
-def linen_networks():
+def linen_networks(weights):
     class VAE(nn.Module):
         def setup(self):
             self.hidden = nn.Dense(HIDDEN)
@@ -86,10 +86,10 @@ def linen_networks():
 
     encode = partial(VAE().apply, method="encode")
     decode = partial(VAE().apply, method="decode")
-    return Networks({"params": weights()}, encode, decode, lambda params: params["params"])
+    return Networks({"params": weights}, encode, decode, lambda params: params["params"])
 
 
-def nnx_networks():
+def nnx_networks(weights):
     class VAE(nnx.Module):
         def __init__(self, rngs):
             self.hidden = nnx.Linear(DATA_DIM, HIDDEN, rngs=rngs)
@@ -105,13 +105,13 @@ def nnx_networks():
             return Bernoulli(self.logits(z))
 
     graph, params = nnx.split(VAE(nnx.Rngs(0)))
-    nnx.replace_by_pure_dict(params, weights())
+    nnx.replace_by_pure_dict(params, weights)
     encode = lambda params, x: nnx.merge(graph, params).encode(x)
     decode = lambda params, z: nnx.merge(graph, params).decode(z)
     return Networks(params, encode, decode, nnx.to_pure_dict)
 
 
-def equinox_networks():
+def equinox_networks(weights):
     class VAE(eqx.Module):
         hidden: eqx.nn.Linear
         loc: eqx.nn.Linear
@@ -130,15 +130,15 @@ def equinox_networks():
         values = (layer["kernel"].T, layer["bias"])
         return eqx.tree_at(lambda module: (module.weight, module.bias), module, values)
 
-    model = VAE(**{name: linear(layer) for name, layer in weights().items()})
+    model = VAE(**{name: linear(layer) for name, layer in weights.items()})
     plain = lambda model: {
         name: {"kernel": getattr(model, name).weight.T, "bias": getattr(model, name).bias}
-        for name in weights()
+        for name in weights
     }
     return Networks(model, VAE.encode, VAE.decode, plain)
 
 
-def haiku_networks():
+def haiku_networks(weights):
     def encode(x):
         h = jnp.tanh(hk.Linear(HIDDEN, name="hidden")(x))
         heads = (hk.Linear(LATENT_DIM, name=name)(h) for name in ("loc", "log_scale"))
@@ -148,7 +148,7 @@ def haiku_networks():
         return Bernoulli(hk.Linear(DATA_DIM, name="logits")(z))
 
     encoder, decoder = (hk.without_apply_rng(hk.transform(side)) for side in (encode, decode))
-    params = {name: {"w": layer["kernel"], "b": layer["bias"]} for name, layer in weights().items()}
+    params = {name: {"w": layer["kernel"], "b": layer["bias"]} for name, layer in weights.items()}
     plain = lambda params: {
         name: {"kernel": layer["w"], "bias": layer["b"]} for name, layer in params.items()
     }
@@ -193,13 +193,22 @@ def results(names, networks, prior):
         gradient, result = jax.grad(objective, has_aux=True)(params, BOUNDS[name])
         return result, networks.plain(gradient)
 
-    of_each = jax.jit(lambda params: {name: of_bound(params, name) for name in names})
-    return jax.tree.map(np.asarray, of_each(networks.params))
+    return {name: of_bound(networks.params, name) for name in names}
 
 
 @cache
-def results_of_networks(system):
-    return results(["elbo", "iwae"], NETWORKS[system](), Gaussian.standard(LATENT_DIM))
+def results_of_networks():
+    """{system: results} in one program, of which XLA compiles what they share only once."""
+
+    @jax.jit
+    def of_all(weights):
+        prior = Gaussian.standard(LATENT_DIM)
+        return {
+            system: results(["elbo", "iwae"], make(weights), prior)
+            for system, make in NETWORKS.items()
+        }
+
+    return jax.device_get(of_all(weights()))
 
 
 class Family(NamedTuple):
@@ -263,35 +272,42 @@ FAMILIES = {
 
 
 OURS = Family(Gaussian, Bernoulli)
+SIDES = ("encode", "decode", "prior", "everywhere")
 
 
-def results_in_float64(names, at):
+def results_at(names, at, weights):
     """`at` names the library of the distributions of encode, decode and prior."""
-    with jax.enable_x64(True):
-        networks = raw_networks()
+    networks = raw_networks(weights)
 
-        def encode(params, x):
-            q = networks.encode(params, x)
-            return at("encode").gaussian(q.loc, q.log_scale)
+    def encode(params, x):
+        q = networks.encode(params, x)
+        return at("encode").gaussian(q.loc, q.log_scale)
 
-        decode = lambda params, z: at("decode").bernoulli(networks.decode(params, z).logits)
-        prior = at("prior").gaussian(jnp.zeros(LATENT_DIM), jnp.zeros(LATENT_DIM))
-        return results(names, Networks(networks.params, encode, decode), prior)
+    decode = lambda params, z: at("decode").bernoulli(networks.decode(params, z).logits)
+    prior = at("prior").gaussian(jnp.zeros(LATENT_DIM), jnp.zeros(LATENT_DIM))
+    return results(names, Networks(networks.params, encode, decode), prior)
 
 
 @cache
 def results_of_ours():
-    return results_in_float64(["iwae", "elbo", "sampled elbo"], lambda side: OURS)
+    with jax.enable_x64(True):
+        run = jax.jit(partial(results_at, ["iwae", "elbo", "sampled elbo"], lambda side: OURS))
+        return jax.device_get(run(weights()))
 
 
 @cache
-def results_of_family(family, foreign):
-    """The other library's distributions on one side, or everywhere, and ours elsewhere."""
+def results_of_family(family):
+    """{side: results} in one program: the other library's distributions on one side, or everywhere,
+    and ours elsewhere."""
     theirs = FAMILIES[family]()
-    at = lambda side: theirs if foreign in (side, "everywhere") else OURS
-    names = ["iwae", "elbo"] if foreign == "everywhere" else ["iwae"]
-    with ranks_as_in(family):
-        return results_in_float64(names, at)
+
+    def of_side(foreign, weights):
+        at = lambda side: theirs if foreign in (side, "everywhere") else OURS
+        return results_at(["iwae", "elbo"] if foreign == "everywhere" else ["iwae"], at, weights)
+
+    of_all = jax.jit(lambda weights: {side: of_side(side, weights) for side in SIDES})
+    with ranks_as_in(family), jax.enable_x64(True):
+        return jax.device_get(of_all(weights()))
 
 
 def ranks_as_in(family):
@@ -311,19 +327,19 @@ def assert_same(actual, expected, tolerance):
 @pytest.mark.parametrize("bound", ["elbo", "iwae"])
 @pytest.mark.parametrize("system", [name for name in NETWORKS if name != "raw"])
 def test_every_module_system_gives_the_numbers_and_gradients_of_plain_functions(system, bound):
-    result, gradient = results_of_networks(system)[bound]
-    expected, expected_gradient = results_of_networks("raw")[bound]
+    result, gradient = results_of_networks()[system][bound]
+    expected, expected_gradient = results_of_networks()["raw"][bound]
     assert result.log_weights.shape == (NUM_EXAMPLES, NUM_SAMPLES)
     assert_same(result, expected, 1e-6)
     assert_same(gradient, expected_gradient, 1e-6)
     assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-3
 
 
-@pytest.mark.parametrize("side", ["encode", "decode", "prior", "everywhere"])
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_library_gives_the_weights_and_gradients_of_ours(family, side):
     """The KL of adapted normals is the formula's, that of a bare foreign pair that of the draws."""
-    theirs, gradient = results_of_family(family, side)["iwae"]
+    theirs, gradient = results_of_family(family)[side]["iwae"]
     ours, expected_gradient = results_of_ours()["iwae"]
     for field in ("objective", "reconstruction", "log_weights"):
         assert_same(getattr(theirs, field), getattr(ours, field), 1e-12)
@@ -336,7 +352,7 @@ def test_every_library_gives_the_weights_and_gradients_of_ours(family, side):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_elbo_of_a_foreign_pair_has_the_kl_and_gradient_of_ours(family):
-    theirs, gradient = results_of_family(family, "everywhere")["elbo"]
+    theirs, gradient = results_of_family(family)["everywhere"]["elbo"]
     name = "sampled elbo" if family == "numpyro" else "elbo"
     ours, expected_gradient = results_of_ours()[name]
     assert_same(theirs.objective, ours.objective, 1e-12)

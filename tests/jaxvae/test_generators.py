@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
@@ -125,15 +126,18 @@ def test_priors_draw_under_every_generator(generator, prior):
     assert shape.shape == (2,)
 
 
-@every_generator
+@pytest.mark.parametrize("generator", [name for name in GENERATORS if name != "threefry2x32"])
 def test_a_training_step_takes_keys_of_every_generator(generator):
-    import optax
-
+    """All other tests train with keys of threefry."""
     vae, optimizer = jaxvae.mlp_vae(data_shape=(3,), latent_dim=2, hidden=(2,)), optax.sgd(0.1)
-    step = jax.jit(jaxvae.make_train_step(vae, optimizer))
     keys = keys_of(generator, 4)
-    state = jax.jit(lambda key: jaxvae.init_state(vae, optimizer, key))(keys[0])
-    state, metrics = step(state, keys, jnp.ones((4, 3)))
+
+    @jax.jit
+    def first_step(keys, xs):
+        state = jaxvae.init_state(vae, optimizer, keys[0])
+        return jaxvae.make_train_step(vae, optimizer)(state, keys, xs)[1]
+
+    metrics = first_step(keys, np.ones((4, 3), np.float32))
     assert np.isfinite(metrics["objective"])
     assert int(metrics["skipped"]) == 0
 

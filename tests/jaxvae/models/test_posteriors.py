@@ -359,7 +359,13 @@ def test_a_gaussian_with_a_number_as_scale_is_flattened_too():
 MAP = (1, 3, 2)
 
 
-@posteriors
+@pytest.mark.parametrize(
+    "name",
+    [  # any flow is reshaped as a whole, whatever its layers; these two compile the longest
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("iaf", "spline") else [])
+        for name in POSTERIORS
+    ],
+)
 def test_latents_of_a_feature_map_are_those_of_the_vector(name):
     vector = posterior_named(name, 6, CATEGORIES)
     on_map = on_feature_map(vector, MAP)
