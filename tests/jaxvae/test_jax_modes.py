@@ -107,6 +107,16 @@ def model(case):
     )
 
 
+def with_numbers(vae):
+    """The model, starting from numbers of numpy: Flax's initialization compiles for seconds."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(vae.init, jax.random.key(0))
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(scale=0.4, size=leaf.shape), leaf.dtype), shapes
+    )
+    return vae._replace(init=lambda key: params)
+
+
 def objective(case):
     names = USUAL | case
     return partial(OBJECTIVES[names["objective"]], num_samples=4, estimator=names["estimator"])
@@ -178,7 +188,7 @@ def test_a_step_keeps_the_types_of_its_state(mode, sigma):
     assert before == after
 
 
-@every_case
+@pytest.mark.parametrize("case", [case for case in cases() if "posterior" in case], ids=name_of)
 def test_no_loop_waits_for_a_single_lane(case):
     """Under `vmap` with rbg keys, a finished lane would stop the random bits of all others."""
     params = jax.eval_shape(model(case).init, jax.random.key(0))
@@ -293,7 +303,7 @@ def test_a_step_traces_with_examples_on_an_explicit_axis(case):
 def test_a_state_that_is_not_on_the_mesh_of_the_batch_is_rejected():
     mesh = jax.make_mesh((4,), ("data",))
     keys, xs = sharded_over(mesh, jax.random.split(jax.random.key(0), 4), examples({}, 4))
-    vae, optimizer = model({}), optax.sgd(0.1)
+    vae, optimizer = with_numbers(model({})), optax.sgd(0.1)
     state = jaxvae.init_state(vae, optimizer, jax.random.key(0))
     with pytest.raises(ValueError, match=r"Place it: jax\.device_put"):
         jax.eval_shape(jaxvae.make_train_step(vae, optimizer), state, keys, xs)
@@ -313,8 +323,8 @@ def test_a_step_in_parts_rejects_a_batch_on_an_explicit_axis_with_a_remedy(optio
 
 
 def test_a_step_on_an_explicit_axis_is_that_of_one_device():
-    vae, optimizer = model({}), optax.sgd(0.1)
-    state = jax.jit(partial(jaxvae.init_state, vae, optimizer))(jax.random.key(0))
+    vae, optimizer = with_numbers(model({})), optax.sgd(0.1)
+    state = jaxvae.init_state(vae, optimizer, jax.random.key(0))
     train_step = jax.jit(jaxvae.make_train_step(vae, optimizer))
     keys, xs = jax.random.split(jax.random.key(1), 8), examples({}, 8)
     alone = train_step(state, keys, xs)
@@ -336,8 +346,8 @@ def test_a_convolution_on_an_explicit_axis_is_rejected_with_a_remedy():
 
 
 def test_log_likelihood_on_an_explicit_axis_is_that_of_one_device():
-    vae = model({})
-    params = jax.jit(vae.init)(jax.random.key(0))
+    vae = with_numbers(model({}))
+    params = vae.init(jax.random.key(0))
 
     @jax.jit
     def estimates(params, keys, xs):

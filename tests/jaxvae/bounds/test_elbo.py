@@ -29,7 +29,6 @@ from tests.oracles import (
     to_jax,
 )
 
-
 BOTH_KLS = ("elbo", "elbo, sampled KL")
 
 
@@ -114,7 +113,10 @@ def test_kl_is_estimated_from_the_same_draws_where_it_has_no_formula():
     arguments = functions(model, q) | {"prior": Foreign(model.prior()), "num_samples": 4}
     keys = jax.random.split(jax.random.key(0), NUM_KEYS)
     over_keys = jax.jit(partial(jax.lax.map, lambda key: elbo(key, x, **arguments)))
-    result, sampled = jax.device_get(over_keys(keys)), drawn(LARGE, 4, BOTH_KLS)[0]["elbo, sampled KL"]
+    result, sampled = (
+        jax.device_get(over_keys(keys)),
+        drawn(LARGE, 4, BOTH_KLS)[0]["elbo, sampled KL"],
+    )
     assert result.kl_per_latent is None
     # Terms of both signs that add up to less than 100.
     close = partial(chex.assert_trees_all_close, rtol=0, atol=1e-6 * 100)

@@ -131,8 +131,10 @@ def test_an_order_may_be_traced_or_an_integer():
     run = lambda alpha: objective(scale, alpha, key)[0]
     chex.clear_trace_counter()
     traced = jax.jit(chex.assert_max_traces(run, 1))
-    for alpha in (-1.0, 1.0, 2.0):
-        np.testing.assert_allclose(traced(alpha), run(int(alpha)), rtol=1e-6)
+    integers = (-1, 1, 2)
+    expected = jax.jit(lambda key: [objective(scale, by, key)[0] for by in integers])(key)
+    for alpha, value in zip(integers, expected, strict=True):
+        np.testing.assert_allclose(traced(float(alpha)), value, rtol=1e-6)
 
 
 def test_no_gradient_goes_to_the_order():

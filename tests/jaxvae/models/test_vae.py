@@ -181,35 +181,37 @@ def test_conv_decoder_is_its_formula_in_numpy():
 # Law
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize(
     "build",
     [
         *MODELS.values(),
         *[
+            partial(MODELS[model], likelihood="gaussian")
+            for model in ("mlp (5, 4, 1)", "conv (9, 12, 3)")
+        ],
+        *[
             partial(conv_vae, data_shape=shape, latent_dim=4)
-            for shape in [
-                *[(8, 8, 1), (9, 12, 3), (28, 28, 1), (28, 20, 1)],
-                *[(63, 64, 3), (64, 64, 1), (8, 64, 1)],
-            ]
+            for shape in [(8, 8, 1), (28, 20, 1), (63, 64, 3), (8, 64, 1)]
         ],
     ],
     ids=lambda build: f"{build.func.__name__} {build.keywords['data_shape']}",
 )
-def test_shapes(build, likelihood):
+def test_shapes(build):
+    """The default channels at one, two and three levels, of even and odd sides, square or not."""
     shape, latent = build.keywords["data_shape"], (build.keywords["latent_dim"],)
-    vae = build(likelihood=likelihood)
+    vae = build()
 
     def everything(key):
         params, x = vae.init(key), jnp.zeros(shape)
         q, p = vae.encode(params, x), vae.decode(params, jnp.zeros(latent))
         elbo = lambda params: jaxvae.elbo(key, x, **parts(vae, params)).elbo
+        value, gradients = jax.value_and_grad(elbo)(params)
         draws = {
             latent: [q.loc, q.log_scale, q.mean(), q.sample(key), vae.prior(params).sample(key)],
             shape: [p.mean(), p.sample(key)],
-            (): [q.log_prob(q.mean()), p.log_prob(x), elbo(params)],
+            (): [q.log_prob(q.mean()), p.log_prob(x), value],
         }
-        return draws, params, jax.grad(elbo)(params)
+        return draws, params, gradients
 
     draws, params, gradients = jax.eval_shape(everything, jax.random.key(0))
     for expected, leaves in draws.items():
@@ -218,7 +220,7 @@ def test_shapes(build, likelihood):
 
 
 @pytest.mark.parametrize(("likelihood", "sigma"), FAMILIES)
-@pytest.mark.parametrize("model", ["mlp (5, 4, 1)", "conv (8, 8, 1)", "conv (9, 12, 3)"])
+@pytest.mark.parametrize("model", ["mlp (5, 4, 1)", "conv (9, 12, 3)"])
 def test_shapes_of_every_likelihood(model, likelihood, sigma):
     shape = data_shape(model)
     vae = MODELS[model](likelihood=likelihood, sigma=sigma, data_mean=jnp.full(shape, 0.5))
@@ -264,7 +266,7 @@ def test_the_outputs_of_one_pixel_are_that_pixels(model, likelihood):
         before = after
 
 
-@models
+@pytest.mark.parametrize("model", ["mlp (5, 4, 1)", "mlp (6,) without a layer", "conv (9, 12, 3)"])
 def test_every_parameter_has_a_finite_gradient(model):
     """No gradient is all zero: each parameter is connected, the encoder's by the samples."""
     vae = MODELS[model](**(GAUSSIAN if "1)" in model else {}))
