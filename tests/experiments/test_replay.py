@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,9 +25,9 @@ def _files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("step", [5, 30, 55])
+@pytest.mark.parametrize("step", [5, 55])
 def test_a_replayed_step_equals_the_run_bit_for_bit(whole_run, step, capsys):
-    """Replays start at step 0, at a checkpoint or at the best one, and do not change the run."""
+    """Replays start at step 0 or at a checkpoint, here the best one, and do not change the run."""
     before = _files(whole_run.run)
     replay(ReplayConfig(whole_run.run, step))
     text = capsys.readouterr().out
@@ -43,7 +44,9 @@ def test_a_different_number_is_reported(whole_run, tmp_path, capsys):
     changed = [row | {"kl": row["kl"] + 1e-5} if row["step"] == 30 else row for row in rows]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
     replay(ReplayConfig(copy, 30))
-    assert "not what the run logged" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "not what the run logged" in text
+    assert re.search(r"packages differ: kl was [^;]*$", text, re.MULTILINE)  # and nothing else
 
 
 def _skipped(run):

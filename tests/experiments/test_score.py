@@ -100,8 +100,8 @@ def test_whole_numbers_of_another_type_are_scored_alike(small, tmp_path):
 
 
 def test_samples_of_another_split_have_a_folder_of_their_own(whole_run):
-    for flags in ({}, {"split": "train"}, {"split": "test"}):
-        sample(SampleConfig(whole_run.run, num_samples=2, num_steps=2, **flags))
+    for split in ("train", "test"):
+        sample(SampleConfig(whole_run.run, num_samples=2, num_steps=2, split=split))
     sizes = {}
     for name in ("samples-train", "samples-test"):
         folder = next(whole_run.run.glob(f"{name}-*"))

@@ -80,21 +80,15 @@ def test_training_raises_the_bound(whole_run):
 def test_a_run_stopped_at_any_step_and_continued_equals_an_uninterrupted_run(
     whole_run, small, tmp_path
 ):
+    """A killed process leaves rows after its last checkpoint, too, the last of them incomplete."""
     config = dataclasses.replace(small, run=tmp_path / "run")
-    for num_steps in (1, 23, 25, 48, 60):
+    for num_steps in (1, 23, 25):
         _advance(config, num_steps)
-    assert _rows(config.run) == _rows(whole_run.run)
-    _same_parameters(config.run, whole_run.run)
-
-
-def test_rows_after_the_last_checkpoint_are_written_once(whole_run, small, tmp_path):
-    """A killed process leaves rows after its last checkpoint, the last of them incomplete."""
-    config = dataclasses.replace(small, run=tmp_path / "run")
-    _advance(config, 25)
     with (config.run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 30, "split": "train", "elbo": 1.0, "timing": {}}\n{"step": 3')
     _advance(config, 60)
     assert _rows(config.run) == _rows(whole_run.run)
+    _same_parameters(config.run, whole_run.run)
 
 
 @pytest.mark.slow

@@ -111,14 +111,6 @@ def test_rows_drawn_once_are_scored_as_they_were_given():
     assert trained.description.trained.high == 250
 
 
-def test_without_validation_rows_no_elbo_is_shown_and_the_last_parameters_count():
-    seen = []
-    show = lambda *step: seen.append(step)
-    trained = fit(bars(), devices=ONE, validation=0, **SMALL | {"progress": show, "eval_every": 16})
-    assert {elbo for _, _, elbo in seen} == {None}
-    assert trained.reference.step == SMALL["num_steps"]
-
-
 def test_every_choice_is_a_keyword():
     seen = []
     trained = fit(
@@ -160,7 +152,13 @@ def test_a_cpu_computes_as_many_rows_at_once_as_its_cache_holds(monkeypatch):
 
 
 def test_your_own_vae_is_fitted_and_cannot_be_saved_by_recipe(tmp_path):
-    trained = fit(vectors(), model=OWN, devices=ONE, num_steps=3, progress=False)
+    """Without validation rows no ELBO is shown, and the last parameters count."""
+    seen = []
+    show = lambda *step: seen.append(step)
+    flags = {"model": OWN, "num_steps": 3, "validation": 0, "eval_every": 2}
+    trained = fit(vectors(), devices=ONE, progress=show, **flags)
+    assert {elbo for _, _, elbo in seen} == {None}
+    assert trained.reference.step == 3
     assert np.isfinite(trained.score(vectors()[:2]).elbo).all()
     with pytest.raises(ValueError, match=r"standardize=columns is for models by name"):
         fit(vectors(), model=OWN, standardize="columns")
@@ -220,17 +218,26 @@ def test_invalid_input_is_one_clear_error(x, flags, message):
         fit(x, **SMALL | {"devices": ONE} | flags)
 
 
-def test_a_folder_of_a_fit_that_failed_can_be_used_again(tmp_path):
-    def interrupt(*_):
+def _interrupt(at, done, num_steps, elbo):
+    """Progress of a fit that Ctrl-C ends at a step."""
+    if done >= at:
         raise KeyboardInterrupt
 
-    flags = SMALL | {"num_steps": 1, "devices": ONE, "folder": tmp_path / "run"}
+
+def test_a_folder_of_a_fit_that_failed_can_be_used_again(tmp_path):
+    """Numbers of numpy are arguments too, and validation rows count for the range of the data."""
+    x, flags = vectors(), SMALL | {"devices": ONE, "folder": tmp_path / "run"}
     with pytest.raises(ValueError, match="finite"):
         fit(np.full((4, 2), np.nan), **flags)
-    with pytest.raises(KeyboardInterrupt):
-        fit(vectors(), **flags | {"progress": interrupt})
-    fit(vectors(), **flags)
-    assert load_trained(tmp_path / "run", devices=ONE).reconstruct(vectors()[:2]).shape == (2, 6)
+    for step in (0, 1):  # before any evaluation
+        with pytest.raises(KeyboardInterrupt):
+            fit(x, **flags | {"progress": partial(_interrupt, step)})
+    of_numpy = {"latent_dim": np.int64(2), "hidden": np.array([16]), "sigma": np.float32(0.5)}
+    trained = fit(x, validation=x + 5, **flags | of_numpy | {"num_steps": 1})
+    assert trained.sample(jax.random.key(0), np.int64(3)).shape == (3, 6)
+    assert trained.description.trained.high == np.float32(x.max() + 5)
+    assert (tmp_path / "run" / "reference.json").is_file()
+    assert load_trained(tmp_path / "run", devices=ONE).reconstruct(x[:2]).shape == (2, 6)
 
 
 @pytest.mark.slow
@@ -247,12 +254,6 @@ def test_models_whose_first_parameters_share_memory_are_fitted():
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
 
 
-def test_numbers_of_numpy_are_arguments_too(tmp_path):
-    flags = SMALL | {"latent_dim": np.int64(2), "hidden": np.array([16]), "sigma": np.float32(0.5)}
-    trained = fit(vectors(), devices=ONE, folder=tmp_path / "run", **flags | {"num_steps": 1})
-    assert trained.sample(jax.random.key(0), np.int64(3)).shape == (3, 6)
-
-
 def test_a_rare_value_in_the_validation_rows_is_on_the_scale_of_the_data():
     x = np.random.default_rng(0).normal(size=(8, 2))
     for row in range(8):  # one of the shares of 50 % has it
@@ -262,8 +263,6 @@ def test_a_rare_value_in_the_validation_rows_is_on_the_scale_of_the_data():
         description = read_description(problem.about)
         assert description is not None
         assert description.trained.high == np.float32(1e4)
-    trained = fit(x, devices=ONE, validation=x + 5, **SMALL | {"num_steps": 1})
-    assert trained.description.trained.high == np.float32(x.max() + 5)
 
 
 def test_a_loss_that_is_never_finite_is_an_error():
@@ -273,29 +272,20 @@ def test_a_loss_that_is_never_finite_is_an_error():
         fit(vectors(), devices=ONE, objective=_not_finite, **SMALL)
 
 
-def test_ctrl_c_gives_the_best_parameters_so_far(tmp_path):
-    def interrupt(at, done, num_steps, elbo):
-        if done >= at:
-            raise KeyboardInterrupt
-
-    flags = SMALL | {"eval_every": 10}
-    with pytest.warns(UserWarning, match=r"interrupted\. The result is that of step (10|20)"):
-        trained = fit(vectors(), devices=ONE, **flags | {"progress": partial(interrupt, 20)})
-    assert trained.reference.step in (10, 20)
-    flags |= {"devices": ONE, "folder": tmp_path / "run"}
-    with pytest.raises(KeyboardInterrupt):  # before any evaluation
-        fit(vectors(), **flags | {"progress": partial(interrupt, 1)})
-    fit(vectors(), **flags)  # the folder is still new
-    assert (tmp_path / "run" / "reference.json").is_file()
-
-
-def test_a_model_that_cannot_be_saved_is_returned_all_the_same(tmp_path, monkeypatch):
+def test_ctrl_c_gives_the_best_parameters_so_far_even_if_they_cannot_be_saved(
+    tmp_path, monkeypatch
+):
     def fails(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("jaxvae.checkpoints.write_reference", fails, raising=False)
-    with pytest.warns(UserWarning, match="was not saved: .*No space left on device"):
-        trained = fit(vectors(), devices=ONE, folder=tmp_path / "run", **SMALL)
+    flags = SMALL | {"devices": ONE, "eval_every": 10, "progress": partial(_interrupt, 20)}
+    with (
+        pytest.warns(UserWarning, match="was not saved: .*No space left on device"),
+        pytest.warns(UserWarning, match=r"interrupted\. The result is that of step (10|20)"),
+    ):
+        trained = fit(vectors(), folder=tmp_path / "run", **flags)
+    assert trained.reference.step in (10, 20)
     assert np.isfinite(trained.score(vectors()[:2]).elbo).all()
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from experiments.flags.command import UserError
 from experiments.flags.config import TrainConfig
 from experiments.replay import ReplayConfig, replay
 from experiments.run.folder import recorded_data
+from experiments.run.loop import training
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.checkpoints import Checkpoints
@@ -34,14 +36,15 @@ def bars(count=60, seed=0, high=250):
 
 @pytest.fixture(scope="module")
 def trained(small, tmp_path_factory):
-    """Folder with a run of 10 steps, and its data.npz."""
+    """Folder with a run of 10 steps, without its final numbers and pictures, and its data.npz."""
     folder = tmp_path_factory.mktemp("trained")
     config = dataclasses.replace(
         small, dataset="npz:data.npz", run=Path("run"), num_steps=10, eval_every=5
     )
     with contextlib.chdir(folder):
         np.savez("data.npz", images=bars())
-        assert train(config) == 0
+        with training(config, jax.devices()[:1]) as loop:
+            assert loop.train() == 0
     return folder, config
 
 
@@ -207,6 +210,7 @@ def test_allow_other_data_continues_the_run_on_the_new_data(run, capsys):
 
 @pytest.mark.slow
 def test_results_of_a_finished_run_are_measured_again_on_other_data(run):
+    assert train(run) == 0
     before = json.loads((run.run / "results.json").read_text())
     np.savez("data.npz", images=bars(seed=1))
     assert train(dataclasses.replace(run, allow_other_data=True)) == 0
@@ -219,6 +223,7 @@ def test_results_of_a_finished_run_are_measured_again_on_other_data(run):
 def test_run_without_recorded_data_continues_and_records_them(first_release):
     np.savez("bars.npz", images=bars(330, seed=1))
     assert train(FIRST_RELEASE) == 0
+    assert json.loads((FIRST_RELEASE.run / "results.json").read_text())["steps"] == 30
     np.savez("bars.npz", images=bars(330, seed=2))
     with pytest.raises(UserError, match=r"the run was trained on other data"):
         train(dataclasses.replace(FIRST_RELEASE, num_steps=40))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from experiments.data.splits import select_rows
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import UserError
+from experiments.run.loop import training
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from tests.splits import numbered
@@ -133,7 +135,8 @@ def picture_run(small_pictures, tmp_path_factory):
         small_pictures, dataset=f"folder:{folder}", run=place / "run", resize=(8, 8),
         skip_unreadable=True, num_steps=4,
     )  # fmt: skip
-    assert train(config) == 0
+    with training(config, jax.devices()[:1]) as loop:  # without final numbers and pictures
+        assert loop.train() == 0
     return config
 
 

@@ -15,6 +15,7 @@ from experiments.flags import command, saved_flags
 from experiments.flags.command import UserError
 from experiments.flags.config import TrainConfig
 from experiments.flags.continuing import ended_schedule, flags_of_run
+from experiments.run.loop import training
 from experiments.run.optimization import make_optimizer, make_schedules
 from experiments.train import train
 from jaxvae.checkpoints import load
@@ -25,7 +26,8 @@ def cosine(small, tmp_path_factory):
     """Run of 6 steps whose learning rate has fallen to 0."""
     run = tmp_path_factory.mktemp("cosine") / "run"
     config = dataclasses.replace(small, run=run, num_steps=6, eval_every=3, schedule="cosine")
-    assert train(config) == 0
+    with training(config, jax.devices()[:1]) as loop:  # without final numbers and pictures
+        assert loop.train() == 0
     return config
 
 

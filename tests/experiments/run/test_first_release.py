@@ -17,6 +17,7 @@ Pictures, the report and all checkpoints except the last are left out.
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,6 +25,7 @@ from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import UserError
 from experiments.flags.config import TrainConfig
 from experiments.record.metrics import read_metrics
+from experiments.run.loop import training
 from experiments.sample import SampleConfig, sample
 from experiments.train import train
 from jaxvae.checkpoints import FORMAT, Checkpoints, load
@@ -94,14 +96,14 @@ def test_first_release_run_is_evaluated_and_sampled_as_then():
 def test_first_release_run_continues_as_it_did_then():
     before = without_timing(RUN / "metrics.jsonl")
     assert before[-1]["step"] == 20
-    assert train(FLAGS) == 0
+    with training(FLAGS, jax.devices()[:1]) as loop:  # without final numbers and pictures
+        assert loop.train() == 0
     now, then = without_timing(RUN / "metrics.jsonl"), without_timing(Path("later.jsonl"))
     assert now[: len(before)] == before
     assert [(row["step"], row["split"]) for row in now] == [(r["step"], r["split"]) for r in then]
     for row, recorded in zip(now, then, strict=True):
         for name in recorded.keys() - {"split"}:
             assert row[name] == pytest.approx(recorded[name], rel=1e-4, abs=1e-4), name
-    assert json.loads((RUN / "results.json").read_text())["steps"] == 30
 
 
 def test_a_newer_format_is_rejected_by_every_command_without_changes():

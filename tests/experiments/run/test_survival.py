@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -30,12 +31,16 @@ def _same_parameters(one, other):
     jax.tree.map(np.testing.assert_array_equal, load(one, "latest")[1], load(other, "latest")[1])
 
 
-def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(
-    whole_run, small, tmp_path, capsys
-):
-    config = dataclasses.replace(small, run=tmp_path / "run", quiet=False)
-    _advance(config, 50)
-    files = [path for path in (config.run / "checkpoints" / "50").rglob("*") if path.is_file()]
+@pytest.fixture
+def copied(whole_run, tmp_path):
+    """Flags of a copy of the finished run, with checkpoints 25, 50 and 60."""
+    shutil.copytree(whole_run.run, tmp_path / "run")
+    return dataclasses.replace(whole_run, run=tmp_path / "run")
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(whole_run, copied, capsys):
+    config = dataclasses.replace(copied, quiet=False)
+    files = [path for path in (config.run / "checkpoints" / "60").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -43,16 +48,15 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(
     capsys.readouterr()
     _advance(config, 60)
     text = capsys.readouterr().out
-    assert "Checkpoint 50 is damaged: " in text
-    assert "Continuing from step 25." in text
-    assert (config.run / "checkpoints-damaged" / "50").is_dir()
+    assert "Checkpoint 60 is damaged: " in text
+    assert "Continuing from step 50." in text
+    assert (config.run / "checkpoints-damaged" / "60").is_dir()
     assert _rows(config.run) == _rows(whole_run.run)
     _same_parameters(config.run, whole_run.run)
 
 
-def test_a_run_with_only_damaged_checkpoints_is_not_changed(small, tmp_path):
-    config = dataclasses.replace(small, run=tmp_path / "run")
-    _advance(config, 30)
+def test_a_run_with_only_damaged_checkpoints_is_not_changed(copied):
+    config = copied
     for path in (config.run / "checkpoints").rglob("*"):
         if path.is_file() and path.stat().st_size > 100:
             path.write_bytes(b"")
@@ -65,9 +69,9 @@ def test_a_run_with_only_damaged_checkpoints_is_not_changed(small, tmp_path):
     assert after == before
 
 
-def test_a_damaged_best_checkpoint_is_named_before_the_report(small, tmp_path):
-    config = dataclasses.replace(small, run=tmp_path / "run")
-    _advance(config, 60)
+def test_a_damaged_best_checkpoint_is_named_before_the_report(copied):
+    config = copied
+    (config.run / "results.json").unlink()  # as if the run had not been measured yet
     with contextlib.closing(Checkpoints(config.run / "checkpoints", read_only=True)) as saved:
         best = saved.best_step()
     for path in (config.run / "checkpoints" / str(best) / "average").rglob("*"):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,12 @@ GREY = Description(
 )
 
 
-def exact(wider=0.0, **fields):
-    """Trained model whose log p(x) is known; its q is the posterior, or one that is wider."""
+@cache
+def exact(wider=0.0):
+    """Trained model whose log p(x) is known; its q is the posterior, or one that is wider.
+
+    As `grey_model`, it is one object for all tests, so that its programs are compiled once.
+    """
 
     def encode(params, x):
         q = params.posterior(x)
@@ -50,7 +55,7 @@ def exact(wider=0.0, **fields):
     about = Description(
         Conversion("scaled", 1), REALS, Trained("float32", -12, 12), False, "", "", 0.0, False
     )
-    return TrainedVAE(vae, MODEL, (DIM,), about, {"data": "drawn"}, devices=DEVICES, **fields)
+    return TrainedVAE(vae, MODEL, (DIM,), about, {"data": "drawn"}, devices=DEVICES)
 
 
 DEVICES = jax.devices()[:1]
@@ -63,9 +68,10 @@ def drawn(seed, count):
         key_z, key_x = jax.random.split(key)
         return MODEL.decode(MODEL.prior().sample(key_z)).sample(key_x)
 
-    return np.asarray(jax.vmap(one)(jax.random.split(jax.random.key(seed), count)))
+    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(seed), count)))
 
 
+@cache
 def grey_model(**fields):
     """Untrained model of 8 x 8 grey images."""
     vae = jaxvae.mlp_vae(data_shape=(8, 8, 1), latent_dim=2, hidden=(4,))
@@ -79,7 +85,7 @@ def images(count, side=8):
 
 def test_scores_of_the_exact_posterior_are_exact():
     x = drawn(1, 30)
-    truth = jax.vmap(MODEL.log_prob)(x)
+    truth = jax.jit(jax.vmap(MODEL.log_prob))(x)
     found = exact().log_likelihood(jax.random.key(2), x, 10)
     np.testing.assert_allclose(found.value, truth, atol=1e-4)
     assert (found.standard_error < 1e-3).all()
@@ -116,8 +122,9 @@ def test_each_row_comes_out_in_its_place_whatever_follows_it():
 
 def test_numbers_do_not_depend_on_devices():
     x = images(20)
-    one = grey_model().score(x)
-    four = dataclasses.replace(grey_model(), devices=jax.devices()[:4]).score(x)
+    trained = grey_model(batch_size=16)
+    one = trained.score(x)
+    four = dataclasses.replace(trained, devices=jax.devices()[:4]).score(x)
     np.testing.assert_allclose(one.log_likelihood, four.log_likelihood, rtol=1e-5)
 
 

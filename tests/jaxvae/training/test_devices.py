@@ -1,6 +1,6 @@
 """Training on several devices: the results are those of one device."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxvae.training.state import init_state
 from jaxvae.training.step import make_train_step
 
 BATCH, CHUNK = 16, 10
+SGD, ADAM = optax.sgd(1e-2), optax.adam(1e-3)
 MLP = partial(mlp_vae, data_shape=(8, 8, 1), latent_dim=3, hidden=(24,))
 RESNET = partial(resnet_vae, data_shape=(9, 8, 1), latent_channels=2, channels=(4, 4))
 CONV = partial(conv_vae, data_shape=(9, 8, 1), latent_dim=3, hidden=(4,), width=8)
@@ -38,18 +39,28 @@ def _prepare(key, stored):
     return jax.random.bernoulli(key, stored.astype(jnp.float32) / 255).astype(jnp.float32)
 
 
-def _train(vae, optimizer, data, num_devices, axis_name=AXIS, counts=None, **options):
-    """The state and metrics after all of `data` [steps, BATCH, ...], and the traces of the step."""
-    mesh = make_mesh(jax.devices()[:num_devices])
-    step = make_train_step(vae, optimizer, prepare=_prepare, axis_name=axis_name, **options)
+@cache
+def _program(model, optimizer, num_devices, axis_name):
+    """The chunk step, its mesh and first state, and a list that grows with each trace of a step.
+
+    All tests of the same model, optimizer and devices share it, so that it is compiled once.
+    """
+    vae, mesh = model(), make_mesh(jax.devices()[:num_devices])
+    step = make_train_step(vae, optimizer, prepare=_prepare, axis_name=axis_name)
     traces = []
 
     def traced(*arguments):
         traces.append(1)
         return step(*arguments)
 
-    chunk_step = make_chunk_step(traced, mesh, BATCH, CHUNK)
-    state = replicate(init_state(vae, optimizer, jax.random.key(1)), mesh)
+    state = jax.device_get(init_state(vae, optimizer, jax.random.key(1)))
+    return make_chunk_step(traced, mesh, BATCH, CHUNK), mesh, state, traces
+
+
+def _train(model, optimizer, data, num_devices, axis_name=AXIS, counts=None):
+    """The state and metrics after all of `data` [steps, BATCH, ...], and the traces of the step."""
+    chunk_step, mesh, state, traces = _program(model, optimizer, num_devices, axis_name)
+    state = replicate(state, mesh)
     key = replicate(jax.random.key(2), mesh)
     rows, done = [], 0
     for count in counts or [CHUNK] * (len(data) // CHUNK):
@@ -72,20 +83,20 @@ def _largest_difference(one, other):
 @pytest.mark.parametrize(
     ("model", "shape", "optimizer", "device_counts"),
     [
-        (MLP, (8, 8, 1), optax.sgd(1e-2), (2, 4, 8)),
-        (MLP, (8, 8, 1), optax.adam(1e-3), (8,)),
-        (CONV, (9, 8, 1), optax.sgd(1e-2), (8,)),
+        (MLP, (8, 8, 1), SGD, (2, 8)),
+        (MLP, (8, 8, 1), ADAM, (4,)),
+        (CONV, (9, 8, 1), SGD, (8,)),
         pytest.param(RESNET, (9, 8, 1), optax.sgd(1e-3), (8,), marks=pytest.mark.slow),
-        pytest.param(CONV, (9, 8, 1), optax.adam(1e-3), (2, 4, 8), marks=pytest.mark.long),
+        pytest.param(CONV, (9, 8, 1), ADAM, (2, 4, 8), marks=pytest.mark.long),
     ],
     ids=["mlp, sgd", "mlp, adam", "conv, sgd", "resnet, sgd", "conv, adam"],
 )
 def test_every_device_count_trains_the_same_model(model, shape, optimizer, device_counts):
     data = _data(shape, 50)
-    reference, metrics, _ = _train(model(), optimizer, data, 1)
+    reference, metrics, _ = _train(model, optimizer, data, 1)
     assert metrics["elbo"][-5:].mean() > metrics["elbo"][:5].mean()
     for num_devices in device_counts:
-        state, others, _ = _train(model(), optimizer, data, num_devices)
+        state, others, _ = _train(model, optimizer, data, num_devices)
         assert _largest_difference(reference, state) < 1e-5
         np.testing.assert_allclose(others["elbo"], metrics["elbo"], rtol=1e-5)
         np.testing.assert_array_equal(others["active_units"], metrics["active_units"])
@@ -94,27 +105,23 @@ def test_every_device_count_trains_the_same_model(model, shape, optimizer, devic
 def test_without_pmean_the_devices_differ():
     """A step without averaging trains another model, so that the test above can fail."""
     data = _data((8, 8, 1), 50)
-    reference, _, _ = _train(MLP(), optax.sgd(1e-2), data, 1)
-    state, _, _ = _train(MLP(), optax.sgd(1e-2), data, 4, axis_name=None)
+    reference, _, _ = _train(MLP, SGD, data, 1)
+    state, _, _ = _train(MLP, SGD, data, 4, axis_name=None)
     assert _largest_difference(reference, state) > 1e-3
 
 
 def test_gradients_are_averaged_once():
     """SGD reveals a factor of the device count, which Adam would hide."""
     data = _data((8, 8, 1), 10)
-    steps = [
-        _train(MLP(), optax.sgd(1e-2), data, n, counts=[1])[1]["gradient_norm"] for n in (1, 8)
-    ]
+    steps = [_train(MLP, SGD, data, n, counts=[1])[1]["gradient_norm"] for n in (1, 8)]
     np.testing.assert_allclose(steps[0], steps[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_a_resumed_run_equals_an_uninterrupted_run(num_devices):
     data = _data((8, 8, 1), 20)
-    whole, metrics, traces = _train(MLP(), optax.adam(1e-3), data, num_devices)
-    parts, again, more_traces = _train(
-        MLP(), optax.adam(1e-3), data, num_devices, counts=[1, 7, 2, 10]
-    )
+    whole, metrics, traces = _train(MLP, ADAM, data, num_devices)
+    parts, again, more_traces = _train(MLP, ADAM, data, num_devices, counts=[1, 7, 2, 10])
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     jax.tree.map(np.testing.assert_array_equal, metrics, again)
     assert traces == more_traces == 1
@@ -122,10 +129,10 @@ def test_a_resumed_run_equals_an_uninterrupted_run(num_devices):
 
 def test_optimal_sigma_is_that_of_the_global_batch():
     shape = {"data_shape": (8,), "latent_dim": 2, "hidden": (8,)}
-    vae = mlp_vae(**shape, likelihood="gaussian", sigma="optimal")
+    model, sgd = partial(mlp_vae, **shape, likelihood="gaussian", sigma="optimal"), optax.sgd(1e-3)
     data = _data((8,), 10)
-    one, metrics, _ = _train(vae, optax.sgd(1e-3), data, 1)
-    four, others, _ = _train(vae, optax.sgd(1e-3), data, 4)
+    one, metrics, _ = _train(model, sgd, data, 1)
+    four, others, _ = _train(model, sgd, data, 4)
     np.testing.assert_allclose(others["elbo"], metrics["elbo"], rtol=1e-5)
     np.testing.assert_allclose(four.squared_error, one.squared_error, rtol=1e-5)
 
@@ -151,7 +158,7 @@ def test_elbo_under_pmap_is_elbo_under_vmap():
     xs = np.random.default_rng(0).random((8, 8, 8, 1), dtype=np.float32)
     key = jax.random.key(4)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(8))
-    expected = jax.vmap(score, (None, 0, 0))(params, keys, xs)
+    expected = jax.jit(jax.vmap(score, (None, 0, 0)))(params, keys, xs)
     mesh = make_mesh(jax.devices()[:4])
     indices = np.arange(8, dtype=np.int32).reshape(4, 2)
     mapped = make_map(score, mesh)(
@@ -165,7 +172,7 @@ def test_elbo_under_pmap_is_elbo_under_vmap():
 @pytest.mark.long
 def test_three_thousand_steps_on_eight_simulated_devices_terminate():
     data = _data((8, 8, 1), 3000)
-    state, _, _ = _train(MLP(), optax.sgd(1e-3), data, 8)
+    state, _, _ = _train(MLP, optax.sgd(1e-3), data, 8)
     assert state.step == 3000
 
 

@@ -124,6 +124,7 @@ def _scores(num_devices, microbatch_size):
     return map_dataset(as_a_user, *state, examples, **options).reconstruction
 
 
+@pytest.mark.slow
 def test_scores_in_parts_are_the_same_bits_on_all_devices():
     one = _scores(1, 13)
     assert (_scores(8, 13) == one).all()
