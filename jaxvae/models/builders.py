@@ -143,8 +143,9 @@ def conv_vae(
         ValueError: the data are not images of these sizes, or as in `mlp_vae`.
 
     >>> vae = conv_vae(data_shape=(9, 12, 3), latent_dim=2, hidden=(4,), width=8)
-    >>> params = vae.init(jax.random.key(0))
-    >>> vae.decode(params, vae.encode(params, jnp.ones((9, 12, 3))).mean()).mean().shape
+    >>> params = jax.jit(vae.init)(jax.random.key(0))
+    >>> z = jax.jit(vae.encode)(params, jnp.ones((9, 12, 3))).mean()
+    >>> jax.jit(vae.decode)(params, z).mean().shape
     (9, 12, 3)
     """
     data_shape = tuple(data_shape)
@@ -223,9 +224,9 @@ def resnet_vae(
     Ref: Esser, Rombach & Ommer, Taming Transformers for High-Resolution Image Synthesis, 2021.
 
     >>> vae = resnet_vae(data_shape=(9, 12, 3), latent_channels=2, channels=(4, 4))
-    >>> params = vae.init(jax.random.key(0))
-    >>> z = vae.encode(params, jnp.ones((9, 12, 3))).mean()
-    >>> z.shape, vae.decode(params, z).mean().shape
+    >>> params = jax.jit(vae.init)(jax.random.key(0))
+    >>> z = jax.jit(vae.encode)(params, jnp.ones((9, 12, 3))).mean()
+    >>> z.shape, jax.jit(vae.decode)(params, z).mean().shape
     ((5, 6, 2), (9, 12, 3))
     """
     data_shape, channels = tuple(data_shape), tuple(channels)

@@ -29,7 +29,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-@pytest.fixture(params=["npz", "npy", "folder of npy", "folder", "one row"])
+@pytest.fixture(params=["npz", "folder of npy", "folder", "one row"])
 def source(request, tmp_path):
     """Value of --dataset, its rows in order, and the id of each."""
     kind, place = request.param, tmp_path / "new données"
@@ -38,9 +38,6 @@ def source(request, tmp_path):
     if kind == "npz":
         np.savez(place / "x.npz", images=ROWS)
         return f"npz:{place}/x.npz", ROWS, ids
-    if kind == "npy":
-        np.save(place / "x.npy", ROWS)
-        return f"npy:{place}/x.npy", ROWS, ids
     if kind == "one row":
         np.save(place / "x.npy", ROWS[:1])
         return f"npy:{place}/x.npy", ROWS[:1], ids[:1]

@@ -46,8 +46,9 @@ def test_fit_learns():
 
 @pytest.mark.slow
 def test_the_same_key_gives_the_same_parameters_and_another_key_others():
+    flags = SMALL | {"devices": ONE, "num_steps": 5, "validation": 0}
     first, again, other = (
-        fit(vectors(), devices=ONE, key=jax.random.key(seed), **SMALL).params for seed in (3, 3, 4)
+        fit(vectors(), key=jax.random.key(seed), **flags).params for seed in (3, 3, 4)
     )
     equal = jax.tree.map(lambda a, b: bool((a == b).all()), first, again)
     assert all(jax.tree.leaves(equal))
@@ -56,7 +57,8 @@ def test_the_same_key_gives_the_same_parameters_and_another_key_others():
 
 @pytest.mark.slow
 def test_devices_train_the_same_model():
-    one, four = (fit(vectors(), devices=jax.devices()[:count], **SMALL).params for count in (1, 4))
+    flags = SMALL | {"validation": 0}
+    one, four = (fit(vectors(), devices=jax.devices()[:count], **flags).params for count in (1, 4))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), one, four)
 
 
@@ -243,13 +245,14 @@ def test_a_folder_of_a_fit_that_failed_can_be_used_again(tmp_path):
 @pytest.mark.slow
 def test_models_whose_first_parameters_share_memory_are_fitted():
     """Steps donate their state: they must neither get a buffer twice, nor delete the model's."""
-    flags = SMALL | {"num_steps": 2, "devices": ONE}
+    flags = SMALL | {"num_steps": 2, "devices": ONE, "validation": 0}
     trained = fit(vectors(), posterior="coupling", **flags)
     assert np.isfinite(trained.score(vectors()[:2]).elbo).all()
     pretrained = OWN.init(jax.random.key(0))
     own = OWN._replace(init=lambda key: pretrained)
     first, again = (
-        fit(vectors(), model=own, devices=ONE, num_steps=2, progress=False) for _ in range(2)
+        fit(vectors(), model=own, devices=ONE, num_steps=2, progress=False, validation=0)
+        for _ in range(2)
     )
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
 

@@ -189,6 +189,7 @@ def test_a_run_is_killed_resumed_evaluated_and_moved_below_any_name(data, small,
     assert digest(load(moved, "latest")[1]) == of_parameters
 
 
+@pytest.mark.slow
 def test_commands_work_in_a_byte_locale(first_release):
     """Output is ASCII; files named in config.json are found by their bytes in UTF-8."""
     run = first_release.rename(first_release.parent / "rün")
