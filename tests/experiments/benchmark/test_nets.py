@@ -70,6 +70,7 @@ def test_step_flops_equal_a_count_by_hand():
     assert nets.large_product_flops() == 2 * 2048**3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_jax_variants_of_a_net_equal_the_library(tiny, name):
     """With the same weights: posterior of an image, logits of a latent, and bound."""

@@ -28,7 +28,7 @@ def test_mnist_small_is_small_and_labelled() -> None:
     assert mnist_small.FILE.stat().st_size < 2_000_000
 
 
-@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("side", [32, pytest.param(64, marks=pytest.mark.slow)])
 def test_shapes_are_the_same_images_everywhere(side: int) -> None:
     dataset = load(f"shapes:{side}")
     assert dataset.train.shape == (9_000, side, side, 3)

@@ -49,6 +49,7 @@ def test_a_command_names_the_missing_extra_before_it_starts(tmp_path, package, e
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_library_needs_no_extra(tmp_path):
     """The package rich is not tested, since flax itself needs it."""
     optional = set(OURS) - {"jax", "flax", "optax", "orbax", "numpy", "rich"}

@@ -98,6 +98,7 @@ def test_training_in_an_unwritable_folder_is_rejected_before_setup(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_written_can_be_read(finished, tmp_path, read_only):
     """The run is reached through a link, and unfinished files in it are not cleaned up."""
     run = tmp_path / "link"
@@ -135,6 +136,7 @@ def test_a_linked_run_folder_is_continued(finished, tmp_path):
     assert not (there / "checkpoints" / UNFINISHED).exists()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_read_only_mount_can_be_read_but_not_continued(finished):
     """Skipped without root, since only root may mount."""
     mounted = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'

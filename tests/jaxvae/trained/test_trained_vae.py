@@ -287,6 +287,7 @@ np.savez(sys.argv[1] + "/found.npz", x=read("decode")(codes["mean"]), **codes, *
 """
 
 
+@pytest.mark.slow
 def test_exported_functions_give_the_same_numbers_without_jaxvae(tmp_path):
     pytest.importorskip("flatbuffers")
     trained, x = grey_model(), images(7)
