@@ -79,7 +79,7 @@ def test_every_row_comes_out_with_its_id(whole_run, source, tmp_path):
         np.testing.assert_allclose(samples["reconstructions"], stored, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whole_numbers_of_another_type_are_scored_alike(small, tmp_path):
     """A run on 64-bit pixels takes the same pixels as 8-bit integers."""
     np.save(tmp_path / "wide.npy", ROWS.astype(np.int64))
@@ -96,6 +96,7 @@ def test_whole_numbers_of_another_type_are_scored_alike(small, tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_samples_of_another_split_have_a_folder_of_their_own(whole_run):
     for split in ("train", "test"):
         sample(SampleConfig(whole_run.run, num_samples=2, num_steps=2, split=split))

@@ -91,7 +91,7 @@ def test_a_run_stopped_at_any_step_and_continued_equals_an_uninterrupted_run(
     _same_parameters(config.run, whole_run.run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_device_counts_continue_the_run(whole_run, small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "run")
     for num_steps, num_devices in ((20, 4), (40, 2), (60, 1)):
@@ -184,7 +184,7 @@ def test_a_signal_saves_and_the_same_command_continues(whole_run, small, tmp_pat
     assert steps == list(range(5, config.num_steps + 1, 5))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_own_model_functions_train_and_are_rebuilt(small, tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(
         "import jaxvae\n"
@@ -241,7 +241,7 @@ def test_numbers_include_a_fixed_sigma_and_a_discriminator(small, tmp_path):
     assert re.search(r"sigma² of p\(x\|z\)</th>(<td[^>]*><span>0\.09.*){2}", page)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_flow_and_a_learned_prior_are_trained_and_rebuilt(small, tmp_path):
     """The checkpoint is enough: the initial pseudo-inputs are no argument of the recipe."""
     options = {"objective": "iwae", "estimator": "dreg", "num_samples": 3, "posterior": "iaf"}

@@ -62,6 +62,7 @@ def test_devices_train_the_same_model():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), one, four)
 
 
+@pytest.mark.slow
 def test_a_folder_holds_the_model_that_fit_returns(tmp_path):
     trained = fit(bars(), devices=ONE, folder=tmp_path / "run", **SMALL)
     again = load_trained(tmp_path / "run", devices=ONE)
@@ -79,7 +80,7 @@ def test_a_folder_holds_the_model_that_fit_returns(tmp_path):
         fit(bars(), folder=tmp_path / "run", **SMALL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("x", "likelihood"),
     [
@@ -113,6 +114,7 @@ def test_rows_drawn_once_are_scored_as_they_were_given():
     assert trained.description.trained.high == 250
 
 
+@pytest.mark.slow
 def test_every_choice_is_a_keyword():
     seen = []
     trained = fit(
@@ -153,6 +155,7 @@ def test_a_cpu_computes_as_many_rows_at_once_as_its_cache_holds(monkeypatch):
     assert problem.rows_at_once(make_mesh(jax.devices()[:2]), 20) == 5
 
 
+@pytest.mark.slow
 def test_your_own_vae_is_fitted_and_cannot_be_saved_by_recipe(tmp_path):
     """Without validation rows no ELBO is shown, and the last parameters count."""
     seen = []
@@ -226,6 +229,7 @@ def _interrupt(at, done, num_steps, elbo):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_fit_that_failed_can_be_used_again(tmp_path):
     """Numbers of numpy are arguments too, and validation rows count for the range of the data."""
     x, flags = vectors(), SMALL | {"devices": ONE, "folder": tmp_path / "run"}
@@ -275,6 +279,7 @@ def test_a_loss_that_is_never_finite_is_an_error():
         fit(vectors(), devices=ONE, objective=_not_finite, **SMALL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_gives_the_best_parameters_so_far_even_if_they_cannot_be_saved(
     tmp_path, monkeypatch
 ):

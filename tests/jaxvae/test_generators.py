@@ -68,6 +68,7 @@ def test_von_mises_fisher_draws_end_and_have_the_mean(generator, dim):
     assert (np.abs(difference.mean(0)) <= 4 * error).all()
 
 
+@pytest.mark.slow
 @every_generator
 def test_poisson_draws_have_mean_and_variance_at_every_rate(generator):
     x = draws(jaxvae.Poisson(LOG_RATES), generator)

@@ -366,7 +366,7 @@ def test_log_likelihood_on_an_explicit_axis_is_that_of_one_device():
 # Commands
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mode", [jax.debug_nans(True), jax.numpy_dtype_promotion("strict")], ids=["nans", "strict"]
 )

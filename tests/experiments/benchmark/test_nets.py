@@ -181,7 +181,7 @@ def test_pytorch_log_likelihood_equals_the_library_up_to_noise(tiny):
         assert abs(found["difference"]) < 5 * found["standard_error"] < 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_command_trains_from_given_weights_and_writes_raw_ones(tiny, tmp_path, monkeypatch):
     """Adam's first step changes raw weights by the learning rate, and their average by less."""
     setting = tiny("relu")

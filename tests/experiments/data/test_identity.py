@@ -219,7 +219,7 @@ def test_results_of_a_finished_run_are_measured_again_on_other_data(run):
     assert before["test"]["elbo"] != after["test"]["elbo"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_run_without_recorded_data_continues_and_records_them(first_release):
     np.savez("bars.npz", images=bars(330, seed=1))
     assert train(FIRST_RELEASE) == 0
@@ -229,6 +229,7 @@ def test_run_without_recorded_data_continues_and_records_them(first_release):
         train(dataclasses.replace(FIRST_RELEASE, num_steps=40))
 
 
+@pytest.mark.slow
 def test_replay_rejects_other_data(run):
     np.savez("data.npz", images=bars(seed=1))
     with pytest.raises(UserError, match=r"Restore the data to replay one of its steps"):
@@ -415,7 +416,7 @@ def test_rows_far_from_the_training_range_give_a_warning(rows, warns, tmp_path, 
         assert "\n" not in warnings[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_of_another_scale_are_labelled_in_the_results(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.savez("data.npz", x=np.repeat(VALUES, 3, 0))

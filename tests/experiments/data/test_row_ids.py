@@ -196,6 +196,7 @@ def test_colour_for_a_grey_run_becomes_grey(whole_run, tmp_path, capsys):
     assert not (whole_run.run / "data").exists()
 
 
+@pytest.mark.slow
 def test_flags_of_pictures_may_not_change(picture_run):
     for change, name in (({"resize": (4, 4)}, "--resize is"), ({"skip_unreadable": False}, "--sk")):
         with pytest.raises(UserError, match=name):

@@ -151,6 +151,7 @@ def test_file_name_that_is_not_utf8_is_preserved(tmp_path):
         assert codes["files"].tolist() == [name]
 
 
+@pytest.mark.slow
 def test_codes_of_other_rows_are_all_in_order(whole_run, tmp_path):
     images = bars(85, seed=1)
     np.savez(tmp_path / "new.npz", x=images, y=np.arange(85) + 7)

@@ -287,7 +287,7 @@ def numbers(config):
     return json.loads((config.run / "results.json").read_text())["test"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_commands_move_by_d_log_unit_and_report_in_the_data_unit(run_of):
     one, large = run_of(vectors(), "one"), run_of(vectors() * 1e4, "large")
     moved = numbers(one)["elbo"]["value"] - numbers(large)["elbo"]["value"]

@@ -175,6 +175,7 @@ def test_the_same_command_after_the_end_changes_no_weight(copied, capsys):
     jax.tree.map(np.testing.assert_array_equal, _weights(copied.run), before)
 
 
+@pytest.mark.slow
 def test_schedule_start_is_at_most_the_current_step_and_before_decay_steps(copied, tmp_path):
     line = "--schedule-start must be at most 6, where the run is, got 7"
     with pytest.raises(UserError, match=line):

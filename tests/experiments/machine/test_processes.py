@@ -158,7 +158,7 @@ def test_two_processes_of_two_devices_train_as_one_of_four(four_devices, two_by_
     assert (config.run / "pictures" / "samples.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_at_the_same_step(four_devices, continued, tmp_path):
     """One process starts the run, two continue it: the result equals that of two, then one."""
     shutil.copytree(four_devices.run, tmp_path / "run")

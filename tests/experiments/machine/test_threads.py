@@ -32,7 +32,7 @@ def _assert_same_weights(run, reference):
     assert json.loads((run / "results.json").read_text())["steps"] == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_in_a_thread_equals_the_main_thread_bit_for_bit(short, reference, tmp_path):
     config, codes = dataclasses.replace(short, run=tmp_path / "run"), []
     thread = threading.Thread(target=lambda: codes.append(train(config)))
@@ -42,7 +42,7 @@ def test_train_in_a_thread_equals_the_main_thread_bit_for_bit(short, reference, 
     _assert_same_weights(config.run, reference)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_in_a_running_event_loop_gives_the_same_bits(short, reference, tmp_path):
     config = dataclasses.replace(short, run=tmp_path / "run")
 

@@ -162,6 +162,7 @@ def test_learning_rate_schedules_count_steps_also_when_accumulating():
     assert moves == [0, 0, 0, -1, 0, 0, 0, -0.5, 0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_weight_decay_changes_only_kernels():
     vae = mlp_vae(data_shape=(3,), latent_dim=2, hidden=(4,), prior="mixture", num_components=2)
     params = jax.tree.map(lambda leaf: leaf + 1.0, vae.init(jax.random.key(0)))

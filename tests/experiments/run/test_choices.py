@@ -77,7 +77,7 @@ def test_a_continued_run_has_what_it_was_started_with():
     assert other.likelihood == "laplace"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_command_continues_a_run_that_the_data_have_chosen(small, tmp_path, capsys):
     config = dataclasses.replace(small, run=tmp_path / "run", num_steps=4, quiet=False)
     assert train(config) == 0

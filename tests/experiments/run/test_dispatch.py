@@ -33,7 +33,7 @@ def test_devices_gather_the_rows_that_the_host_gathers(num_devices, small, tmp_p
         np.testing.assert_array_equal(one.rows[:, :count], other.rows[:, :count])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_does_not_depend_on_where_its_data_are_stored(whole_run, tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "fits", lambda examples, mesh: True)
     config = dataclasses.replace(whole_run, run=tmp_path / "run")

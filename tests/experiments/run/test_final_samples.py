@@ -60,7 +60,7 @@ def results_of(config):
     return json.loads((config.run / "results.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_results_name_the_number_and_a_second_measurement_takes_it_again(
     small, tmp_path, monkeypatch
 ):
@@ -92,7 +92,7 @@ def test_results_name_the_number_and_a_second_measurement_takes_it_again(
     assert results_of(config)["eval_samples"] == 50
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_automatic_number_gives_the_results_of_the_explicit_one(small, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.run.finish.choose_num_samples", lambda *_: 10)
     found = []

@@ -79,6 +79,7 @@ def test_first_release_parameters_are_read_bit_for_bit_with_their_format():
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_first_release_run_is_evaluated_and_sampled_as_then():
     again = Path("again")
     evaluate(EvaluateConfig(RUN, num_samples=4, batch_size=33, num_devices=1, output=again))

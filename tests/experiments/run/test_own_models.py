@@ -229,6 +229,7 @@ def test_no_optimizer_changes_integers(flags):
     _assert_same(state.params["table"], np.arange(6).reshape(2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"microbatch_size": 4}, {"virtual_shards": 4}], ids=str)
 def test_microbatches_carry_integers(options):
     plain, _ = _trained(_vae(), **options)
@@ -452,7 +453,7 @@ def own(small, tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_equinox_model_trains_continues_bit_for_bit_and_loads(own, tmp_path):
     assert train(own) == 0
     models = {own.model: importlib.import_module("own_networks").make}

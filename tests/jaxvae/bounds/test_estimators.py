@@ -334,6 +334,7 @@ def slopes_at_posterior(case):
         return jax.device_get(jax.jit(partial(jax.lax.map, of_one))(keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [SMALL, LARGE])
 def test_the_gradient_vanishes_in_every_draw_at_the_true_posterior(case):
     """stl and dreg vanish to rounding; the reparameterized gradient is noise about 0."""

@@ -85,6 +85,7 @@ def test_an_objective_is_its_formula_also_for_weights_far_apart(name, scale):
 # Law
 
 
+@pytest.mark.slow
 @cases
 def test_iwae_of_all_draws_is_above_the_mean_of_it_for_one_less(case):
     """Burda et al.'s proof, draw by draw."""

@@ -104,6 +104,7 @@ def test_renyi_at_zero_is_iwae_and_at_one_the_elbo_with_a_sampled_kl():
     np.testing.assert_allclose(slope[1], mean / 3, rtol=0, atol=1e-6 * 4)
 
 
+@pytest.mark.slow
 def test_more_samples_tighten_renyi_below_order_one_and_loosen_it_above():
     """With one sample it is the ELBO; with more, it moves to its limit above or below."""
     for name, direction in (("renyi 0.5", 1), ("renyi -1", 1), ("renyi 2", -1)):

@@ -68,6 +68,7 @@ def assert_close(actual, expected):
 # Golden
 
 
+@pytest.mark.slow
 @functions
 @every_shape
 def test_values_and_gradients_are_those_of_flax_layers(name, shape, outputs):

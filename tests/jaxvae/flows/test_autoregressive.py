@@ -223,6 +223,7 @@ def test_memory_of_a_gradient_grows_with_the_number_of_units():
 # Transform
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_under_vmap_the_gradients_stay_those_of_iterating(shared):
     """Parameters are shared by all examples, or each example has its own."""

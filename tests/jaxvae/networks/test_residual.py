@@ -145,6 +145,7 @@ def test_latents_have_the_sides_of_the_smallest_level(
     assert jax.eval_shape(lambda p, z: vae.decode(p, z).mean(), params, z).shape == shape
 
 
+@pytest.mark.slow
 def test_a_latent_of_a_map_depends_on_the_pixels_of_its_place():
     """The encoder's last layer is a convolution, whose outputs stay at their place."""
     vae = SMALL(data_shape=(64, 8, 1), latent_channels=2)
@@ -187,6 +188,7 @@ def test_the_mean_of_the_data_over_the_pixels_is_the_first_mean_of_each_channel(
     np.testing.assert_allclose(first, np.broadcast_to(mean.mean((0, 1)), (8, 8, 2)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_gives_the_bound_to_its_rounding():
     x = jnp.asarray(np.random.default_rng(0).random((9, 8, 3)) > 0.5, jnp.float32)
 

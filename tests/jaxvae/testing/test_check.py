@@ -166,6 +166,7 @@ def test_a_gradient_that_is_wrong_for_one_group_fails_only_for_that_group():
     assert wrong == ["encoder"]
 
 
+@pytest.mark.slow
 def test_the_report_depends_only_on_the_key():
     run = partial(check_bound, mean_of_weights, sizes=SIZES, num_samples=(2, 8))
     assert run() == report(mean_of_weights)

@@ -90,6 +90,7 @@ def test_a_penalty_of_four_shards_is_that_of_the_batch(name):
         assert np.abs(flat(whole.regularizer) - flat(state.regularizer)).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["all", *(pytest.param(name, marks=pytest.mark.long) for name in EACH)]
 )
