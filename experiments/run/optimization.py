@@ -13,6 +13,7 @@ import jaxvae
 from experiments.flags.config import TrainConfig
 from experiments.machine.keys import root_key
 from jaxvae import regularizers
+from jaxvae.cpu.blocks import divisor_near
 from jaxvae.models.builders import DEFAULT_CHANNELS
 from jaxvae.models.vae import VAE
 from jaxvae.regularizers import Regularizer
@@ -23,7 +24,7 @@ NO_KERNELS = {"output_bias", "pseudo_inputs", "loc", "log_scale", "log_dispersio
 """Parameters with several axes that get no weight decay."""
 ROWS_IN_CACHE = {"mlp": 1000, "conv": 64}
 """Model -> rows whose intermediate values fit in a CPU's cache."""
-VALUES_IN_CACHE = 2**18
+VALUES_OF_FIRST_LEVEL = 2**18
 """Values of the first level of a residual network that fit, with those computed from them."""
 CYCLES = 4
 """Number of cycles of a cyclical beta."""
@@ -35,7 +36,7 @@ def rows_at_once(config: TrainConfig, platform: str, data_shape: tuple[int, ...]
         return config.rows_at_once
     if config.model == "resnet":
         channels = (config.channels or DEFAULT_CHANNELS)[0]
-        return max(1, VALUES_IN_CACHE // (math.prod(data_shape[:2]) * channels))
+        return max(1, VALUES_OF_FIRST_LEVEL // (math.prod(data_shape[:2]) * channels))
     return ROWS_IN_CACHE.get(config.model, 1000)
 
 
@@ -58,8 +59,9 @@ def microbatch_size(
     if rows is None or whole or batch * config.num_samples <= rows:
         return None
     most = max(1, rows // config.num_samples)
-    size = max(size for size in range(1, most + 1) if batch % size == 0)
-    return size if config.rows_at_once is not None or 4 * size >= most else None
+    if config.rows_at_once is None:
+        return divisor_near(batch, most)
+    return max(size for size in range(1, most + 1) if batch % size == 0)
 
 
 def parts_of_batch(

@@ -78,7 +78,7 @@ def fit(
         ValueError: the data, names or sizes are invalid, or the folder holds a run.
         FloatingPointError: the loss was not finite in 20 steps in a row, before any evaluation.
 
-    Ctrl-C ends the training after the first evaluation with the best parameters so far.
+    After the first evaluation, Ctrl-C ends the training and returns the best parameters so far.
 
     >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 2, (256, 8, 8))
@@ -110,7 +110,7 @@ def fit(
         prepare=problem.preprocessing.prepare,
         average_decay=average_decay,
         axis_name=AXIS,
-        microbatch_size=problem.rows_at_once(mesh, batch_size),
+        microbatch_size=problem.rows_at_once(objective, mesh, batch_size),
     )
     show = _Line(time.monotonic()).show if progress is True else progress or _silent
     of_run: dict[str, Any] = dict(mesh=mesh, key=key_train, key_scores=key_scores, show=show)

@@ -1,12 +1,13 @@
 """Check, split and prepare the rows of a fit, and build the model that starts from them."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxvae.cpu.blocks import rows_in_cache
+from jaxvae.cpu.blocks import divisor_near, rows_in_cache
 from jaxvae.fitting.arguments import check_sigma, model_arguments
 from jaxvae.models.registry import SHORT_NAMES, build
 from jaxvae.models.stored_parameters import trainable
@@ -42,17 +43,29 @@ class Problem(NamedTuple):
     preprocessing: Preprocessing
     about: dict[str, Any]
 
-    def rows_at_once(self, mesh: jax.sharding.Mesh, batch_size: int) -> int | None:
-        """Rows whose gradient a CPU should compute at once: a divisor of its share; None: all."""
-        share = batch_size // mesh.size
-        whole = mesh.devices.flat[0].platform != "cpu" or self.vae.with_log_scale is not None
-        if whole or share < 2:
+    def rows_at_once(self, objective: Any, mesh: jax.sharding.Mesh, batch_size: int) -> int | None:
+        """Rows whose gradient a device should compute at once: a divisor of its share; None: all.
+
+        Accelerators compute all, and so does a sigma that is the optimum of the batch.
+        """
+        share, vae = batch_size // mesh.size, self.vae
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        if share < 2 or not on_cpu or vae.with_log_scale is not None:
             return None
-        key = jax.random.key(0)
-        params = jax.eval_shape(self.vae.init, key)
-        zs = jax.eval_shape(lambda params: self.vae.prior(params).sample(key)[None], params)
-        most = rows_in_cache(lambda z, params: self.vae.decode(params, z), zs, params)
-        return max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+
+        def bound(row: tuple[jax.Array, jax.Array], params: Any) -> Any:
+            encode, decode = partial(vae.encode, params), partial(vae.decode, params)
+            key, stored = row
+            x = self.preprocessing.prepare(key, stored)
+            return objective(
+                key, x, encode=encode, decode=decode, prior=vae.prior(params)
+            ).objective
+
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+        stored = jax.ShapeDtypeStruct((1, *self.splits.train.shape[1:]), self.splits.train.dtype)
+        params = jax.eval_shape(vae.init, jax.random.key(0))
+        most = rows_in_cache(bound, (keys, stored), params, gradient=True)
+        return None if most is None else divisor_near(share, most)
 
 
 def make_problem(

@@ -241,6 +241,7 @@ def color_logistic_mixture(data_shape: tuple[int, ...]) -> Likelihood:
             f"likelihood=color_logistic_mixture is for at most {MOST_COLOR_CHANNELS} channels, got "
             f"{channels}: all pairs of them get coefficients. Use logistic_mixture."
         )
+    pairs = channels * (channels - 1) // 2
     ends = np.cumsum([m, channels * m, channels * m])
 
     def distribution(params: Any, out: jax.Array) -> Distribution:
@@ -253,14 +254,14 @@ def color_logistic_mixture(data_shape: tuple[int, ...]) -> Likelihood:
         start = logistic_mixture().output_at(mean, data_scale)  # [..., C, 3 M]
         parts = (part.reshape(*mean.shape[:-1], -1) for part in jnp.split(start, 3, axis=-1))
         logits, loc, log_scale = parts
-        pairs = jnp.zeros((*mean.shape[:-1], channels * (channels - 1) // 2 * m))
-        return jnp.concatenate([logits[..., :m], loc, log_scale, pairs], axis=-1)
+        coefficients = jnp.zeros((*mean.shape[:-1], pairs * m))
+        return jnp.concatenate([logits[..., :m], loc, log_scale, coefficients], axis=-1)
 
     return Likelihood(
         init=lambda data_scale: {},
         distribution=distribution,
         output_at=output_at,
-        num_outputs=int(ends[-1]) + channels * (channels - 1) // 2 * m,
+        num_outputs=(1 + 2 * channels + pairs) * m,
         per_pixel=True,
         network_input=lambda x: x / MIDDLE - 1,
     )

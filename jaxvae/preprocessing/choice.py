@@ -14,8 +14,7 @@ EXTREME = 0.4
 """Share of values that are black or white from which grey images count as drawings: MNIST has 0.82,
 Fashion-MNIST 0.51, photographs almost none."""
 MOST_COLOURS = 4
-"""Channels up to which those of a pixel count as a colour, red, green, blue and opacity. With more,
-the coefficients between all pairs would outnumber everything else that the network computes."""
+"""Largest number of channels that count as a colour: red, green, blue and opacity."""
 OF_WHOLE_NUMBERS = ("logistic_mixture", "color_logistic_mixture", "negative_binomial")
 NEAR = 0.02
 """Distance from black or white, as a share of the range, that counts as extreme."""

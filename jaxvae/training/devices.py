@@ -199,10 +199,12 @@ def make_map(
     def of_device(params: Any, key: jax.Array, indices: jax.Array, examples: jax.Array) -> Any:
         rows = (indices, examples)
         of_row = lambda row: of_one(params, key, *row)
-        if microbatch_size is None:
+        if microbatch_size is not None:
+            results = jax.lax.map(of_row, rows, batch_size=microbatch_size)
+        elif mesh.devices.flat[0].platform == "cpu":
             results = map_in_blocks(of_row, rows)
         else:
-            results = jax.lax.map(of_row, rows, batch_size=microbatch_size)
+            results = jax.vmap(of_row)(rows)
         return jax.lax.all_gather(results, AXIS) if several else results
 
     return _over_devices(of_device, mesh, (None, None, 0, 0), None if several else 0)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jaxvae
-from jaxvae import fit
+from jaxvae import elbo, fit, iwae
 from jaxvae.checkpoints import load, load_trained
 from jaxvae.cpu import blocks
 from jaxvae.fitting.problem import make_problem
@@ -148,11 +148,14 @@ def test_a_cpu_computes_as_many_rows_at_once_as_its_cache_holds(monkeypatch):
     """Of 20 rows per device: the largest divisor whose values fit, and all in a larger cache."""
     arguments = {"latent_dim": 2, "hidden": (16,)}
     problem = make_problem(vectors(), 0.1, "mlp", "gaussian", PREPARED, arguments)
-    mesh = make_mesh(ONE)
-    assert problem.rows_at_once(mesh, 20) == 20
+    one, two = make_mesh(ONE), make_mesh(jax.devices()[:2])
+    assert problem.rows_at_once(elbo, one, 20) == 20
     monkeypatch.setattr(blocks, "VALUES_IN_CACHE", 9 * 16)
-    assert problem.rows_at_once(mesh, 20) == 5
-    assert problem.rows_at_once(make_mesh(jax.devices()[:2]), 20) == 5
+    monkeypatch.setattr(blocks, "WEIGHT_SHARE", 0)
+    assert problem.rows_at_once(elbo, one, 20) == 5
+    assert problem.rows_at_once(elbo, two, 20) == 5
+    assert problem.rows_at_once(elbo, one, 19) is None  # a prime: one row at a time is slower
+    assert problem.rows_at_once(partial(iwae, num_samples=4), one, 20) == 2  # 4 draws a row
 
 
 @pytest.mark.slow

@@ -350,7 +350,7 @@ def test_a_mixture_over_feature_maps_is_flattened_with_its_components():
 
 
 def test_a_gaussian_with_a_number_as_scale_is_flattened_too():
-    """An encoder of one's own may return one."""
+    """A user's own encoder may return one."""
     q = Gaussian(jnp.arange(6.0).reshape(2, 3), -1.0)
     np.testing.assert_array_equal(families_of.flattened(q).loc, np.arange(6.0))
     assert families_of.flattened(q).log_scale == -1.0
