@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import zipfile
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,13 +14,17 @@ from pathlib import Path
 # forever for a thread (see BUILD.md, "Simulated devices").
 os.environ.setdefault("PJRT_NPROC", "32")
 # Compilation takes most of a test's time, so LLVM does not optimise here. jaxlib 0.10 has two ways
-# to emit code for fusions, of which the plainer is used; later versions have one, and abort at this
-# flag. XLA's own passes, fusion included, are those of a user. Put XLA_FLAGS= in front of the
-# command to run the tests on optimised code.
+# to emit code for fusions, of which the plainer is used, and need not split a program among
+# threads; later versions may abort at these flags. XLA's own passes, fusion included, are those of
+# a user. Put XLA_FLAGS= in front of the command to run the tests on optimised code.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
+    + (
+        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        if version("jaxlib").startswith("0.10.")
+        else ""
+    ),
 )
 
 import jax
@@ -59,6 +64,20 @@ SMALL = TrainConfig(
     num_devices=1,
     quiet=True,
 )
+
+
+def pytest_addoption(parser):
+    text = "run only part I of N, counted from 0, of the selected test functions"
+    parser.addoption("--part", metavar="I/N", help=text)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep the part of the tests that --part chooses, all parameters of a function together."""
+    if config.getoption("--part"):
+        part, parts = map(int, config.getoption("--part").split("/"))
+        functions = [item.nodeid.partition("[")[0] for item in items]
+        mine = [zlib.crc32(name.encode()) % parts == part for name in functions]
+        items[:] = [item for item, kept in zip(items, mine, strict=True) if kept]
 
 
 def pytest_collection_finish():

@@ -11,7 +11,10 @@ def check_images(examples: np.ndarray, net: str) -> None:
     Raises:
         ValueError: the examples are not 8-bit images of the net's shape.
     """
-    shape, small = NETS[net].data_shape, "mnist_small, mnist, fashion_mnist or kmnist"
+    shape, small = (
+        NETS[net].data_shape,
+        "mnist_small, mnist, fashion_mnist, kmnist, npz:PATH or npy:PATH",
+    )
     if examples.shape[1:] != shape or examples.dtype != np.uint8:
         known = small if shape[0] == 28 else NETS[net].dataset
         raise ValueError(

@@ -56,6 +56,9 @@ class PeersConfig(Measurement):
         steps = self.verify_steps
         require(steps is None or steps >= 0, "verify_steps", self.verify_steps, "0 or more")
         require(self.verify_runs >= 1, "verify_runs", self.verify_runs, "at least 1")
+        sizes = {NETS[name].data_shape for name in self.nets}
+        one = "left out, or --nets nets of one size of images: e alone, or without e"
+        require(self.dataset is None or len(sizes) == 1, "dataset", self.dataset, one)
 
 
 def peers(config: PeersConfig) -> None:

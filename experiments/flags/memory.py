@@ -40,7 +40,7 @@ def require_room(config: TrainConfig, values: int) -> None:
         "--num-intervals": config.num_samples * config.num_intervals,
     }
     if config.posterior == "full_covariance":
-        sizes["--latent-dim"] = latents**2
+        sizes[_flag_of_latents(config)] = latents**2
     if config.prior == "vamp":
         sizes["--num-components"] = learned * values
     for flag, size in sizes.items():
@@ -48,17 +48,23 @@ def require_room(config: TrainConfig, values: int) -> None:
         _require(BYTES * size, f"{flag}={getattr(config, name)}", flag)
 
 
-def require_room_for(state: Any) -> None:
+def require_room_for(state: Any, config: TrainConfig) -> None:
     """Check that the training state is not larger than the memory.
 
     Args:
         state: a pytree of `jax.ShapeDtypeStruct`s.
+        config: the flags.
 
     Raises:
         ValueError: it is; one line that names the flags to lower.
     """
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    _require(size, "parameters and optimizer state", "--latent-dim, --hidden or --num-categories")
+    widths = "--channels or --blocks" if config.model == "resnet" else "--hidden"
+    _require(size, "parameters and optimizer state", f"{_flag_of_latents(config)}, {widths}")
+
+
+def _flag_of_latents(config: TrainConfig) -> str:
+    return "--latent-dim" if config.latent_channels is None else "--latent-channels"
 
 
 def _require(size: int, what: str, flags: str) -> None:

@@ -174,7 +174,7 @@ def build_from(
 def _checked_shapes(start: Callable[[jax.Array], TrainState], config: TrainConfig) -> TrainState:
     """Return the shapes of the state, after checking that it fits in memory and in a checkpoint."""
     shapes: TrainState = jax.eval_shape(start, root_key(0))
-    require_room_for(shapes)
+    require_room_for(shapes, config)
     try:
         check_savable(to_items(shapes))
     except ValueError as error:

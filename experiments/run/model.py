@@ -20,8 +20,9 @@ from jaxvae.preprocessing.columns import ColumnUnits
 from jaxvae.preprocessing.statistics import data_scale, pseudo_inputs
 
 NEEDED = (
-    *("activation", "precision", "hidden", "channels", "blocks", "latent_channels"),
-    "rematerialize",
+    *("latent_dim", "latent_channels", "hidden", "channels", "blocks", "rematerialize"),
+    *("activation", "precision", "initialization"),
+    *("posterior", "prior", "num_components", "num_categories"),
 )
 """Flags that differ from their defaults only where the model's function takes them."""
 

@@ -81,7 +81,7 @@ def convolution(
     >>> convolution(jnp.ones((7, 8, 3)), jnp.ones((4, 4, 3, 5)), stride=2).shape
     (4, 4, 5)
     """
-    _check("convolution", x, kernel, stride, dilation)
+    _check("convolution", x, kernel, stride=stride, dilation=dilation)
     window = _usual_window(x, kernel, stride, dilation)
     window = window if padding is None else window._replace(padding=padding)
     _check_sizes("convolution", _positions(x, kernel.shape[:2], window), window.padding)
@@ -117,7 +117,7 @@ def transposed_convolution(
     >>> transposed_convolution(jnp.ones((4, 4, 5)), jnp.ones((4, 4, 5, 3))).shape
     (8, 8, 3)
     """
-    _check("transposed_convolution", x, kernel, stride, 1)
+    _check("transposed_convolution", x, kernel, stride=stride)
     padding = _usual_ends(kernel, stride) if padding is None else padding
     _check_sizes("transposed_convolution", _spread_positions(x, kernel, stride, padding), padding)
     _check_cut("transposed_convolution", x.shape, padding, stride)
@@ -346,7 +346,7 @@ def _multiplied(taps: int, stride: int) -> tuple[int, int]:
     return before, total - before
 
 
-def _check(function: str, x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> None:
+def _check(function: str, x: jax.Array, kernel: jax.Array, **steps: int) -> None:
     if is_explicit(x):
         raise ValueError(
             f"{function}: jax cannot shard its gradient over an axis of type Explicit, which "
@@ -363,10 +363,9 @@ def _check(function: str, x: jax.Array, kernel: jax.Array, stride: int, dilation
             f"{function}: the kernel must have shape (A, B, {image[2]}, O) for an image of shape "
             f"{image}, got {window}. Give a kernel with the image's channels."
         )
-    if min(stride, dilation) < 1:
-        raise ValueError(
-            f"{function}: stride and dilation must be at least 1, got {stride} and {dilation}."
-        )
+    for name, step in steps.items():
+        if step < 1:
+            raise ValueError(f"{function}: {name} must be at least 1, got {step}.")
 
 
 def _check_sizes(function: str, sizes: list[int], padding: Padding) -> None:
@@ -374,7 +373,7 @@ def _check_sizes(function: str, sizes: list[int], padding: Padding) -> None:
         raise ValueError(
             f"{function}: the image with its padding must not be smaller than the kernel's window; "
             f"padding={padding} leaves {sizes[0]} x {sizes[1]} positions. Pad more, or use a "
-            "smaller kernel or dilation."
+            "smaller window."
         )
 
 

@@ -113,7 +113,7 @@ class DiscretizedLogistic:
         return log_mass(value, loc, log_scale, self.num_values)
 
     def mean(self) -> jax.Array:
-        """Expectation over the values, exact; it differs from loc, since the ends are cut off."""
+        """Expectation over the values, exact. loc differs: it is not rounded and has no ends."""
         return expectation(*self.parameters(), self.num_values)
 
 
@@ -280,8 +280,8 @@ class ColorLogisticMixture:
     def mean(self) -> jax.Array:
         """Expectation over the values [*D, C], with the channels before a channel at theirs.
 
-        It is exact for channel 0, and for the others where their distribution does not reach the
-        ends; there is no formula for the rest.
+        It is exact for channel 0 and near for the others, unless their distribution reaches the
+        ends or its scale is below about 0.3, where rounding matters: there is no formula then.
         """
         logits, loc, log_scale, coefficients = self.parameters()
         coefficients = jnp.moveaxis(coefficients, -2, -1)

@@ -20,6 +20,7 @@ from jaxvae.checkpoints import load
 from tests.files import ROOT
 
 
+@pytest.mark.slow
 def test_evaluate_writes_the_table_that_it_prints(whole_run, capsys):
     """It does not depend on batches and devices."""
     results, folder = [], whole_run.run / "evaluations"
@@ -59,6 +60,7 @@ def test_encode_gives_the_posterior_of_every_example(whole_run, tmp_path):
     assert abs(standardized.var() - 1) < 4 * np.sqrt(2 / count)
 
 
+@pytest.mark.slow
 def test_sample_draws_pictures_and_arrays(whole_run, tmp_path):
     sizes = {"num_samples": 5, "num_examples": 4, "num_steps": 3}
     sample(SampleConfig(whole_run.run, output=tmp_path / "out", **sizes))

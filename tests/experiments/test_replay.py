@@ -25,6 +25,7 @@ def _files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 55])
 def test_a_replayed_step_equals_the_run_bit_for_bit(whole_run, step, capsys):
     """Replays start at step 0 or at a checkpoint, here the best one, and do not change the run."""

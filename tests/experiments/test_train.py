@@ -127,6 +127,7 @@ def test_the_step_is_traced_once_and_read_once_per_dispatch(small, tmp_path, mon
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_simulated_devices_have_one_dispatch_at_a_time(small, tmp_path, monkeypatch):
     waiting = []
 

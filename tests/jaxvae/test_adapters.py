@@ -349,6 +349,7 @@ def test_adapted_is_a_pytree_of_the_library_s_parameters(make):
     chex.assert_trees_all_equal(again.log_prob(jnp.asarray(VALUE)), q.log_prob(jnp.asarray(VALUE)))
 
 
+@pytest.mark.slow
 @normals
 def test_eager_jit_and_vmap_agree_inside_and_across(make):
     """Made in one vmap or jit and used in another, as bounds and evaluation do with q(z|x)."""

@@ -335,6 +335,7 @@ def test_every_module_system_gives_the_numbers_and_gradients_of_plain_functions(
     assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_library_gives_the_weights_and_gradients_of_ours(family, side):

@@ -136,6 +136,7 @@ def test_every_choice_is_a_keyword():
     assert [step for step, _, elbo in seen if elbo is not None] == [16, 32, 40]
 
 
+@pytest.mark.slow
 def test_grey_levels_can_be_probabilities():
     grey = np.random.default_rng(0).random((64, 8, 8)).astype(np.float32)
     flags = SMALL | {"num_steps": 2, "likelihood": "bernoulli", "devices": ONE}
@@ -275,6 +276,7 @@ def test_a_rare_value_in_the_validation_rows_is_on_the_scale_of_the_data():
         assert description.trained.high == np.float32(1e4)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_never_finite_is_an_error():
     with pytest.raises(
         FloatingPointError, match=r"not finite in 40 steps in a row\. Use a smaller"

@@ -103,6 +103,7 @@ def test_poisson_draws_pass_a_chi_square_test(rate):
     assert scipy.stats.chisquare(seen, expected * count).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [0.05, 0.9, 1.0, 7.0, 1e6])
 def test_log_gamma_draws_pass_a_kolmogorov_smirnov_test(shape):
     x = np.asarray(jax.jit(log_gamma)(jax.random.key(0), jnp.full(20_000, shape)), np.float64)
@@ -127,6 +128,7 @@ def test_priors_draw_under_every_generator(generator, prior):
     assert shape.shape == (2,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", [name for name in GENERATORS if name != "threefry2x32"])
 def test_a_training_step_takes_keys_of_every_generator(generator):
     """All other tests train with keys of threefry."""

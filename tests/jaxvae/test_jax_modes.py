@@ -178,6 +178,7 @@ def test_gradients_trace_in_x64_of_parameters_in_float32(case):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(traced)} <= {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["strict", "x64"])
 @pytest.mark.parametrize("sigma", ["learned", "optimal"])
 def test_a_step_keeps_the_types_of_its_state(mode, sigma):
@@ -322,6 +323,7 @@ def test_a_step_in_parts_rejects_a_batch_on_an_explicit_axis_with_a_remedy(optio
         jax.eval_shape(step, state, keys, xs)
 
 
+@pytest.mark.slow
 def test_a_step_on_an_explicit_axis_is_that_of_one_device():
     vae, optimizer = with_numbers(model({})), optax.sgd(0.1)
     state = jaxvae.init_state(vae, optimizer, jax.random.key(0))
@@ -345,6 +347,7 @@ def test_a_convolution_on_an_explicit_axis_is_rejected_with_a_remedy():
         jax.eval_shape(encode, params)
 
 
+@pytest.mark.slow
 def test_log_likelihood_on_an_explicit_axis_is_that_of_one_device():
     vae = with_numbers(model({}))
     params = vae.init(jax.random.key(0))

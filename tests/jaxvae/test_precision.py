@@ -113,6 +113,7 @@ def default_precision():
 # Golden
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), [("mlp", 17), ("conv", 23)])
 def test_the_networks_compute_in_bfloat16_and_nothing_else_does(name, number, default_precision):
     """A layer is a product forward and two backward; what sums a log probability is float32."""
@@ -144,6 +145,7 @@ def test_parameters_bounds_gradients_and_metrics_are_float32_under_bfloat16(name
 # Law
 
 
+@pytest.mark.slow
 @every_model
 def test_bound_and_gradients_are_those_of_float32_to_the_rounding_of_bfloat16(name):
     """The forward and backward pass round some 20 times one after the other, to both sides: the
@@ -170,6 +172,7 @@ def test_log_probabilities_are_summed_in_float32_whatever_the_network_computes_i
     np.testing.assert_allclose(p.log_prob(xs[0]), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_model
 def test_products_are_of_all_of_float32_once_a_command_has_started(name, default_precision):
     """A command sets this; users of the library may choose lower precision."""

@@ -301,6 +301,7 @@ def test_first_step_shows_the_error_of_a_training_command_that_ends_early(tmp_pa
         (step.step, step.StepConfig(segment_seconds=0.0), "--segment-seconds must be positive"),
         (peers.peers, peers.PeersConfig(verify_steps=-1), "--verify-steps must be 0 or more"),
         (peers.peers, peers.PeersConfig(verify_runs=0), "--verify-runs must be at least 1"),
+        (peers.peers, peers.PeersConfig(dataset="mnist"), "--dataset must be left out, or --nets"),
         (evaluate.evaluate, evaluate.EvaluateConfig(num_samples=()), "--num-samples must be"),
         (scaling.scaling, scaling.ScalingConfig(batch_size=0), "--batch-size must be at least 1"),
         (reading.reading, reading.ReadingConfig(num_images=1000), "--num-images must be at least"),

@@ -202,6 +202,7 @@ def test_command_trains_from_given_weights_and_writes_raw_ones(tiny, tmp_path, m
     run.close()
 
 
+@pytest.mark.slow
 def test_chunked_step_reports_its_images_and_steps_per_call(tiny):
     work = chunked(tiny("relu"))
     work.advance(2)
@@ -209,6 +210,7 @@ def test_chunked_step_reports_its_images_and_steps_per_call(tiny):
     assert work.about["compile_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_profile_finds_every_part_of_a_step(tiny):
     tiny("relu")
     parts = profile.Profile("relu", **WHERE).about["parts"]
@@ -265,6 +267,7 @@ def test_pytorch_learns_from_given_weights(tiny, tmp_path, monkeypatch):
         assert np.abs(value - first[name]).max() <= 25 * 1.5e-3, name
 
 
+@pytest.mark.slow
 def test_judge_uses_the_training_bound_and_the_mean_of_the_weights(tiny, tmp_path):
     """For the same weights the bound of 4 samples is tighter than the ELBO."""
     given = weights.named(some_params(tiny("relu").vae))

@@ -92,6 +92,7 @@ def test_worker_prepares_answers_and_ends():
     assert all(process.returncode == 0 for process in processes)
 
 
+@pytest.mark.slow
 def test_busy_workers_are_killed_after_one_shared_wait():
     with Workers() as workers:
         for name in ("one", "two", "three"):

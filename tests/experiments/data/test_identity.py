@@ -245,6 +245,7 @@ def test_data_that_are_binarized_once_are_identified_as_loaded(run):
     assert results(run=config.run)["data"]["is_of_run"]
 
 
+@pytest.mark.slow
 def test_evaluation_of_the_runs_own_data_is_not_labelled(run, capsys):
     evaluate(EvaluateConfig(run.run, num_samples=2, num_devices=1))
     assert "npz:data.npz test, step 10, 6 examples" in capsys.readouterr().out
@@ -345,6 +346,7 @@ def test_rows_of_the_run_under_another_name_are_recognized(config):
     assert not rows_for(config, "npz:longer.npz").is_of_run
 
 
+@pytest.mark.slow
 def test_codes_and_samples_of_other_data_do_not_overwrite_those_of_the_run(run):
     sizes = {"num_samples": 3, "num_examples": 2, "num_steps": 2}
     encode(EncodeConfig(run.run, num_devices=1))

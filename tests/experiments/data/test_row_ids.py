@@ -241,6 +241,7 @@ def test_prepared_pictures_lie_beside_the_run_or_in_data_dir(
     assert not (second.run / "data").exists()
 
 
+@pytest.mark.slow
 def test_config_json_chooses_no_new_folder_for_prepared_pictures(
     picture_run, all_are_many, tmp_path
 ):

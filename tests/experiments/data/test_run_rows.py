@@ -180,6 +180,7 @@ def test_codes_of_other_rows_are_all_in_order(whole_run, tmp_path):
     np.testing.assert_array_equal(codes["own"]["index"], dataset.indices["test"])
 
 
+@pytest.mark.slow
 def test_encoded_pictures_have_their_file_names(whole_run, pictures):
     for path in pictures.rglob("*.[pP][nN][gG]"):
         number = Image.open(path).getpixel((0, 0))

@@ -200,6 +200,7 @@ def test_run_alone_continues_with_the_flags_of_the_run(copied, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_given_flag_that_differs_is_rejected_even_at_its_default(copied, monkeypatch, capsys):
     assert _main(monkeypatch, f"--run={copied.run}", "--latent-dim=32", "--quiet") == 2
     assert "--latent-dim is 32 now and 2 there" in capsys.readouterr().err

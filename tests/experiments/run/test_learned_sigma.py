@@ -35,6 +35,7 @@ def first_updates(sigma="learned", **flags):
     return optimizer.update(gradients, optimizer.init(start), start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAMS)
 @pytest.mark.parametrize("sigma", ["learned", "per_channel"])
 def test_only_sigma_moves_by_the_rate_of_sigma(name, sigma):

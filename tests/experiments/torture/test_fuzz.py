@@ -350,6 +350,11 @@ def test_train_shows_the_library_error_for_dip_with_a_flow(small, tmp_path):
     [
         ({"latent_dim": 10**9}, "parameters and .* Lower --latent-dim, --hidden"),
         ({"hidden": (4, 10**9)}, "parameters and .* Lower --latent-dim, --hidden"),
+        (
+            {"model": "resnet", "hidden": None, "channels": (2**15,), "latent_channels": 1}
+            | {"latent_dim": TrainConfig.latent_dim},
+            "Lower --latent-channels, --channels or --blocks",
+        ),
         ({"posterior": "full_covariance", "latent_dim": 2**31 - 1}, "--latent-dim=2147483647 must"),
         ({"batch_size": 2**30}, "--batch-size=1073741824 must fit .* Lower --batch-size"),
         ({"prior": "vamp", "num_components": 2**30}, "--num-components=1073741824 must fit"),

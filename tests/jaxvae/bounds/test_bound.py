@@ -224,6 +224,7 @@ def of_one(params, key, x, names=tuple(BOUNDS)):
     return {name: BOUNDS[name](key, x, **sides(params), num_samples=4) for name in names}
 
 
+@pytest.mark.slow
 def test_eager_jit_vmap_and_pmap_agree():
     params, keys, x = networks()
     few = lambda params, key, x: of_one(params, key, x, ("elbo", "iwae"))
@@ -259,6 +260,7 @@ def test_networks_in_bfloat16_give_bounds_in_float32(name):
     assert {leaf.dtype.name for leaf in numbers} == {"float32"}
 
 
+@pytest.mark.slow
 def test_networks_in_bfloat16_learn_by_finite_gradients_of_their_kind():
     """The gradients are those of float32 networks, to the 8 bits of each bfloat16 number."""
     of_bounds = [elbo, partial(iwae, estimator="dreg"), partial(renyi, alpha=0.5)]

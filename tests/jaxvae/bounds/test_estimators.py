@@ -181,6 +181,7 @@ def assert_same_in_expectation(draws, expected):
 # Golden
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "estimator"), BY_SPEED)
 def test_value_and_gradient_have_the_expectation_that_quadrature_gives(name, estimator):
     assert_same_in_expectation(drawn_slopes(name, estimator)[0], exact_slopes(name))
@@ -345,6 +346,7 @@ def test_the_gradient_vanishes_in_every_draw_at_the_true_posterior(case):
     assert largest("dreg") < 1e-10
 
 
+@pytest.mark.slow
 def test_the_encoders_signal_falls_with_more_samples_and_that_of_dreg_rises():
     """|mean| / standard deviation of the gradient by q's loc falls as 1 / sqrt(K) (Rainforth et
     al. 2018), and rises as sqrt(K) for dreg (Tucker et al. 2019)."""
@@ -481,6 +483,7 @@ def at_large_logits():
     return jax.device_get(jax.jit(of_all)(jnp.array([1e4, -1e4]), jax.random.key(6)))
 
 
+@pytest.mark.slow
 def test_value_and_gradient_are_finite_for_large_logits():
     results = at_large_logits()
     for value, slope in results.values():

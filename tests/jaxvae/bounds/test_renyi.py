@@ -113,6 +113,7 @@ def test_more_samples_tighten_renyi_below_order_one_and_loosen_it_above():
             assert direction * (more - fewer) > 4 * np.hypot(error_fewer, error_more)
 
 
+@pytest.mark.slow
 def test_renyi_of_negative_order_is_not_a_bound():
     """With many samples it exceeds log p(x)."""
     bounds, log_prob = drawn(LARGE, 64, ("elbo, sampled KL", *ORDERS))

@@ -68,6 +68,7 @@ def temporary_bytes(num_samples, sample_chunk_size):
     return jax.jit(step).lower(params()).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_draws_but_by_their_keys_and_weights():
     """A draw's intermediate values take over 400 bytes, its key and its weights 40."""
     small, large = temporary_bytes(1_000, 50), temporary_bytes(10_000, 50)
@@ -108,6 +109,7 @@ def after_two_steps(microbatch_size, axis_name=None):
     return jax.device_get((state.params, state.average, metrics))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatch_size", [1, 4, 8])
 def test_blocks_take_the_step_of_the_whole_batch(microbatch_size):
     compare = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)

@@ -99,6 +99,7 @@ def test_tvo_with_many_intervals_is_iwae():
     assert (gap < 0.02 * (log_mean_exp(logs) - logs.mean(1)) + 1e-5).all()
 
 
+@pytest.mark.slow
 def test_more_samples_tighten_tvo():
     by_size, log_prob = tightness(LARGE, "tvo", ("tvo",))
     for (fewer, error_fewer), (more, error_more) in pairwise(by_size):

@@ -175,6 +175,7 @@ def test_content_that_changes_on_its_way_to_the_disk_is_an_error(tmp_path, monke
         save(checkpoints, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shown_to_orbax")
 def test_training_stops_at_the_evaluation_after_it(small, tmp_path):
     config = dataclasses.replace(small, run=tmp_path / "[x]", num_steps=10_000)

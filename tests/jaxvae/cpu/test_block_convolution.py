@@ -126,6 +126,7 @@ class OldDecoder(nn.Module):
         return h + self.param("output_bias", nn.initializers.zeros, (9, 12, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "size"),
     [
@@ -156,6 +157,7 @@ def test_a_layer_computes_in_its_dtype_from_parameters_in_float32(layer):
 # Transform
 
 
+@pytest.mark.slow
 @functions
 def test_eager_jit_vmap_and_pmap_agree(name):
     function = FUNCTIONS[name]

@@ -116,6 +116,7 @@ def test_transposed_value_and_gradients_are_xlas(shape, outputs, taps, stride, p
 # Transform
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [2, 24])
 def test_forward_mode_and_second_derivatives_are_those_of_reverse_mode(channels):
     x, kernel = draws((3, 4, channels), channels, (3, 3), batch=1)

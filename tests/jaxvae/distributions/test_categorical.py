@@ -25,6 +25,7 @@ LOGITS = jnp.array([[0.0, 1.0, -2.0, 3.0], [1e4, -1e4, 0.0, 1e4]])
 # Golden
 
 
+@pytest.mark.slow
 def test_golden_file_is_what_its_script_makes():
     assert_made_by_script("categorical")
 
@@ -75,6 +76,7 @@ def test_whole_numbers_of_any_type_are_values(dtype):
     np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.slow
 def test_transforms_agree():
     assert_transforms_agree(Categorical(LOGITS), jnp.array([3.0, 0.0]), terms=10.0)
 

@@ -49,6 +49,7 @@ def variance(logits):
 # Golden
 
 
+@pytest.mark.slow
 def test_golden_file_is_what_its_script_makes():
     assert_made_by_script("continuous_bernoulli")
 
@@ -113,6 +114,7 @@ def test_gradients_of_draws_by_the_logits_are_finite_differences():
     np.testing.assert_allclose(slope, difference, rtol=0, atol=2e-10)
 
 
+@pytest.mark.slow
 def test_transforms_agree():
     p = ContinuousBernoulli(jnp.array([[-3.0, 0.1], [0.0, 7.0]]))
     assert_transforms_agree(p, jnp.array([[0.0, 0.25], [0.5, 1.0]]), terms=30.0)

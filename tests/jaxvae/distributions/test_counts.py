@@ -52,6 +52,7 @@ def example(family):
 # Golden
 
 
+@pytest.mark.slow
 @every_family
 def test_golden_file_is_what_its_script_makes(family):
     assert_made_by_script(family)
@@ -134,6 +135,7 @@ def test_draws_are_finite_in_the_corners(family):
 # Transform
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SAMPLED)
 def test_transforms_agree(family):
     x = jnp.array([0.0, 1.0, 7.0, 0.0, 30.0])

@@ -59,6 +59,7 @@ def draws(p):
 # Golden
 
 
+@pytest.mark.slow
 def test_golden_file_is_what_its_script_makes():
     made = make_golden.make_golden()
     assert made.keys() == GOLDEN.keys()
@@ -277,6 +278,7 @@ def test_soft_clamp_leaves_log_scales_of_practice_nearly_alone():
 # Transform
 
 
+@pytest.mark.slow
 def test_eager_jit_vmap_and_pmap_agree():
     """All families in one function: each transform returns the same distributions."""
     kinds = [distribution(kind) for kind in KINDS]

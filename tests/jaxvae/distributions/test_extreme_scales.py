@@ -109,6 +109,7 @@ def test_correlated_gaussians_are_those_of_float64(log_scale, away):
         assert np.isfinite(slopes).all()
 
 
+@pytest.mark.slow
 @every_scale
 def test_discretized_logistic_has_masses_that_add_up(log_scale):
     """There are three values, with loc at the middle one; the bins have width 1."""

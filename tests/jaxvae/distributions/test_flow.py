@@ -179,6 +179,7 @@ def test_log_det_is_that_of_the_jacobian(kind):
     assert np.abs(expected).max() > 0.1
 
 
+@pytest.mark.slow
 @every_kind
 def test_inverse_undoes_forward(kind):
     """The tolerance is 100 eps times the inverse of the Jacobian, which maps errors of z to z_0."""
@@ -320,6 +321,7 @@ def slopes_on_the_same_noise():
         return jax.device_get(of_all(phi, theta))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_gradients_of_a_bound_are_those_of_the_gaussian_on_the_same_noise(name):
     """Gradients by the model's parameters too, with a q that is not the posterior."""
@@ -363,6 +365,7 @@ def test_values_and_gradients_are_finite_far_out(kind):
 # Transform
 
 
+@pytest.mark.slow
 @every_kind
 def test_eager_jit_and_vmap_agree(kind):
     keys = jax.random.split(jax.random.key(4), 10)

@@ -26,6 +26,7 @@ LOC, LOG_SCALE = jnp.array([0.5, -2.0, 100.0]), jnp.array([-1.0, 0.0, 1.5])
 # Golden
 
 
+@pytest.mark.slow
 def test_golden_file_is_what_its_script_makes():
     assert_made_by_script("laplace")
 
@@ -89,6 +90,7 @@ def test_sample_is_a_shift_and_scale_of_the_same_noise():
 # Transform
 
 
+@pytest.mark.slow
 def test_transforms_agree():
     assert_transforms_agree(Laplace(LOC, LOG_SCALE), jnp.array([0.0, 1.0, 90.0]), terms=20.0)
 

@@ -78,6 +78,7 @@ def log_masses_of_colors(p, x):
 # Golden
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", NAMES)
 def test_golden_file_is_what_its_script_makes(family):
     assert_made_by_script(family)
@@ -160,6 +161,7 @@ def test_mean_of_colors_is_that_of_draws_where_the_ends_are_far():
     assert_mean_of_draws(x, np.asarray(mean(p)), x.var(0))
 
 
+@pytest.mark.slow
 def test_a_mask_hides_whole_pixels_of_colors():
     p, x = colors(), jnp.array([[0.0, 1.0, 3.0], [2.0, 2.0, 1.0]])
     one = Gaussian.standard(1)
@@ -195,6 +197,7 @@ def test_whole_numbers_of_any_type_are_values(dtype):
     np.testing.assert_array_equal(log_probs(p, x.astype(dtype)), log_probs(p, x.astype(float)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*NAMES, "colors"])
 def test_transforms_agree(kind):
     if kind == "discretized_logistic":

@@ -99,6 +99,7 @@ def test_draws_have_the_mean_and_the_covariance():
 # Transform
 
 
+@pytest.mark.slow
 def test_eager_jit_and_vmap_agree():
     batch, x = random_low_rank(4, batch=(5,)), jnp.ones((5, 3))
     rows = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(5)]

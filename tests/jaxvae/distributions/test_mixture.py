@@ -114,6 +114,7 @@ def test_values_and_gradients_are_finite_at_extremes():
         chex.assert_tree_all_finite(slopes(p, jnp.array([-100.0])))
 
 
+@pytest.mark.slow
 def test_eager_jit_and_vmap_agree():
     rows = [random_mixture(seed) for seed in range(3)]
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)

@@ -41,6 +41,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_log_prob_is_numpyros(name):
     with jax.enable_x64(True):
@@ -51,6 +52,7 @@ def test_log_prob_is_numpyros(name):
         assert abs(float(ours.log_prob(value)) - expected.sum()) <= tolerance
 
 
+@pytest.mark.slow
 def test_kl_of_two_full_covariances_is_numpyros():
     other = TRIL.T @ TRIL + np.eye(5)
     with jax.enable_x64(True):

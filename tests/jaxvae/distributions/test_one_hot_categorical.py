@@ -87,6 +87,7 @@ def test_values_and_gradients_are_finite_at_extremes():
         chex.assert_tree_all_finite(slopes(OneHotCategorical(logits), value))
 
 
+@pytest.mark.slow
 def test_eager_jit_and_vmap_agree():
     batch, value = OneHotCategorical(random_logits(4, (5, 2, 3))), jnp.eye(3)[:2]
     eager = [OneHotCategorical(logits).log_prob(value) for logits in batch.logits]

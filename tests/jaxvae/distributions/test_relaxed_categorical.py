@@ -136,6 +136,7 @@ def test_draws_are_differentiable_by_the_temperature_and_logits():
     np.testing.assert_allclose(of_logits.temperature[0], slope, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_eager_jit_vmap_and_bfloat16_agree():
     p, x = relaxed(6, 0.7), jnp.array([[0.2, 0.3, 0.5]])
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), p)

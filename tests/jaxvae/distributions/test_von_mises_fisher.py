@@ -144,6 +144,7 @@ def test_uniform_draws_have_the_moments():
     assert (np.abs(products.mean(0) - np.eye(4) / 4) <= 4 * errors).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 16])
 def test_draws_and_their_gradients_have_the_moments(dim):
     """With c = cos of the angle to loc and a fixed u: E u.x = E[c] u.loc, and E (u.x)^2 =

@@ -249,6 +249,7 @@ def all_pairs(diagonal_q, full_q, diagonal_p, full_p):
     return jnp.stack([kl(q, p) for q in (diagonal_q, full_q) for p in (diagonal_p, full_p)])
 
 
+@pytest.mark.slow
 def test_eager_jit_vmap_and_pmap_agree():
     batch = all_kinds(np.random.default_rng(8), batch=(8,))
     rows = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(8)]
@@ -344,6 +345,7 @@ def test_an_unsummed_log_prob_is_rejected():
             kl(q, p, key=jax.random.key(0), num_samples=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", PAIRS)
 def test_events_of_different_shapes_are_rejected(kinds):
     rng = np.random.default_rng(12)

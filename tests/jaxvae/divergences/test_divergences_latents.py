@@ -72,6 +72,7 @@ every_pair = pytest.mark.parametrize("pair", PAIRS, ids=names)
 # Golden
 
 
+@pytest.mark.slow
 def test_golden_file_is_what_its_script_makes():
     made = make_latents.make_golden()
     assert made.keys() == GOLDEN.keys()
@@ -233,6 +234,7 @@ def test_gradients_are_finite_differences(pair):
         assert abs(slope - difference) <= 1e-7 * (abs(value) + abs(slope))
 
 
+@pytest.mark.slow
 def test_eager_jit_and_vmap_agree():
     rng = np.random.default_rng(8)
     for pair in [(LowRankGaussian, LowRankGaussian), (LowRankGaussian, Gaussian)]:

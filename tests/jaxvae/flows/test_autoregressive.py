@@ -165,6 +165,7 @@ def test_gates_that_are_shut_or_open_lose_no_finite_value():
         np.testing.assert_allclose([-result[0][1], result[0][3]], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dim", "hidden", "context_dim"),
     [
@@ -192,6 +193,7 @@ def test_the_inverse_and_its_gradients_are_those_of_iterating_z_times(dim, hidde
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(got[1][1:]))
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_those_of_iterating_z_times():
     """Along one direction in everything at once, of the gradient by everything."""
     with jax.enable_x64(True):

@@ -64,6 +64,7 @@ def raw_of(seed, scale=1.0):
 # Golden
 
 
+@pytest.mark.slow
 def test_golden_file_is_what_its_script_makes():
     made = make_flows.make_flows()
     assert made.keys() == GOLDEN.keys()
@@ -151,6 +152,7 @@ def test_outside_the_box_it_is_the_identity(value):
     assert (gradients(raw, jnp.full(123, value)) == 0.0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e4, -1e4])
 def test_values_and_gradients_are_finite_at_extreme_parameters(size):
     x = jnp.concatenate([jnp.linspace(-5.0, 5.0, 121), jnp.array([-100.0, 100.0])])

@@ -444,6 +444,7 @@ def test_a_likelihood_can_be_added(monkeypatch):
 # Transform
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [*OTHERS, "gaussian optimal", "gaussian per_pixel", "laplace per_channel"]
 )

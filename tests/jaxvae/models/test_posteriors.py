@@ -169,6 +169,7 @@ def test_a_prior_over_the_same_simplex_has_its_own_temperature():
 # Law
 
 
+@pytest.mark.slow
 @posteriors
 def test_every_output_is_used(name):
     """log q(z|x) has a gradient by each, and by each of the family's own parameters."""
@@ -184,6 +185,7 @@ def test_every_output_is_used(name):
     assert bool(params) == (name in FLOWS)
 
 
+@pytest.mark.slow
 @posteriors
 def test_the_standard_prior_is_over_the_same_latents(name):
     """Draws of the one are in the space of the other, where its density is finite."""
@@ -276,6 +278,7 @@ def test_a_posterior_can_be_added(monkeypatch):
 # Transform
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in FLOWS])
 def test_eager_and_jit_agree(name):
     """The same operations fused in other ways: some eps of terms of order one to ten."""
@@ -360,6 +363,7 @@ def test_a_gaussian_with_a_number_as_scale_is_flattened_too():
 MAP = (1, 3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [  # any flow is reshaped as a whole, whatever its layers; these two compile the longest

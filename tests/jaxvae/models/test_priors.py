@@ -322,6 +322,7 @@ def test_a_prior_can_be_added(monkeypatch):
 # Transform
 
 
+@pytest.mark.slow
 @priors
 def test_eager_and_vmap_agree(name):
     _, params, weights, zs = example(name)

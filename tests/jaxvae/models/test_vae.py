@@ -355,6 +355,7 @@ def test_outputs_in_bfloat16_are_read_in_float32():
     assert {leaf.dtype.name for leaf in jax.tree.leaves(p)} == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("posterior", "prior"),
     [
@@ -509,6 +510,7 @@ def test_log_scales_stay_within_the_clamp_for_huge_inputs(model):
 # Transform
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp (5, 4, 1)", "conv (9, 12, 3)"])
 def test_eager_jit_and_vmap_agree(model):
     vae = MODELS[model]()

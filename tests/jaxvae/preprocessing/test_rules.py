@@ -303,6 +303,7 @@ def test_whole_numbers_up_to_255_are_8_bit_pixels(likelihood: str, dtype: type) 
 # Transforms.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("likelihood", "dtype"),
     [

@@ -137,6 +137,7 @@ def test_gradients_are_finite_differences(case):
         np.testing.assert_allclose(jax.jit(jax.grad(along))(0.0), slope, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_eager_is_jit_and_bfloat16_is_computed_in_float32():
     q = golden_posterior(GOLDEN["dip"][0])
     result = penalty(q, "ii", **WEIGHTS)

@@ -112,6 +112,7 @@ def test_gradients_are_finite_differences(kernel):
         np.testing.assert_allclose(jax.grad(along)(0.0), slope, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_eager_is_jit_and_bfloat16_is_computed_in_float32():
     x, y = samples()
     eager = mmd_squared(x, y, scales=(0.5,))

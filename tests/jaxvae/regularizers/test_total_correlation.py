@@ -62,6 +62,7 @@ def per_latent(q, z):
 # Golden
 
 
+@pytest.mark.slow
 def test_golden_file_is_what_its_script_makes():
     pytest.importorskip("sklearn")
     from tests.golden import make_regularizers
@@ -256,6 +257,7 @@ def test_gradients_are_finite_differences():
             np.testing.assert_allclose(jax.jit(jax.grad(along))(0.0), slope, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_eager_is_jit():
     q, z = posteriors(4)
     eager = kl_decomposition(q, z, PRIOR, num_data=9)

@@ -144,6 +144,7 @@ def sampled(bound, num_samples, model, logits, key):
     return run(num_samples=num_samples, estimator="vimco").objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [elbo, iwae], ids=["elbo", "iwae"])
 def test_bounds_and_their_vimco_gradients_have_the_enumerated_means(bound):
     model, logits = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), model_and_guess(1))
@@ -163,6 +164,7 @@ def test_bounds_and_their_vimco_gradients_have_the_enumerated_means(bound):
 # Transform
 
 
+@pytest.mark.slow
 def test_eager_jit_and_vmap_agree():
     model, logits = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), model_and_guess())
     elbo_of = lambda x: model.elbo(x, OneHotCategorical(logits))

@@ -185,6 +185,7 @@ def test_a_scalar_noise_applies_to_every_dimension():
 # Transform
 
 
+@pytest.mark.slow
 def test_eager_jit_vmap_and_pmap_agree():
     model, x = model_and_data("2 from 3, noise of each")
     q = guesses(3)["full"]

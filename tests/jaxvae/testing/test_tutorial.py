@@ -96,6 +96,7 @@ def integrals(x, sigma):
 # Golden
 
 
+@pytest.mark.slow
 @precisions
 def test_generate_and_invert_are_scipys(precision):
     found, close = solved(1.0, precision), partial(np.testing.assert_allclose, rtol=0)
@@ -175,6 +176,7 @@ def test_gap_in_float32_has_the_documented_error(precision):
 # Transform
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     """f and g are solved for; their gradients come by the implicit function theorem."""
     with jax.enable_x64(True):

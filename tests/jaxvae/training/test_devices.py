@@ -127,6 +127,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(num_devices):
     assert traces == more_traces == 1
 
 
+@pytest.mark.slow
 def test_optimal_sigma_is_that_of_the_global_batch():
     shape = {"data_shape": (8,), "latent_dim": 2, "hidden": (8,)}
     model, sgd = partial(mlp_vae, **shape, likelihood="gaussian", sigma="optimal"), optax.sgd(1e-3)

@@ -110,6 +110,7 @@ def test_a_penalty_on_four_devices_is_that_on_one(name):
     assert np.abs(movement(one, regularized_state(name))).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_sgd_follows_the_objective_less_the_penalty():
     """The penalty has the batch's posteriors and draws and its own key; `elbo` is the ELBO."""
     state, (keys, xs), prior = regularized_state("all"), batch(), Gaussian.standard(2)
