@@ -23,6 +23,7 @@ from jaxvae.distributions import (
     Flow,
     FullCovarianceGaussian,
     Gaussian,
+    Hierarchy,
     Laplace,
     LowRankGaussian,
     Mixture,
@@ -46,7 +47,8 @@ from jaxvae.flows import (
     coupling_flow,
     coupling_init,
 )
-from jaxvae.models.builders import conv_vae, mlp_vae, resnet_vae
+from jaxvae.models.builders import conditional_vae, conv_vae, mlp_vae, resnet_vae
+from jaxvae.models.condition import Condition, Conditioned
 from jaxvae.models.stored_parameters import trainable
 from jaxvae.models.vae import VAE, in_units
 from jaxvae.regularizers import (
@@ -67,6 +69,9 @@ __all__ = [  # in the order in which data pass through them
     "mlp_vae",
     "conv_vae",
     "resnet_vae",
+    "conditional_vae",
+    "Condition",
+    "Conditioned",
     "in_units",
     # distributions: over latents, then over data
     "Distribution",
@@ -84,6 +89,7 @@ __all__ = [  # in the order in which data pass through them
     "OneHotCategorical",
     "RelaxedCategorical",
     "Mixture",
+    "Hierarchy",
     "Bernoulli",
     "ContinuousBernoulli",
     "Laplace",

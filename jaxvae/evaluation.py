@@ -21,6 +21,7 @@ from jaxvae.distributions import (
     mean_of,
     sample_and_log_prob,
 )
+from jaxvae.leaves import at_rows, count_rows
 from jaxvae.models.vae import VAE, Params
 from jaxvae.training.devices import local_positions, shard
 from jaxvae.training.step import ACTIVE_VARIANCE, Prepare
@@ -28,7 +29,7 @@ from jaxvae.training.step import ACTIVE_VARIANCE, Prepare
 
 def log_likelihood(
     key: jax.Array,
-    x: jax.Array,
+    x: Any,
     *,
     encode: Encode,
     decode: Decode,
@@ -86,7 +87,7 @@ class Estimate(NamedTuple):
 
 def log_likelihood_and_error(
     key: jax.Array,
-    x: jax.Array,
+    x: Any,
     *,
     encode: Encode,
     decode: Decode,
@@ -158,7 +159,7 @@ MEAN_SAMPLES = 256
 variance: below `ACTIVE_VARIANCE` for variances up to 2.5."""
 
 
-def center_of(q: Any, key: jax.Array) -> jax.Array:
+def center_of(q: Any, key: jax.Array) -> Any:
     """Latent that represents q(z|x): its mean, or on the sphere its mean direction.
 
     Args:
@@ -178,11 +179,12 @@ class Scores(NamedTuple):
         elbo: [] with one draw of q.
         reconstruction: [] E_q log p(x|z).
         kl: [] KL(q(z|x) || p(z)).
-        kl_per_latent: [Z], or None where the KL is not a sum over latents.
+        kl_per_latent: [Z], or None where the KL is not a sum over latents; for a hierarchy a tuple
+            over its levels, as in `jaxvae.Bound`.
         log_likelihood: [] K-sample estimate of log p(x), or None if num_samples is 0.
         log_likelihood_error: [] its Monte Carlo error (`log_likelihood_and_error`), or None.
-        posterior_mean: [Z], or [Z, C] for one-hot latents; estimated from 256 draws where q has
-            no mean in closed form.
+        posterior_mean: [Z], or [Z, C] for one-hot latents, or a tuple over the levels of a
+            hierarchy; estimated from 256 draws where q has no mean in closed form.
         sigma_squared: [] mean variance of a Gaussian p(x|z) over the dimensions of x, at one draw
             of q; None for other likelihoods.
     """
@@ -203,8 +205,10 @@ def make_score(
     prepare: Prepare = lambda key, x: x,
     num_samples: int | jax.Array = 0,
     sample_chunk_size: int = 10,
-) -> Callable[[Params, jax.Array, jax.Array], Scores]:
+) -> Callable[[Params, jax.Array, Any], Scores]:
     """Make a pure function (params, key, one stored example) -> Scores.
+
+    The example of a conditional model is `Conditioned(x, y)`, and the scores are those of p(x|y).
 
     Args:
         vae: the model.
@@ -213,13 +217,14 @@ def make_score(
         sample_chunk_size: as in `log_likelihood`.
     """
 
-    def score(params: Params, key: jax.Array, stored: jax.Array) -> Scores:
+    def score(params: Params, key: jax.Array, stored: Any) -> Scores:
         key_data, key_elbo, key_samples, key_mean = jax.random.split(key, 4)
-        x = prepare(key_data, stored)
-        q, prior = vae.encode(params, x), vae.prior(params)
+        given, x = vae.of_example(stored)
+        x = prepare(key_data, x)
+        q, prior = given.encode(params, x), given.prior(params)
         parts: dict[str, Any] = {
             "encode": lambda _: q,
-            "decode": lambda z: vae.decode(params, z),
+            "decode": lambda z: given.decode(params, z),
             "prior": prior,
         }
         pathwise = getattr(q, "reparameterized", True)
@@ -239,13 +244,13 @@ def make_score(
             log_likelihood=many.value,
             log_likelihood_error=many.standard_error,
             posterior_mean=mean_of(q, key_mean, MEAN_SAMPLES),
-            sigma_squared=_variance(vae.decode(params, bound.samples[0])),
+            sigma_squared=_variance(given.decode(params, at_rows(bound.samples, 0))),
         )
 
     return score
 
 
-def scored_x(prepare: Prepare, key: jax.Array, indices: jax.Array, stored: jax.Array) -> jax.Array:
+def scored_x(prepare: Prepare, key: jax.Array, indices: jax.Array, stored: Any) -> Any:
     """The x of examples [N, ...] exactly as `map_dataset` over `make_score` prepares and scores it.
 
     Args:
@@ -255,7 +260,7 @@ def scored_x(prepare: Prepare, key: jax.Array, indices: jax.Array, stored: jax.A
         stored: [N, ...] these examples as stored.
     """
 
-    def of_one(index: jax.Array, example: jax.Array) -> jax.Array:
+    def of_one(index: jax.Array, example: Any) -> Any:
         key_data, *_ = jax.random.split(jax.random.fold_in(key, index), 4)
         return prepare(key_data, example)
 
@@ -271,7 +276,7 @@ def map_dataset(
     mapped: Callable[..., Any],
     params: Params,
     key: jax.Array,
-    examples: np.ndarray,
+    examples: Any,
     *,
     mesh: Mesh,
     batch_size: int,
@@ -287,7 +292,7 @@ def map_dataset(
     Args:
         mapped: function from `jaxvae.training.devices.make_map`.
         params, key: on every device of the mesh (`jaxvae.training.devices.replicate`).
-        examples: [N, ...] as stored, N >= 1.
+        examples: [N, ...] as stored, or a pytree of such arrays, N >= 1.
         mesh: the devices.
         batch_size: examples computed at once; rounded up to a multiple of the number of devices,
             and of `microbatch_size` on each device.
@@ -297,23 +302,24 @@ def map_dataset(
     Raises:
         ValueError: no examples, or a batch_size below 1.
     """
-    if len(examples) == 0:
+    num_rows = count_rows(examples)
+    if num_rows == 0:
         raise ValueError("There must be at least one example to evaluate, got none.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     part = microbatch_size or 1
-    per_device = -(-min(batch_size, len(examples)) // (mesh.size * part)) * part
+    per_device = -(-min(batch_size, num_rows) // (mesh.size * part)) * part
     block, mine = per_device * mesh.size, local_positions(mesh)
     results = []
-    for first in range(0, len(examples), block):
-        indices = np.minimum(np.arange(first, first + block, dtype=np.int32), len(examples) - 1)
+    for first in range(0, num_rows, block):
+        indices = np.minimum(np.arange(first, first + block, dtype=np.int32), num_rows - 1)
         local = indices.reshape(mesh.size, per_device)[mine]
-        batch = shard((local, examples[local]), mesh)
+        batch = shard((local, at_rows(examples, local)), mesh)
         results.append(jax.device_get(mapped(params, key, *batch)))
-        progress(min(first + block, len(examples)))
+        progress(min(first + block, num_rows))
     return jax.tree.map(
         lambda *parts: np.concatenate([part.reshape(block, *part.shape[2:]) for part in parts])[
-            : len(examples)
+            :num_rows
         ],
         *results,
     )
@@ -352,15 +358,20 @@ def bits_per_dimension(bound: Estimate, num_dimensions: int, offset_bits: float 
     return Estimate(offset_bits - bound.value / nats_per_bit, bound.standard_error / nats_per_bit)
 
 
-def count_active_units(posterior_means: np.ndarray) -> int:
+def count_active_units(posterior_means: Any) -> int:
     """Number of latents that are active over a data set, from their posterior means.
 
-    The means are [N, Z] or [N, h, w, c], with a last axis [C] for one-hot latents.
+    The means are [N, Z] or [N, h, w, c], with a last axis [C] for one-hot latents, or a tuple of
+    those of all levels.
 
     Ref: see `jaxvae.training.step.active_units`, which does the same for a batch.
 
     >>> count_active_units(np.array([[0.0, 1.0], [0.1, 2.0]]))
     1
     """
-    active = np.var(np.asarray(posterior_means, np.float64), axis=0) > ACTIVE_VARIANCE
-    return int((active.any(axis=-1) if active.ndim % 2 == 0 else active).sum())
+
+    def of_array(means: np.ndarray) -> int:
+        active = np.var(np.asarray(means, np.float64), axis=0) > ACTIVE_VARIANCE
+        return int((active.any(axis=-1) if active.ndim % 2 == 0 else active).sum())
+
+    return sum(map(of_array, jax.tree.leaves(posterior_means)))

@@ -29,6 +29,33 @@ def is_trained(leaf: Any) -> bool:
     return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def count_rows(tree: Any) -> int:
+    """Length of the leading axis of all arrays of a tree.
+
+    Raises:
+        ValueError: there is no array, or the lengths differ.
+
+    >>> count_rows({"x": np.zeros((3, 2)), "y": np.zeros(3)})
+    3
+    """
+    lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(tree)}
+    if len(lengths) != 1:
+        raise ValueError(
+            f"all arrays of a batch must have the same number of rows, got {sorted(lengths)}. "
+            "Give each example one row of each."
+        )
+    return lengths.pop()
+
+
+def at_rows(tree: Any, rows: Any) -> Any:
+    """Index the leading axis of all arrays of a tree, by anything that indexes an array.
+
+    >>> at_rows({"x": np.arange(3), "y": np.ones(3)}, 1)["x"].item()
+    1
+    """
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
 def partition(tree: Any, keep: Callable[[Any], bool]) -> tuple[Any, Any]:
     """Split a tree into the leaves that `keep` selects and all others; `combine` is the inverse.
 

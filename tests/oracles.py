@@ -12,7 +12,7 @@ import scipy.special
 
 from jaxvae import FullCovarianceGaussian, Gaussian
 from jaxvae.bounds import ciwae, elbo, iwae, miwae, piwae, renyi, tvo
-from jaxvae.testing import LinearGaussian
+from jaxvae.testing import LinearChain, LinearGaussian, TwoLayerGaussian
 
 EPS = float(np.finfo(np.float32).eps)
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -186,3 +186,22 @@ def weighted_by(scale):
     q = Gaussian.standard(1)
     decode = lambda z: Constant(jnp.sum(scale * z))
     return {"x": jnp.zeros(()), "encode": lambda x: q, "decode": decode, "prior": q}
+
+
+def two_layer_model():
+    """A two-layer model of 5 entries from 3 and 2 latents, a chain that is not its posterior, an x.
+
+    They are in float64 if jax is, else in float32.
+    """
+    rng = np.random.default_rng(3)
+
+    def chain(weight):
+        arrays = (rng.normal(size=2), rng.normal(-0.2, 0.3, 2), weight)
+        return LinearChain(*arrays, rng.normal(size=3), rng.normal(-0.4, 0.3, 3))
+
+    weight = rng.normal(size=(3, 2))
+    prior, q = chain(weight), chain(0.5 * weight)
+    model = TwoLayerGaussian(
+        prior, rng.normal(size=(5, 3)), rng.normal(size=5), 0.3 * rng.normal(size=5)
+    )
+    return jax.tree.map(jnp.asarray, (model, q, 2 * rng.normal(size=5)))

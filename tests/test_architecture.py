@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "models": {"distributions", "flows", "leaves", "networks"},
     "training": {"bounds", "cpu", "distributions", "leaves", "models", "regularizers"},
     "checkpoints": {"models", "preprocessing", "trained"},
-    "evaluation": {"bounds", "distributions", "models", "training"},
+    "evaluation": {"bounds", "distributions", "leaves", "models", "training"},
     "preprocessing": {"cpu"},
     "trained": {"bounds", "distributions", "evaluation", "models", "preprocessing", "training"},
     "fitting": {

@@ -89,12 +89,11 @@ def summarize(
             bits_per_dimension(bound, num_dimensions, preprocessing.offset_bits),
             f"bits, of {preprocessing.unit}",
         ),
-        "active_units": {
-            "value": count_active_units(scores.posterior_mean),
-            "unit": f"of {latents} latents",
-        },
         "num_examples": len(scores.elbo),
     }
+    if len(scores.elbo) > 1:  # one example has no variance, so none would be active
+        active = count_active_units(scores.posterior_mean)
+        numbers["active_units"] = {"value": active, "unit": f"of {latents} latents"}
     if scores.sigma_squared is not None:
         unit = "the data's unit squared, mean over dimensions"
         numbers["sigma_squared"] = _number(estimate(scores.sigma_squared), unit)

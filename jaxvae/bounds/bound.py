@@ -17,13 +17,20 @@ from jaxvae.distributions import (
     check_summed,
     sample_and_log_prob,
 )
-from jaxvae.divergences import has_closed_form, kl, kl_per_latent, splits_by_latent
+from jaxvae.divergences import (
+    has_closed_form,
+    kl,
+    kl_per_latent,
+    kl_per_level,
+    same_order,
+    splits_by_latent,
+)
 from jaxvae.leaves import arrays_only
 
-Encode = Callable[[jax.Array], Any]
+Encode = Callable[[Any], Any]
 """x -> q(z|x): one example to an object with `sample(key)` and `log_prob(z)`."""
-Decode = Callable[[jax.Array], Any]
-"""z -> p(x|z): one latent to an object with `log_prob(x)`."""
+Decode = Callable[[Any], Any]
+"""z -> p(x|z): one draw of the latents to an object with `log_prob(x)`."""
 
 
 class Bound(NamedTuple):
@@ -35,8 +42,9 @@ class Bound(NamedTuple):
         reconstruction: [] E_q log p(x|z), the negative distortion.
         kl: [] KL(q(z|x) || p(z)), the rate; elbo = reconstruction - kl.
         log_weights: [K] log p(x, z_k) - log q(z_k|x).
-        kl_per_latent: [Z] the terms of kl, or None where kl is not a sum over latents.
-        samples: [K, Z] the draws z_k of q(z|x).
+        kl_per_latent: [Z] the terms of kl, or None where kl is not a sum over latents; for
+            hierarchies that draw in the same order a tuple with [Z_l], or a scalar, for each level.
+        samples: [K, Z] the draws z_k of q(z|x); for other latents their pytree, with an axis [K].
         posterior: q(z|x), or None if it is not a pytree.
 
     >>> Bound._fields[:4]
@@ -48,8 +56,8 @@ class Bound(NamedTuple):
     reconstruction: jax.Array
     kl: jax.Array
     log_weights: jax.Array
-    kl_per_latent: jax.Array | None
-    samples: jax.Array
+    kl_per_latent: Any
+    samples: Any
     posterior: Any = None
 
 
@@ -57,7 +65,7 @@ class Example(NamedTuple):
     """Inputs of a bound for one example: x, its posterior, the model and the mask.
 
     Attributes:
-        x: the example; entries that the mask excludes may have any value, NaN included.
+        x: the example, any pytree; entries that the mask excludes may have any value, NaN included.
         q: q(z|x).
         decode: z -> p(x|z).
         prior: p(z).
@@ -65,14 +73,14 @@ class Example(NamedTuple):
         sample_chunk_size: draws computed at once; None: all.
     """
 
-    x: jax.Array
+    x: Any
     q: Any
     decode: Decode
     prior: Any
     mask: jax.Array | None
     sample_chunk_size: int | None = None
 
-    def log_likelihood(self, z: jax.Array) -> jax.Array:
+    def log_likelihood(self, z: Any) -> jax.Array:
         """log p(x|z) of the observed entries, for one z."""
         p = self.decode(z)
         check_density("decode(z)", p)
@@ -95,7 +103,7 @@ class Example(NamedTuple):
 
 
 def observe(
-    x: jax.Array,
+    x: Any,
     encode: Encode,
     decode: Decode,
     prior: Any,
@@ -106,7 +114,7 @@ def observe(
 
     Raises:
         TypeError: encode or decode is not a function, or encode(x) or prior not a distribution.
-        ValueError: the mask has neither x's shape nor a leading part of it, or
+        ValueError: the mask has neither x's shape nor a leading part of it, x is not one array, or
             sample_chunk_size < 1.
     """
     check_function("encode", encode)
@@ -114,6 +122,8 @@ def observe(
     check_density("prior", prior)
     if sample_chunk_size is not None and sample_chunk_size < 1:
         raise ValueError(f"sample_chunk_size must be at least 1, or None, got {sample_chunk_size}.")
+    if mask is not None and not all_leaves([x]):
+        raise ValueError("mask: x must be one array, got a tree. Leave entries out in log_prob.")
     if mask is not None and jnp.shape(mask) != jnp.shape(x)[: jnp.ndim(mask)]:
         raise ValueError(
             f"mask must have x's shape {jnp.shape(x)}, or its leading part, got {jnp.shape(mask)}. "
@@ -145,13 +155,13 @@ class Terms(NamedTuple):
     arithmetic of a bound, the widest float type among x, q(z|x), p(x|z) and p(z), at least float32.
 
     Attributes:
-        samples: [K, Z].
+        samples: [K, Z], or a pytree with this axis [K].
         log_likelihood: [K] log p(x|z_k).
         log_prior: [K] log p(z_k).
         log_q: [K] log q(z_k|x).
     """
 
-    samples: jax.Array
+    samples: Any
     log_likelihood: jax.Array
     log_prior: jax.Array
     log_q: jax.Array
@@ -163,9 +173,7 @@ class Terms(NamedTuple):
         return self.log_likelihood + kl_weight * (self.log_prior - self.log_q)
 
 
-def terms_of(
-    z: jax.Array, log_likelihood: jax.Array, log_prior: jax.Array, log_q: jax.Array
-) -> Terms:
+def terms_of(z: Any, log_likelihood: jax.Array, log_prior: jax.Array, log_q: jax.Array) -> Terms:
     """Terms of one draw, with its log densities converted to one type.
 
     Raises:
@@ -199,7 +207,7 @@ def over_draws(
     return jax.lax.map(each, draws, batch_size=sample_chunk_size)
 
 
-def posterior_samples(key: jax.Array, q: Any, num_samples: int) -> tuple[jax.Array, jax.Array]:
+def posterior_samples(key: jax.Array, q: Any, num_samples: int) -> tuple[Any, jax.Array]:
     """Draws of q(z|x) that the bounds use with this key: z [K, Z] and log q(z|x) [K]."""
     check_draws("q", q)
     return over_draws(partial(sample_and_log_prob, q), _draw_keys(key, num_samples))
@@ -236,26 +244,39 @@ class Rate(NamedTuple):
 
     Attributes:
         total: [] nats.
-        per_latent: [Z] terms of total, or None where the KL is not a sum over latents.
+        per_latent: [Z] terms of total, or None where the KL is not a sum over latents; a tuple of
+            them for the levels of a hierarchy.
     """
 
     total: jax.Array
-    per_latent: jax.Array | None
+    per_latent: Any
 
 
 def rate_of(example: Example, terms: Terms, *, sampled: bool = False) -> Rate:
     """Rate in closed form if the pair of q and prior has one, else its mean over the draws.
+
+    Of hierarchies with the same order it is the sum of the levels' KLs given the draws above.
 
     Args:
         example, terms: the example and the terms of its draws.
         sampled: take the mean over the draws in any case.
     """
     q, prior = example.q, example.prior
+    if same_order(q, prior) and not sampled:
+        return _rate_of_levels(example, terms)
     closed_form = has_closed_form(q, prior) and not sampled
     rate = kl(q, prior) if closed_form else jnp.mean(terms.log_q - terms.log_prior)
     splits = closed_form and splits_by_latent(q, prior)
     total = rate.astype(terms.log_q.dtype)  # x and p(x|z) may be wider than q and p(z)
     return Rate(total, kl_per_latent(q, prior) if splits else None)
+
+
+def _rate_of_levels(example: Example, terms: Terms) -> Rate:
+    of_draw = partial(kl_per_level, example.q, example.prior)
+    of_draws = over_draws(of_draw, terms.samples, sample_chunk_size=example.sample_chunk_size)
+    levels = tuple(jnp.mean(level, axis=0) for level in of_draws)
+    total = jnp.sum(jnp.stack([jnp.sum(level) for level in levels]))
+    return Rate(total.astype(terms.log_q.dtype), levels)
 
 
 def assemble(

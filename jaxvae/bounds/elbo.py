@@ -17,7 +17,7 @@ from jaxvae.bounds.bound import (
     rate_of,
 )
 from jaxvae.bounds.estimators import MEAN, EstimatorName, check_estimator, estimate
-from jaxvae.divergences import has_closed_form, splits_by_latent
+from jaxvae.divergences import has_closed_form, same_order, splits_by_latent
 
 KL = Literal["auto", "closed_form", "sampled"]
 REJECTED = {"dreg": "reduces to 'stl' for the ELBO, whose draws are not weighted. Use 'stl'."}
@@ -25,7 +25,7 @@ REJECTED = {"dreg": "reduces to 'stl' for the ELBO, whose draws are not weighted
 
 def elbo(
     key: jax.Array,
-    x: jax.Array,
+    x: Any,
     *,
     encode: Encode,
     decode: Decode,
@@ -47,11 +47,12 @@ def elbo(
 
         reconstruction - beta * |sum_j max(free_bits, KL_j) - capacity|
 
-    which is the ELBO only with the default options; `.elbo` is the ELBO with any.
+    which is the ELBO only with the default options; `.elbo` is the ELBO with any. j counts latents,
+    or the levels of a `jaxvae.Hierarchy`, which may each have a beta and free bits of their own.
 
     Args:
         key: consumed here; use one per example.
-        x: one example, of any shape that `encode` accepts.
+        x: one example, of any shape or pytree that `encode` accepts.
         encode: x -> q(z|x).
         decode: z -> p(x|z).
         prior: p(z).
@@ -59,10 +60,14 @@ def elbo(
         estimator: gradient estimator (`jaxvae.bounds.estimators`): "reparameterized"; "stl", whose
             variance vanishes at the true posterior; "score" or "vimco" for discrete latents.
         kl: "closed_form", "sampled" (from the same draws), or "auto": in closed form where
-            `jaxvae.kl` has one for the pair, but sampled in the objective of "stl".
-        beta: [] weight of the KL in `objective`; may be traced (an optax schedule's value).
+            `jaxvae.kl` has one for the pair, but sampled in the objective of "stl". Of hierarchies
+            that draw their levels in the same order, "closed_form" is that of each level given the
+            draws above it, and needs "reparameterized"; "auto" uses it there.
+        beta: [] weight of the KL in `objective`, or [L] of each level; may be traced (an optax
+            schedule's value).
         free_bits: [] nats below which a latent's KL in this example gives no gradient (Kingma et
-            al. use the minibatch's mean). None: off. Needs a KL that is a sum over latents.
+            al. use the minibatch's mean), or [] or [L] for the levels of a hierarchy. None: off.
+            Needs a KL that is a sum over latents or levels.
         capacity: [] target of the KL in nats; beta weights the distance from it, on either side.
             None: off. Needs a KL in closed form.
         mask: True where x is observed, in x's shape or its leading part ([T] for x [T, D]): the
@@ -89,31 +94,37 @@ def elbo(
     example = observe(x, encode, decode, prior, mask, sample_chunk_size)
     check_estimator("elbo", example, estimator, num_samples, REJECTED)
     closed_form = _closed_form(kl, example, estimator)
-    _check_options(example, closed_form, free_bits, capacity)
+    _check_options(example, closed_form, beta, free_bits, capacity)
     terms = draw_terms(key, example, num_samples)
     # "stl" samples the KL of the objective only; .elbo still uses a closed form.
     rate = rate_of(example, terms, sampled=kl == "sampled")
     beta = jnp.asarray(beta, terms.log_q.dtype)
     if closed_form:
-        penalized = beta * _penalized(rate, free_bits, capacity)
+        penalized = _penalized(rate, beta, free_bits, capacity)
         objective = estimate(example, terms, MEAN, estimator, None) - penalized
     else:
         objective = estimate(example, terms, MEAN, estimator, beta)
     return assemble(example, terms, objective, rate)
 
 
-def _penalized(rate: Rate, free_bits: Any, capacity: Any) -> jax.Array:
-    """|sum_j max(free_bits, KL_j) - capacity|, without the parts that are None: []."""
-    total = rate.total
-    if free_bits is not None and rate.per_latent is not None:
-        total = jnp.sum(jnp.maximum(rate.per_latent, free_bits))
-    return total if capacity is None else jnp.abs(total - capacity)
+def _penalized(rate: Rate, beta: jax.Array, free_bits: Any, capacity: Any) -> jax.Array:
+    """beta |sum_j max(free_bits, KL_j) - capacity|, without the parts that are None: []."""
+    groups = rate.per_latent
+    if isinstance(groups, tuple):
+        groups = jnp.stack([jnp.sum(level) for level in groups])
+    if free_bits is not None and groups is not None:
+        groups = jnp.maximum(groups, free_bits)
+    if jnp.ndim(beta):
+        return jnp.sum(beta * groups)
+    total = rate.total if free_bits is None else jnp.sum(groups)
+    return beta * (total if capacity is None else jnp.abs(total - capacity))
 
 
 def _closed_form(kl: str, example: Example, estimator: str) -> bool:
     """True if the KL of the objective is computed in closed form."""
     q, prior = example.q, example.prior
-    known = has_closed_form(q, prior)
+    # Given the draws above a level, its KL has no gradient by the score of those draws.
+    known = has_closed_form(q, prior) or (estimator == "reparameterized" and same_order(q, prior))
     if kl not in ("auto", "closed_form", "sampled"):
         raise ValueError(f"elbo: kl must be auto, closed_form or sampled, got {kl!r}.")
     if kl == "closed_form" and not known:
@@ -126,12 +137,26 @@ def _closed_form(kl: str, example: Example, estimator: str) -> bool:
     return known and kl != "sampled" and estimator != "stl"
 
 
-def _check_options(example: Example, closed_form: bool, free_bits: Any, capacity: Any) -> None:
-    if free_bits is not None and not (closed_form and splits_by_latent(example.q, example.prior)):
+def _check_options(
+    example: Example, closed_form: bool, beta: Any, free_bits: Any, capacity: Any
+) -> None:
+    q, prior = example.q, example.prior
+    splits = closed_form and (splits_by_latent(q, prior) or same_order(q, prior))
+    if free_bits is not None and not splits:
         raise ValueError(
-            "elbo: free_bits needs a KL in closed form that splits over the latents, as between "
-            "diagonal Gaussians. Use such a posterior and prior without 'stl', or capacity."
+            "elbo: free_bits needs a KL in closed form that splits over latents or levels, as "
+            "between diagonal Gaussians. Use such a posterior and prior without 'stl', or capacity."
         )
+    of_levels = closed_form and same_order(q, prior)
+    for name, value in {"beta": beta, "free_bits": free_bits}.items():
+        allowed = [(), (len(q.steps),)] if of_levels else [()]
+        if value is not None and jnp.shape(value) not in allowed:
+            raise ValueError(
+                f"elbo: {name} must be a number, or [L] for a KL in closed form over L levels, got "
+                f"shape {jnp.shape(value)}. Give one number."
+            )
+    if jnp.ndim(beta) and capacity is not None:
+        raise ValueError("elbo: capacity is for the whole KL. Give one beta, or leave it out.")
     if capacity is not None and not closed_form:
         raise ValueError(
             "elbo: capacity needs a KL in closed form. Use a posterior and prior that have one, "

@@ -23,7 +23,7 @@ REINFORCE; Mnih & Rezende, Variational Inference for Monte Carlo Objectives (VIM
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ from jaxvae.bounds.bound import (
     over_draws,
     terms_of,
 )
-from jaxvae.leaves import is_array
+from jaxvae.leaves import combine, is_array, partition
 
 EstimatorName = Literal["reparameterized", "stl", "dreg", "score", "vimco"]
 SMALLEST_WEIGHT = 1e-20
@@ -94,7 +94,8 @@ def check_estimator(
         needs_pytree: whether the bound stops q's gradient for "reparameterized" too.
 
     Raises:
-        ValueError: the estimator is rejected; the message names one to use.
+        ValueError: the estimator is rejected, or the log density of q reads traced numbers that
+            are not leaves of q; the message says what to use.
     """
     if estimator not in get_args(EstimatorName):
         names = ", ".join(get_args(EstimatorName))
@@ -113,10 +114,29 @@ def check_estimator(
             f"{type(example.q).__name__} is not a pytree. Register the class, for example by "
             "jax.tree_util.register_dataclass."
         )
+    if estimator != "reparameterized" or needs_pytree:
+        _check_no_hidden_numbers(bound, example.q, estimator)
     if estimator == "vimco" and num_samples < 2:
         raise ValueError(
             f"{bound}: estimator 'vimco' compares draws, so num_samples must be at least 2, got "
             f"{num_samples}. Use 'score' for one draw."
+        )
+
+
+def _check_no_hidden_numbers(bound: str, q: Any, estimator: str) -> None:
+    """Reject a q whose log density reads traced numbers that are not among its leaves.
+
+    Fixing the leaves would not fix those: the gradient would be wrong, without an error.
+    """
+    arrays, rest = partition(q, is_array)
+    density = lambda arrays, z: combine(arrays, rest).log_prob(z)
+    z = jax.eval_shape(lambda: q.sample(jax.random.key(0)))
+    hidden = jax.make_jaxpr(density)(arrays, z).consts
+    if any(isinstance(value, jax.core.Tracer) for value in hidden):
+        raise ValueError(
+            f"{bound}: the log density of {type(q).__name__} reads numbers that are not among its "
+            f"leaves, so estimator {estimator!r} would be wrong. Make all that it reads fields of "
+            "the class, or use 'reparameterized'."
         )
 
 
@@ -188,12 +208,12 @@ def with_gradient(
     model = stop_gradient(jnp.where(tiny, SMALLEST_WEIGHT, weights.model))
     z = stop_gradient(terms.samples)
     if weights.path is not None:
-        scale = (stop_gradient(weights.path) / model).astype(terms.samples.dtype)
-        z = jax.vmap(_scale_gradient)(terms.samples, scale)
+        scale = stop_gradient(weights.path) / model
+        z = jax.tree.map(lambda leaf: _scaled(leaf, scale), terms.samples)
     # A network among q's fields has functions as leaves, which stop_gradient rejects.
     q_fixed = jax.tree.map(lambda leaf: stop_gradient(leaf) if is_array(leaf) else leaf, example.q)
 
-    def of_draw(z: jax.Array) -> Terms:
+    def of_draw(z: Any) -> Terms:
         log_q = q_fixed.log_prob(z)
         return terms_of(z, example.log_likelihood(z), example.prior.log_prob(z), log_q)
 
@@ -211,6 +231,13 @@ def _each_replaced_by_mean(log_weights: jax.Array) -> jax.Array:
     num_draws = log_weights.size
     others = (jnp.sum(log_weights) - log_weights) / (num_draws - 1)
     return jnp.where(jnp.eye(num_draws, dtype=bool), others[:, None], log_weights[None, :])
+
+
+def _scaled(z: jax.Array, scale: jax.Array) -> jax.Array:
+    """z [K, ...], whose cotangent is multiplied by the scales [K]; integers have none."""
+    if not jnp.issubdtype(z.dtype, jnp.inexact):
+        return stop_gradient(z)
+    return jax.vmap(_scale_gradient)(z, scale.astype(z.dtype))
 
 
 @jax.custom_vjp

@@ -24,7 +24,7 @@ NO_SCORE = "is not defined for two bounds at once. Use 'reparameterized' or 'dre
 
 def iwae(
     key: jax.Array,
-    x: jax.Array,
+    x: Any,
     *,
     encode: Encode,
     decode: Decode,
@@ -64,7 +64,7 @@ def iwae(
 
 def miwae(
     key: jax.Array,
-    x: jax.Array,
+    x: Any,
     *,
     encode: Encode,
     decode: Decode,
@@ -108,7 +108,7 @@ def miwae(
 
 def piwae(
     key: jax.Array,
-    x: jax.Array,
+    x: Any,
     *,
     encode: Encode,
     decode: Decode,
@@ -160,7 +160,7 @@ def piwae(
 
 def ciwae(
     key: jax.Array,
-    x: jax.Array,
+    x: Any,
     *,
     encode: Encode,
     decode: Decode,

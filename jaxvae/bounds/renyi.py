@@ -13,7 +13,7 @@ from jaxvae.bounds.estimators import EstimatorName, LogWeightFunction, weighted_
 
 def renyi(
     key: jax.Array,
-    x: jax.Array,
+    x: Any,
     *,
     encode: Encode,
     decode: Decode,

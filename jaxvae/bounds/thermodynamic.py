@@ -12,7 +12,7 @@ from jaxvae.bounds.estimators import EstimatorName, LogWeightFunction, weighted_
 
 def tvo(
     key: jax.Array,
-    x: jax.Array,
+    x: Any,
     *,
     encode: Encode,
     decode: Decode,

@@ -16,6 +16,7 @@ from jaxvae.distributions.feature_map import Reshaped, flattened, flattened_draw
 from jaxvae.distributions.flow import Flow
 from jaxvae.distributions.full_covariance_gaussian import FullCovarianceGaussian
 from jaxvae.distributions.gaussian import LOG_SCALE_LIMIT, Gaussian, soft_clamp
+from jaxvae.distributions.hierarchy import Hierarchy
 from jaxvae.distributions.laplace import Laplace
 from jaxvae.distributions.logistic import (
     ColorLogisticMixture,
@@ -47,6 +48,7 @@ __all__ = [
     "Flow",
     "FullCovarianceGaussian",
     "Gaussian",
+    "Hierarchy",
     "Laplace",
     "LowRankGaussian",
     "Mixture",

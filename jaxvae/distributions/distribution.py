@@ -11,6 +11,7 @@ from jaxvae.distributions.requirements import check_array
 class Distribution(Protocol):
     """A distribution over one event, as returned by encoders, decoders and priors.
 
+    An event of latents may be any pytree of arrays, such as the levels of a `Hierarchy`.
     The bounds need only `sample` and `log_prob`; `mean` is for pictures and evaluation. A class
     may also have `sample_and_log_prob(key)`, which the bounds then prefer;
     `log_prob_per_entry(value)`, which masked data need; and `reparameterized = False` if its draws
@@ -93,7 +94,7 @@ def sample_and_log_prob(q: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     return z, q.log_prob(z)
 
 
-def mean_of(q: Any, key: jax.Array, num_samples: int = 64) -> jax.Array:
+def mean_of(q: Any, key: jax.Array, num_samples: int = 64) -> Any:
     """E_q[z], of the event's shape: q's own mean, or the mean of draws if it has no formula.
 
     Args:
@@ -112,7 +113,8 @@ def mean_of(q: Any, key: jax.Array, num_samples: int = 64) -> jax.Array:
             return q.mean()
     except NoClosedForm:
         pass
-    return jnp.mean(jax.vmap(q.sample)(jax.random.split(key, num_samples)), axis=0)
+    draws = jax.vmap(q.sample)(jax.random.split(key, num_samples))
+    return jax.tree.map(lambda draws: jnp.mean(draws, axis=0), draws)
 
 
 def check_summed(what: str, per_sample: jax.Array) -> None:

@@ -8,6 +8,7 @@ from jaxvae.divergences.kullback_leibler import (
     kl_per_latent,
     splits_by_latent,
 )
+from jaxvae.divergences.levels import kl_per_level, same_order
 
 __all__ = [
     "CLOSED_FORMS",
@@ -15,5 +16,7 @@ __all__ = [
     "has_closed_form",
     "kl",
     "kl_per_latent",
+    "kl_per_level",
+    "same_order",
     "splits_by_latent",
 ]

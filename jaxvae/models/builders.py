@@ -1,7 +1,8 @@
 """The models of the library: functions from sizes and names to a `VAE`."""
 
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,7 @@ def mlp_vae(
     data_mean: jax.Array | None = None,
     data_scale: float = 1.0,
     pseudo_inputs: jax.Array | None = None,
+    condition: int | tuple[int, ...] | None = None,
 ) -> VAE:
     """A fully connected VAE for data of any shape.
 
@@ -54,7 +56,8 @@ def mlp_vae(
         latent_dim: Z, the number of latents.
         hidden: widths of the encoder's hidden layers; the decoder reverses them.
         posterior: a name in `jaxvae.models.posteriors`: "gaussian", "full_covariance", "iaf", ...
-        prior: a name in `jaxvae.models.priors`: "standard", "mixture", "vamp" or "flow".
+        prior: a name in `jaxvae.models.priors`: "standard", "mixture", "vamp", "flow", or
+            "conditional" with a condition.
         likelihood: a name in `jaxvae.models.likelihoods`: "bernoulli", "gaussian", ...
         sigma: scale of a "gaussian" or "laplace" likelihood (`jaxvae.models.likelihoods.gaussian`).
         num_categories: categories of each latent of a categorical or relaxed categorical posterior.
@@ -75,6 +78,8 @@ def mlp_vae(
             of a learned scale.
         pseudo_inputs: [num_components, *data_shape] examples, the initial pseudo-inputs of a "vamp"
             prior; None: noise about data_mean.
+        condition: number of categories of a label y, or the shape of an array y of numbers
+            (`Condition`), which every layer sees; None: none. prior="conditional" learns p(z|y).
 
     Raises:
         ValueError: a size is below 1, a name is unknown, or the prior is not over these latents.
@@ -102,6 +107,7 @@ def mlp_vae(
         data_mean=data_mean,
         data_scale=data_scale,
         pseudo_inputs=pseudo_inputs,
+        condition=condition,
     )
     outputs, bias, dtype = families.outputs_shape, families.output_bias, DTYPES[precision]
     encoder = MLPEncoder(q.num_outputs, hidden, initialization, activation, dtype)
@@ -127,6 +133,7 @@ def conv_vae(
     data_mean: jax.Array | None = None,
     data_scale: float = 1.0,
     pseudo_inputs: jax.Array | None = None,
+    condition: int | tuple[int, ...] | None = None,
 ) -> VAE:
     """A convolutional VAE for images; by default its depth follows from their size.
 
@@ -137,7 +144,7 @@ def conv_vae(
             until the longer side is at most 8.
         width: width of the fully connected layer between levels and latents.
         posterior, prior, likelihood, sigma, num_categories, num_components, precision,
-            data_loc, data_unit, data_mean, data_scale, pseudo_inputs: as in `mlp_vae`.
+            data_loc, data_unit, data_mean, data_scale, pseudo_inputs, condition: as in `mlp_vae`.
 
     Raises:
         ValueError: the data are not images of these sizes, or as in `mlp_vae`.
@@ -173,6 +180,7 @@ def conv_vae(
         data_mean=data_mean,
         data_scale=data_scale,
         pseudo_inputs=pseudo_inputs,
+        condition=condition,
     )
     outputs, bias, dtype = families.outputs_shape, families.output_bias, DTYPES[precision]
     encoder = ConvEncoder(q.num_outputs, hidden, width, dtype)
@@ -200,6 +208,7 @@ def resnet_vae(
     data_mean: jax.Array | None = None,
     data_scale: float = 1.0,
     pseudo_inputs: jax.Array | None = None,
+    condition: int | tuple[int, ...] | None = None,
 ) -> VAE:
     """A residual VAE for images, with latents as a vector or as a feature map.
 
@@ -215,7 +224,7 @@ def resnet_vae(
             them. On an accelerator this allows larger batches, for a third more computation.
         data_mean: [*data_shape]; the initial mean of p(x|z) is its mean over the pixels.
         posterior, prior, likelihood, sigma, num_categories, num_components, precision,
-            data_loc, data_unit, data_scale, pseudo_inputs: as in `mlp_vae`.
+            data_loc, data_unit, data_scale, pseudo_inputs, condition: as in `mlp_vae`.
 
     Raises:
         ValueError: the data are not images of these sizes, there are too many levels or blocks, or
@@ -257,11 +266,54 @@ def resnet_vae(
         data_mean=data_mean,
         data_scale=data_scale,
         pseudo_inputs=pseudo_inputs,
+        condition=condition,
     )
     on_map = latent_channels is not None
     encoder = ResNetEncoder(q.num_outputs, levels, on_map and q.outputs_axis is not None)
     decoder = ResNetDecoder(families.outputs_shape, levels, on_map, families.output_bias)
     return assemble(encoder, decoder, families)
+
+
+def conditional_vae(
+    *,
+    condition: int | tuple[int, ...],
+    model: str = "mlp",
+    prior: str = "conditional",
+    **arguments: Any,
+) -> VAE:
+    """A VAE of p(x|y), whose condition y reaches every layer of encoder, decoder and prior.
+
+        log p(x|y) >= E_(z ~ q(z|x,y)) log p(x|z,y) - KL(q(z|x,y) || p(z|y))
+
+    Its functions take y last, its examples are `Conditioned(x, y)`, and `vae.given(y)` is the VAE
+    of one condition, for the bounds. Train it with `make_train_step(drop_condition=0.1)` to have
+    p(x) too, as `vae.given(vae.condition.absent())`.
+
+    Args:
+        condition: number of categories of a label y, or the shape of an array y of numbers. A label
+            -1, or NaN among the numbers, is an absent condition (`Condition`).
+        model: "mlp", "conv" or "resnet".
+        prior: "conditional", a learned p(z|y), or any prior of `mlp_vae`.
+        arguments: those of `mlp_vae`, `conv_vae` or `resnet_vae`.
+
+    Raises:
+        ValueError: the condition or the model is unknown, or as in these functions.
+
+    Ref: Sohn, Lee & Yan, Learning Structured Output Representation using Deep Conditional
+    Generative Models, 2015, NeurIPS; Doersch 2016, arXiv 1606.05908, section 3.
+
+    >>> vae = conditional_vae(condition=10, data_shape=(8,), latent_dim=2, hidden=(16,))
+    >>> params, three = vae.init(jax.random.key(0)), vae.given(jnp.int32(3))
+    >>> z = three.prior(params).sample(jax.random.key(1))
+    >>> three.decode(params, z).mean().shape
+    (8,)
+    """
+    check_name("model", model, tuple(BUILDERS))
+    return BUILDERS[model](condition=condition, prior=prior, **arguments)
+
+
+BUILDERS: dict[str, Callable[..., VAE]] = {"mlp": mlp_vae, "conv": conv_vae, "resnet": resnet_vae}
+"""Name of a model -> its builder."""
 
 
 def _check_image(function: str, data_shape: tuple[int, ...], largest: int) -> None:

@@ -11,6 +11,8 @@ from jaxvae.distributions import Distribution, Gaussian, Mixture, reshaped, soft
 from jaxvae.flows import coupling_flow, coupling_init
 from jaxvae.models.posteriors import Posterior
 
+PRIOR_WIDTH = 128
+"""Width of the hidden layer of a conditional prior."""
 Encode = Callable[[jax.Array], Distribution]
 """x -> q(z|x)."""
 
@@ -20,11 +22,11 @@ class Prior(NamedTuple):
 
     Attributes:
         init: key -> the family's own parameters, {} if it has no parameters.
-        distribution: (family's parameters, x -> q(z|x)) -> p(z).
+        distribution: (family's parameters, x -> q(z|x), condition [E] or None) -> p(z).
     """
 
     init: Callable[[jax.Array], dict[str, Any]]
-    distribution: Callable[[Any, Encode], Distribution]
+    distribution: Callable[..., Distribution]
 
 
 class Setting(NamedTuple):
@@ -34,18 +36,50 @@ class Setting(NamedTuple):
         posterior: the family whose latents the prior is over.
         num_components: number of components of a mixture.
         pseudo_inputs: key -> initial pseudo-inputs [num_components, *data_shape] of a VampPrior.
+        condition_size: E, size of a condition's vector; None: the model has no condition.
     """
 
     posterior: Posterior
     num_components: int
     pseudo_inputs: Callable[[jax.Array], jax.Array]
+    condition_size: int | None = None
 
 
 def standard(setting: Setting) -> Prior:
     """N(0, I), or the uniform distribution where the posterior's space is not Euclidean."""
     return Prior(
-        init=lambda key: {}, distribution=lambda params, encode: setting.posterior.standard_prior()
+        init=lambda key: {},
+        distribution=lambda params, encode, condition=None: setting.posterior.standard_prior(),
     )
+
+
+def conditional(setting: Setting) -> Prior:
+    """p(z|y): a diagonal Gaussian from one hidden layer, which starts as N(0, I).
+
+    Ref: Sohn, Lee & Yan, Learning Structured Output Representation using Deep Conditional
+    Generative Models, 2015, NeurIPS.
+    """
+    _check_euclidean("conditional", setting.posterior)
+    size, shape = setting.condition_size, setting.posterior.latent_shape
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        assert size is not None
+        hidden = jax.random.normal(key, (size, PRIOR_WIDTH)) / math.sqrt(size)
+        return {
+            "hidden": {"kernel": hidden, "bias": jnp.zeros(PRIOR_WIDTH)},
+            "out": {"kernel": jnp.zeros((PRIOR_WIDTH, 2, *shape)), "bias": jnp.zeros((2, *shape))},
+        }
+
+    def distribution(
+        params: Any, encode: Encode, condition: jax.Array | None = None
+    ) -> Distribution:
+        assert condition is not None
+        hidden, out = params["hidden"], params["out"]
+        h = jnp.tanh(condition @ hidden["kernel"] + hidden["bias"])
+        loc, log_scale = jnp.tensordot(h, out["kernel"], 1) + out["bias"]
+        return Gaussian(loc, soft_clamp(log_scale))
+
+    return Prior(init, distribution)
 
 
 def mixture(setting: Setting) -> Prior:
@@ -63,7 +97,9 @@ def mixture(setting: Setting) -> Prior:
             "log_scale": jnp.zeros(shape),
         }
 
-    def distribution(params: Any, encode: Encode) -> Distribution:
+    def distribution(
+        params: Any, encode: Encode, condition: jax.Array | None = None
+    ) -> Distribution:
         components = Gaussian(params["loc"], soft_clamp(params["log_scale"]))
         return Mixture(params["logits"], components)
 
@@ -87,7 +123,9 @@ def vamp(setting: Setting) -> Prior:
             "pseudo_inputs": setting.pseudo_inputs(key),
         }
 
-    def distribution(params: Any, encode: Encode) -> Distribution:
+    def distribution(
+        params: Any, encode: Encode, condition: jax.Array | None = None
+    ) -> Distribution:
         return Mixture(params["logits"], jax.vmap(encode)(params["pseudo_inputs"]))
 
     return Prior(init, distribution)
@@ -103,7 +141,7 @@ def flow(setting: Setting) -> Prior:
     dim = math.prod(shape)
     return Prior(
         init=lambda key: coupling_init(key, dim, num_layers=4),
-        distribution=lambda params, encode: reshaped(
+        distribution=lambda params, encode, condition=None: reshaped(
             coupling_flow(params, Gaussian.standard(dim)), shape
         ),
     )
@@ -126,6 +164,8 @@ PRIORS: dict[str, Callable[[Setting], Prior]] = {
     "flow": flow,
 }
 """Values of the model builders' argument `prior`. Add yours here."""
+PRIORS_GIVEN_Y = {"conditional": conditional}
+"""More values, for models with a condition."""
 
 
 def prior_named(name: str, setting: Setting) -> Prior:
@@ -134,8 +174,10 @@ def prior_named(name: str, setting: Setting) -> Prior:
     Raises:
         ValueError: the name is unknown, num_components < 1, or the prior needs other latents.
     """
-    if name not in PRIORS:
-        raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {name!r}.")
+    known = PRIORS if setting.condition_size is None else PRIORS | PRIORS_GIVEN_Y
+    if name not in known:
+        remedy = "prior=conditional needs a condition." if name in PRIORS_GIVEN_Y else ""
+        raise ValueError(f"prior must be one of {', '.join(known)}, got {name!r}. {remedy}".strip())
     if setting.num_components < 1:
         raise ValueError(f"num_components must be at least 1, got {setting.num_components}.")
-    return PRIORS[name](setting)
+    return known[name](setting)

@@ -27,6 +27,7 @@ INTEGERS = (
     *("latent_dim", "width", "num_categories", "num_components"),
     *("latent_channels", "blocks"),
 )
+SIZES_OR_SIZE = ("condition",)
 NUMBERS = ("sigma", "data_scale")
 SWITCHES = ("rematerialize",)
 ARRAYS = ("data_mean", "pseudo_inputs")
@@ -120,11 +121,13 @@ def _check(name: str, arguments: dict[str, Any], start: dict[str, Any]) -> None:
 
 
 def _check_value(name: str, key: str, value: Any) -> None:
-    if key in LISTS:
+    if key in LISTS or (key in SIZES_OR_SIZE and isinstance(value, list | tuple)):
         right = isinstance(value, list | tuple) and len(value) <= LONGEST_LIST
         right = right and all(_is_size(item) for item in value)
         right = right or (key == "hidden" and value is None and name == "conv_vae")
         what = f"a list of at most {LONGEST_LIST} integers from 1 to 2,147,483,647"
+    elif key in SIZES_OR_SIZE and not isinstance(value, list | tuple):
+        right, what = _is_size(value), "an integer from 1 to 2,147,483,647, or a list of them"
     elif key in NUMBER_LISTS:  # one number per column of the data; the file's size limits them
         right = isinstance(value, list | tuple) and all(map(_is_number, value))
         what = "a list of finite numbers"
@@ -183,6 +186,8 @@ def check_sizes(recipe: Any, num_values: int) -> None:
         "width": arguments.get("width", 1),
         "latent_dim": latents,
     }
+    given = arguments.get("condition", 1)
+    sizes["condition"] = given if isinstance(given, int) else math.prod(given)
     shape = arguments.get("data_shape", ())
     if name == "mlp_vae":  # images of conv_vae have at most 64 x 64 pixels
         sizes["data_shape"] = math.prod(shape)

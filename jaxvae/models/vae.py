@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxvae.distributions import Distribution
+from jaxvae.models.condition import Conditioned
 from jaxvae.models.units import Units
 
 Params = Any
@@ -17,7 +18,9 @@ Params = Any
 class VAE(NamedTuple):
     """A variational auto-encoder as pure functions of its parameters, for one example.
 
-    Training, evaluation and the commands use these functions only, so any four will do.
+    Training, evaluation and the commands use these functions only, so any four will do. x and z may
+    be any pytree. A conditional one has a `condition`, its examples are `Conditioned(x, y)`, and
+    encode, decode and prior take y as their last argument.
 
     Attributes:
         init: key -> params.
@@ -26,6 +29,8 @@ class VAE(NamedTuple):
         prior: params -> p(z).
         with_log_scale: (params, log sigma []) -> params, for a Gaussian likelihood whose sigma
             is the optimum of the batch; None for all others.
+        condition: None, or the conditions that the functions take: `jaxvae.Condition`, or an object
+            of yours with `absent()`, the y that stands for no condition.
 
     >>> import jax.numpy as jnp
     >>> from jaxvae import Gaussian
@@ -38,10 +43,37 @@ class VAE(NamedTuple):
     """
 
     init: Callable[[jax.Array], Params]
-    encode: Callable[[Params, jax.Array], Distribution]
-    decode: Callable[[Params, jax.Array], Distribution]
-    prior: Callable[[Params], Distribution]
+    encode: Callable[..., Distribution]
+    decode: Callable[..., Distribution]
+    prior: Callable[..., Distribution]
     with_log_scale: Callable[[Params, jax.Array], Params] | None = None
+    condition: Any = None
+
+    def given(self, y: Any) -> "VAE":
+        """The VAE of p(x|y) for one condition; without `condition`, itself."""
+        if self.condition is None:
+            return self
+        return self._replace(
+            encode=lambda params, x: self.encode(params, x, y),
+            decode=lambda params, z: self.decode(params, z, y),
+            prior=lambda params: self.prior(params, y),
+            condition=None,
+        )
+
+    def of_example(self, example: Any) -> tuple["VAE", Any]:
+        """The VAE given an example's condition, and its x.
+
+        Raises:
+            ValueError: the VAE takes a condition and the example has none, or the reverse.
+        """
+        conditioned = isinstance(example, Conditioned)
+        if conditioned != (self.condition is not None):
+            needs = "without a condition takes x alone" if conditioned else "needs a condition"
+            raise ValueError(
+                f"a VAE {needs}, got an example that is {'' if conditioned else 'not '}"
+                "Conditioned(x, y). Pass what it takes."
+            )
+        return (self.given(example.y), example.x) if conditioned else (self, example)
 
 
 def in_units(vae: VAE, loc: ArrayLike, unit: ArrayLike) -> VAE:
@@ -67,6 +99,6 @@ def in_units(vae: VAE, loc: ArrayLike, unit: ArrayLike) -> VAE:
     """
     units = Units.of(loc, unit, np.size(loc))
     return vae._replace(
-        encode=lambda params, x: vae.encode(params, units.standardized(x)),
-        decode=lambda params, z: units.in_data_unit(vae.decode(params, z)),
+        encode=lambda params, x, *y: vae.encode(params, units.standardized(x), *y),
+        decode=lambda params, z, *y: units.in_data_unit(vae.decode(params, z, *y)),
     )

@@ -65,6 +65,21 @@ def dense(
     )
 
 
+def conditioned(
+    h: jax.Array, condition: jax.Array | None, dtype: DTypeLike | None = None
+) -> jax.Array:
+    """h [..., F] plus a linear function of the condition [E], the same at all places.
+
+    It makes a linen layer inside the module that calls it; without a condition it returns h.
+
+    Ref: Perez et al., FiLM, 2018, AAAI (without its scale).
+    """
+    if condition is None:
+        return h
+    shift = dense(h.shape[-1], condition.size, "lecun", dtype=dtype)(condition)
+    return h + shift.reshape((1,) * (h.ndim - 1) + (-1,))
+
+
 def _rows_by_matrix(x: jax.Array, matrix: jax.Array, *_: object, **__: object) -> jax.Array:
     """Replacement for `jax.lax.dot_general` in linen layers, for speed on CPUs (`row_product`)."""
     return row_product(x, matrix)

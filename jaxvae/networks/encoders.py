@@ -1,11 +1,13 @@
 """Encoders: Flax linen modules from one x to the outputs that a posterior reads."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
 from jaxvae.networks.convolutions import Conv
-from jaxvae.networks.dense import ACTIVATIONS, Activation, Initialization, dense
+from jaxvae.networks.dense import ACTIVATIONS, Activation, Initialization, conditioned, dense
 
 
 class MLPEncoder(nn.Module):
@@ -26,13 +28,14 @@ class MLPEncoder(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Outputs [num_outputs] for one x of any shape."""
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """Outputs [num_outputs] for one x of any shape, and a condition [E] if it has one."""
         h = x.reshape(-1)
         for width in self.hidden:
             layer = dense(width, h.size, self.initialization, dtype=self.dtype)
-            h = ACTIVATIONS[self.activation](layer(h))
-        return dense(self.num_outputs, h.size, self.initialization, dtype=self.dtype)(h)
+            h = ACTIVATIONS[self.activation](conditioned(layer(h), condition, self.dtype))
+        last = dense(self.num_outputs, h.size, self.initialization, dtype=self.dtype)
+        return conditioned(last(h), condition, self.dtype)
 
 
 class ConvEncoder(nn.Module):
@@ -55,9 +58,11 @@ class ConvEncoder(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Outputs [num_outputs] for one image x [H, W, C]."""
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """Outputs [num_outputs] for one image x [H, W, C], and a condition [E] if it has one."""
+        given = partial(conditioned, condition=condition, dtype=self.dtype)
         for channels in self.channels:
-            x = nn.relu(Conv(channels, 4, stride=2, dtype=self.dtype)(x))
-        h = nn.relu(dense(self.width, x.size, "lecun", dtype=self.dtype)(x.reshape(-1)))
-        return dense(self.num_outputs, h.size, "lecun", dtype=self.dtype)(h)
+            x = nn.relu(given(Conv(channels, 4, stride=2, dtype=self.dtype)(x)))
+        h = dense(self.width, x.size, "lecun", dtype=self.dtype)(x.reshape(-1))
+        h = nn.relu(given(h))
+        return given(dense(self.num_outputs, h.size, "lecun", dtype=self.dtype)(h))

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jaxvae.networks.convolutions import Conv
+from jaxvae.networks.dense import conditioned
 
 GROUPS = 32
 """Largest number of groups of a normalization."""
@@ -79,9 +80,10 @@ class ResidualBlock(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Image [H, W, features] for an image [H, W, C]."""
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """Image [H, W, features] for an image [H, W, C], and a condition [E] if it has one."""
         h = Conv(self.features, 3, dtype=self.dtype)(nn.silu(GroupNorm()(x)))
+        h = conditioned(h, condition, self.dtype)
         last = Conv(self.features, 3, kernel_init=nn.initializers.zeros, dtype=self.dtype)
         h = last(nn.silu(GroupNorm()(h)))
         if x.shape[-1] != self.features:
@@ -152,23 +154,29 @@ class Levels(NamedTuple):
         factor = 2 ** (len(self.channels) - 1)
         return -(-shape[0] // factor), -(-shape[1] // factor)
 
-    def apply_blocks(self, x: jax.Array, level: int, blocks: int | None = None) -> jax.Array:
+    def apply_blocks(
+        self,
+        x: jax.Array,
+        level: int,
+        condition: jax.Array | None = None,
+        blocks: int | None = None,
+    ) -> jax.Array:
         """Residual blocks with the channels of a level."""
         block = ResidualBlock
         if self.rematerialize:
             block = nn.remat(ResidualBlock)
             block.__name__ = ResidualBlock.__name__  # flax names the parameters after it
         for _ in range(blocks or self.blocks):
-            x = block(self.channels[level], self.dtype)(x)
+            x = block(self.channels[level], self.dtype)(x, condition)
         return x
 
-    def apply_middle(self, x: jax.Array) -> jax.Array:
+    def apply_middle(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
         """A block, self-attention and another block at the smallest level.
 
         Images with more than `MOST_PLACES` places there have no attention, whose time grows with
         their square.
         """
-        x = self.apply_blocks(x, -1, 1)
+        x = self.apply_blocks(x, -1, condition, 1)
         if x.shape[0] * x.shape[1] <= MOST_PLACES:
             x = SelfAttention(self.dtype)(x)
-        return self.apply_blocks(x, -1, 1)
+        return self.apply_blocks(x, -1, condition, 1)

@@ -32,8 +32,8 @@ class ResNetEncoder(nn.Module):
     by_place: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Outputs [num_outputs] for one image x [H, W, C]."""
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """Outputs [num_outputs] for one image x [H, W, C], and a condition [E] if it has one."""
         levels = self.levels
         channels, dtype = levels.channels, levels.dtype
         places = levels.smallest(x.shape)
@@ -43,8 +43,8 @@ class ResNetEncoder(nn.Module):
         for level in range(len(channels)):
             if level > 0:
                 h = Conv(channels[level], 3, stride=2, dtype=dtype)(h)
-            h = levels.apply_blocks(h, level)
-        h = nn.silu(GroupNorm()(levels.apply_middle(h)))
+            h = levels.apply_blocks(h, level, condition)
+        h = nn.silu(GroupNorm()(levels.apply_middle(h, condition)))
         if self.by_place:
             return Conv(self.num_outputs // math.prod(places), 3, dtype=dtype)(h).reshape(-1)
         return dense(self.num_outputs, h.size, "lecun", dtype=dtype)(h.reshape(-1))
@@ -73,8 +73,8 @@ class ResNetDecoder(nn.Module):
     output_bias: OutputBias | None = None
 
     @nn.compact
-    def __call__(self, z: jax.Array) -> jax.Array:
-        """Output [H, W, C] for one z."""
+    def __call__(self, z: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """Output [H, W, C] for one z, and a condition [E] if it has one."""
         levels = self.levels
         channels, dtype = levels.channels, levels.dtype
         places = levels.smallest(self.data_shape)
@@ -84,9 +84,9 @@ class ResNetDecoder(nn.Module):
             size = math.prod(places) * channels[-1]
             h = dense(size, z.size, "lecun", dtype=dtype)(z.reshape(-1))
             h = h.reshape(*places, channels[-1])
-        h = levels.apply_middle(h)
+        h = levels.apply_middle(h, condition)
         for level in reversed(range(len(channels))):
-            h = levels.apply_blocks(h, level)
+            h = levels.apply_blocks(h, level, condition)
             if level > 0:
                 h = Upsample(channels[level - 1], 3, dtype=dtype)(h)
         h = nn.silu(GroupNorm()(h))

@@ -6,14 +6,17 @@ from jaxvae.testing.linear_gaussian import LinearGaussian
 from jaxvae.testing.not_finite import NotFinite, first_not_finite
 from jaxvae.testing.report import BoundReport, Comparison
 from jaxvae.testing.tutorial import OneDimensional
+from jaxvae.testing.two_layer_gaussian import LinearChain, TwoLayerGaussian
 
 __all__ = [
     "BoundReport",
     "Comparison",
     "DiscreteLatent",
+    "LinearChain",
     "LinearGaussian",
     "NotFinite",
     "OneDimensional",
+    "TwoLayerGaussian",
     "check_bound",
     "first_not_finite",
 ]

@@ -73,6 +73,10 @@ class LinearGaussian(NamedTuple):
         constant = -jnp.sum(log_scales) - 0.5 * x.size * math.log(2 * math.pi)
         return constant - 0.5 * distortion - kl(q, self.prior())
 
+    def shifted(self, shift: jax.Array) -> "LinearGaussian":
+        """The model of x + shift [D]: with V y for a condition y, the conditional model."""
+        return self._replace(bias=self.bias + shift)
+
     def _whitened(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """R^-1/2 W [D, Z] and R^-1/2 (x - b) [D]."""
         precision = jnp.broadcast_to(jnp.exp(-self.log_scale), self.bias.shape)

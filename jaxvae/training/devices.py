@@ -15,14 +15,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvae.cpu.blocks import map_in_blocks
+from jaxvae.leaves import at_rows
 from jaxvae.training.reduction import zeros
 from jaxvae.training.state import TrainState
 from jaxvae.training.step import Metrics
 
 AXIS = "devices"
 
-TrainStep = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
-ChunkStep = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, jax.Array, Any], tuple[TrainState, Metrics]]
+ChunkStep = Callable[[TrainState, jax.Array, Any, jax.Array], tuple[TrainState, Metrics]]
 
 
 def make_mesh(devices: list[jax.Device]) -> Mesh:
@@ -78,9 +79,10 @@ def make_chunk_step(
     """Make a pmapped function that runs up to S = `steps_per_dispatch` steps in one dispatch.
 
     It maps (state, key, chunk [devices, S, batch_size / devices, ...], count []) to (state,
-    metrics [S]). It runs the first `count` steps of the chunk; the metrics of the others are zero.
-    `count` is traced, so that one program serves the whole run, its last chunk included, and a
-    resumed run repeats the same arithmetic. The input state is donated.
+    metrics [S]); the chunk may be a pytree of such arrays. It runs the first `count` steps of the
+    chunk; the metrics of the others are zero. `count` is traced, so that one program serves the
+    whole run, its last chunk included, and a resumed run repeats the same arithmetic. The input
+    state is donated.
 
     Args:
         train_step: from `jaxvae.training.step.make_train_step` with axis_name="devices".
@@ -109,17 +111,17 @@ def make_chunk_step(
     one_step = jax.jit(train_step)
 
     def run(
-        state: TrainState, key: jax.Array, chunk: jax.Array, count: jax.Array
+        state: TrainState, key: jax.Array, chunk: Any, count: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        def keyed_step(state: TrainState, examples: jax.Array) -> tuple[TrainState, Metrics]:
+        def keyed_step(state: TrainState, examples: Any) -> tuple[TrainState, Metrics]:
             return one_step(state, row_keys(key, state.step, batch_size, num_devices), examples)
 
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, rows = carry
-            state, metrics = keyed_step(state, chunk[i])
+            state, metrics = keyed_step(state, at_rows(chunk, i))
             return state, jax.tree.map(lambda all, one: all.at[i].set(one), rows, metrics)
 
-        rows = zeros(jax.eval_shape(keyed_step, state, chunk[0])[1], steps_per_dispatch)
+        rows = zeros(jax.eval_shape(keyed_step, state, at_rows(chunk, 0))[1], steps_per_dispatch)
         return jax.lax.fori_loop(0, count, body, (state, rows))
 
     return _over_devices(run, mesh, (None, None, 0, None), None, donate_argnums=(0,))
@@ -162,15 +164,16 @@ def _zeros(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.Array) else np.zeros(leaf.shape, leaf.dtype)
 
 
-def make_gather(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def make_gather(mesh: Mesh) -> Callable[[Any, jax.Array], Any]:
     """Make a pmapped gather: (examples [N, ...], rows [devices, ...]) to examples[rows].
 
     Every device holds all examples (`replicate`). With several processes, each passes the rows of
     its own devices and gets their examples.
     """
 
-    def of_device(examples: jax.Array, rows: jax.Array) -> jax.Array:
-        return examples.at[rows].get(mode="promise_in_bounds")
+    def of_device(examples: Any, rows: jax.Array) -> Any:
+        gathered = lambda leaf: leaf.at[rows].get(mode="promise_in_bounds")
+        return jax.tree.map(gathered, examples)
 
     return _over_devices(of_device, mesh, (None, 0), 0)
 
@@ -193,10 +196,10 @@ def make_map(
     """
     several = mesh.is_multi_process
 
-    def of_one(params: Any, key: jax.Array, index: jax.Array, example: jax.Array) -> Any:
+    def of_one(params: Any, key: jax.Array, index: jax.Array, example: Any) -> Any:
         return function(params, jax.random.fold_in(key, index), example)
 
-    def of_device(params: Any, key: jax.Array, indices: jax.Array, examples: jax.Array) -> Any:
+    def of_device(params: Any, key: jax.Array, indices: jax.Array, examples: Any) -> Any:
         rows = (indices, examples)
         of_row = lambda row: of_one(params, key, *row)
         if microbatch_size is not None:

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae.cpu.row_product import is_explicit
+from jaxvae.leaves import at_rows, count_rows
 from jaxvae.regularizers import Regularizer, gathered
 
-Rows = Callable[..., tuple[jax.Array, ...]]
+Rows = Callable[..., tuple[Any, ...]]
 
 
 class Reduction(NamedTuple):
@@ -70,7 +71,7 @@ def make_reduction(
 
 
 def over_whole_batch(
-    axis_name: str | None, function: Callable[..., Any], *rows: jax.Array
+    axis_name: str | None, function: Callable[..., Any], *rows: Any
 ) -> tuple[Any, Any]:
     """Compute all rows of a device at once, then take the mean over the devices."""
     mean, kept = function(*rows)
@@ -78,15 +79,15 @@ def over_whole_batch(
 
 
 def over_microbatches(
-    size: int, axis_name: str | None, function: Callable[..., Any], *rows: jax.Array
+    size: int, axis_name: str | None, function: Callable[..., Any], *rows: Any
 ) -> tuple[Any, None]:
     """Compute the rows of a device `size` at a time, then take the mean over the devices.
 
     Raises:
         ValueError: `size` does not divide the rows of a device.
     """
-    _check_not_explicit("microbatch_size", rows[0])
-    num_rows = len(rows[0])
+    _check_not_explicit("microbatch_size", rows)
+    num_rows = count_rows(rows)
     if size < 1 or num_rows % size:
         raise ValueError(
             f"microbatch_size must divide the batch of {num_rows} examples of a device, got "
@@ -94,17 +95,17 @@ def over_microbatches(
         )
     if size == num_rows:
         return _mean_over_devices(function(*rows)[0], axis_name), None
-    blocks = [all.reshape(-1, size, *all.shape[1:]) for all in rows]
-    of_block = lambda *block: function(*block)[0]
-    shapes = jax.eval_shape(of_block, *(all[0] for all in blocks))
-    add = lambda total, block: (jax.tree.map(jnp.add, total, of_block(*block)), None)
+    blocks = jax.tree.map(lambda all: all.reshape(-1, size, *all.shape[1:]), rows)
+    of_block = lambda block: function(*block)[0]
+    shapes = jax.eval_shape(of_block, at_rows(blocks, 0))
+    add = lambda total, block: (jax.tree.map(jnp.add, total, of_block(block)), None)
     total, _ = jax.lax.scan(add, zeros(shapes), blocks)
-    mean = jax.tree.map(lambda leaf: leaf / len(blocks[0]), total)
+    mean = jax.tree.map(lambda leaf: leaf / (num_rows // size), total)
     return _mean_over_devices(mean, axis_name), None
 
 
 def over_shards(
-    num_shards: int, axis_name: str | None, function: Callable[..., Any], *rows: jax.Array
+    num_shards: int, axis_name: str | None, function: Callable[..., Any], *rows: Any
 ) -> tuple[Any, None]:
     """Compute the rows of all devices shard by shard, and add from the first shard to the last.
 
@@ -115,17 +116,17 @@ def over_shards(
         ValueError: num_shards is not a multiple of the number of devices, or does not divide the
             batch.
     """
-    _check_not_explicit("virtual_shards", rows[0])
+    _check_not_explicit("virtual_shards", rows)
     num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     count, rest = divmod(num_shards, num_devices)
-    num_rows = len(rows[0])
+    num_rows = count_rows(rows)
     if num_shards < 1 or rest or num_rows % count:
         raise ValueError(
             f"virtual_shards must be a multiple of the number of devices ({num_devices}) and "
             f"divide the batch of {num_rows * num_devices} examples, got {num_shards}."
         )
-    blocks = [all.reshape(count, -1, *all.shape[1:]) for all in rows]
-    of_block = lambda i: function(*(all[i] for all in blocks))[0]
+    blocks = jax.tree.map(lambda all: all.reshape(count, -1, *all.shape[1:]), rows)
+    of_block = lambda i: function(*at_rows(blocks, i))[0]
     shapes = jax.eval_shape(of_block, 0)
     put = lambda i, all: jax.tree.map(lambda all, one: all.at[i].set(one), all, of_block(i))
     results = jax.lax.fori_loop(0, count, put, zeros(shapes, count))
@@ -134,9 +135,9 @@ def over_shards(
     return jax.tree.map(lambda leaf: leaf / num_shards, total), None
 
 
-def _check_not_explicit(option: str, rows: jax.Array) -> None:
+def _check_not_explicit(option: str, rows: tuple[Any, ...]) -> None:
     """Reject rows sharded over Explicit mesh axes, which jax cannot split into parts."""
-    if is_explicit(rows):
+    if any(map(is_explicit, jax.tree.leaves(rows))):
         raise ValueError(
             f"{option} splits the rows of a device; this batch is sharded over Explicit axes of "
             "a mesh. Use axes of type jax.sharding.AxisType.Auto, jax.pmap (make_chunk_step), or "

@@ -22,7 +22,7 @@ MIN_VARIANCE = 1e-6
 """Smallest optimal sigma^2, in the square of the unit of the data that the model sees."""
 
 
-def squared_error(vae: VAE, params: Params, keys: jax.Array, xs: jax.Array) -> jax.Array:
+def squared_error(vae: VAE, params: Params, keys: jax.Array, xs: Any) -> jax.Array:
     """Mean squared error per dimension of a batch, at the first draw of each bound: [].
 
         1/D sum_d ((x_d - f_d(z)) / unit_d)^2
@@ -36,12 +36,13 @@ def squared_error(vae: VAE, params: Params, keys: jax.Array, xs: jax.Array) -> j
         xs: [B, ...] examples.
     """
     assert vae.with_log_scale is not None
-    at_unit = vae.with_log_scale(params, jnp.zeros((), xs.dtype))
+    at_unit = vae.with_log_scale(params, jnp.zeros((), jax.tree.leaves(xs)[0].dtype))
 
-    def of_one(key: jax.Array, x: jax.Array) -> jax.Array:
-        z, _ = posterior_samples(key, vae.encode(params, x), 1)
+    def of_one(key: jax.Array, example: Any) -> jax.Array:
+        given, x = vae.of_example(example)
+        z, _ = posterior_samples(key, given.encode(params, x), 1)
         # Mapped over the draws as in the bound, so that XLA merges the two forward passes.
-        errors = over_draws(lambda z: _error(vae.decode(at_unit, z), x), z)
+        errors = over_draws(lambda z: _error(given.decode(at_unit, z), x), z)
         return jnp.square(errors[0]).mean()
 
     return jax.vmap(of_one)(keys, xs).mean()

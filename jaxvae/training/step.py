@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import all_leaves
 
 from jaxvae.bounds import Bound, elbo
 from jaxvae.cpu.row_product import is_explicit
 from jaxvae.distributions import NoClosedForm, flattened, flattened_draw
-from jaxvae.leaves import combine, is_trained, partition
+from jaxvae.leaves import combine, count_rows, is_trained, partition
+from jaxvae.models.condition import Conditioned
 from jaxvae.models.vae import VAE, Params
 from jaxvae.regularizers import Regularizer, gathered
 from jaxvae.training.guard import Metrics, all_finite, guard
@@ -28,7 +30,7 @@ ACTIVE_VARIANCE = 0.01
 
 Objective = Callable[..., Bound]
 """(key, x, *, encode, decode, prior) -> Bound: `jaxvae.elbo` or another bound."""
-Prepare = Callable[[jax.Array, jax.Array], jax.Array]
+Prepare = Callable[[jax.Array, Any], Any]
 """(key, one stored example) -> x: scaling, binarization, dequantization."""
 
 
@@ -48,12 +50,15 @@ def make_train_step(
     schedules: Mapping[str, optax.Schedule] = MappingProxyType({}),
     regularizer: Regularizer | None = None,
     prepare: Prepare = lambda key, x: x,
+    drop_condition: float = 0.0,
     average_decay: float | None = None,
     microbatch_size: int | None = None,
     virtual_shards: int | None = None,
     axis_name: str | None = None,
-) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, jax.Array, Any], tuple[TrainState, Metrics]]:
     """Make a pure training step (state, keys [B], examples [B, ...]) -> (state, metrics).
+
+    Examples may be any pytree of arrays [B, ...].
 
     It maximises the mean of the objective over the batch, minus the regularizer's penalty. If
     `axis_name` is given, each device differentiates its local loss, and the gradients are averaged
@@ -71,7 +76,9 @@ def make_train_step(
             that may be traced.
         regularizer: a penalty (`jaxvae.regularizers`) on the posteriors and the first draws of
             the global batch, which every device gathers; its state is updated after the penalty.
-        prepare: (key, stored example) -> x.
+        prepare: (key, stored example) -> x; of a `Conditioned` example, its x alone.
+        drop_condition: probability that a condition is replaced by `vae.condition.absent()`, so
+            that a conditional model learns p(x) too.
         average_decay: decay of the running average, below 1; None: no average. The decay is
             (1 + step) / (10 + step) while that is smaller.
         microbatch_size: number of examples whose gradient is computed at once; it must divide the
@@ -84,7 +91,8 @@ def make_train_step(
         axis_name: name of the mapped axis to average over; None: this batch is the global one.
 
     The metrics are scalars, means over the global batch in nats: objective, elbo, reconstruction,
-    kl, gradient_norm; active_units if q has a mean in closed form; each scheduled keyword; and the
+    kl, gradient_norm; kl_1, ..., kl_L of the levels of a hierarchy; active_units if q has a mean in
+    closed form; each scheduled keyword; and the
     counts skipped and skipped_in_row after the step. With a regularizer, `objective` is the
     maximised value, after subtracting the penalty; `regularizer` is the penalty; and `elbo` is
     still the ELBO.
@@ -105,13 +113,15 @@ def make_train_step(
     (1, 0)
     """
     reduction = make_reduction(
-        partial(_prepare, prepare), microbatch_size, virtual_shards, regularizer, axis_name
+        partial(_prepare, prepare, vae.condition, drop_condition),
+        microbatch_size,
+        virtual_shards,
+        regularizer,
+        axis_name,
     )
     penalize = partial(_penalize, regularizer, axis_name)
 
-    def train_step(
-        state: TrainState, keys: jax.Array, examples: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, keys: jax.Array, examples: Any) -> tuple[TrainState, Metrics]:
         check_state(state, average_decay, regularizer)
         _check_batch(state, examples)
         with jax.numpy_dtype_promotion("standard"):  # as for optax's updates
@@ -122,7 +132,7 @@ def make_train_step(
         params = with_optimal_sigma(vae, state.params, batch_error)
         key_penalty, key_update = _keys_of_batch(keys, regularizer, axis_name)
 
-        def value_and_gradient(keys: jax.Array, stored: jax.Array) -> tuple[Any, Any]:
+        def value_and_gradient(keys: jax.Array, stored: Any) -> tuple[Any, Any]:
             keys, xs = reduction.prepare_part(keys, stored)
             bounds_of = partial(_bounds, vae, partial(objective, **scheduled), keys, xs)
             penalty = partial(penalize, state.regularizer, key_penalty)
@@ -132,7 +142,7 @@ def make_train_step(
         (gradients, metrics, moments), penalized = reduction.mean(value_and_gradient, *rows)
         metrics |= scheduled | {"gradient_norm": optax.tree.norm(gradients)}
         if moments:
-            metrics["active_units"] = active_units(*moments)
+            metrics["active_units"] = sum(jax.tree.leaves(jax.tree.map(active_units, *moments)))
         carried = state.regularizer
         if regularizer is not None:
             carried, more = _after_penalty(regularizer, carried, key_update, penalized, metrics)
@@ -154,30 +164,39 @@ def _of_type(new: jax.Array, old: jax.Array) -> jax.Array:
     return new if new.dtype == old.dtype else new.astype(old.dtype)  # a typed key has no astype
 
 
-def _check_batch(state: TrainState, examples: jax.Array) -> None:
+def _check_batch(state: TrainState, examples: Any) -> None:
     """Reject, at trace time, an empty batch and a state that is not on the mesh of the batch."""
-    if len(examples) == 0:
+    if count_rows(examples) == 0:
         raise ValueError("a batch must have at least one example, got none.")
-    if is_explicit(examples) and not is_explicit(state.step):  # which jax cannot mix
+    any_explicit = any(map(is_explicit, jax.tree.leaves(examples)))
+    if any_explicit and not is_explicit(state.step):  # which jax cannot mix
         raise ValueError(
             "the batch is sharded over Explicit axes of a mesh, and the state is not on that mesh. "
             "Place it: jax.device_put(state, NamedSharding(mesh, PartitionSpec()))."
         )
 
 
-def _prepare(prepare: Prepare, keys: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys [B] of the bounds, and the prepared examples [B, ...]."""
+def _prepare(
+    prepare: Prepare, condition: Any, drop_rate: float, keys: jax.Array, stored: Any
+) -> tuple[jax.Array, Any]:
+    """Keys [B] of the bounds, and the prepared examples [B, ...], some without their condition."""
 
-    def of_one(key: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_one(key: jax.Array, stored: Any) -> tuple[jax.Array, Any]:
         key_data, key_bound, _ = jax.random.split(key, 3)
-        return key_bound, prepare(key_data, stored)
+        if not isinstance(stored, Conditioned):
+            return key_bound, prepare(key_data, stored)
+        x, y = prepare(key_data, stored.x), stored.y
+        if condition is not None and drop_rate > 0:
+            drop = jax.random.bernoulli(jax.random.fold_in(key_data, 1), drop_rate)
+            y = jax.tree.map(partial(jnp.where, drop), condition.absent(), y)
+        return key_bound, Conditioned(x, y)
 
     with jax.named_scope("prepare"):
         return jax.vmap(of_one)(keys, stored)
 
 
 def _batch_error(
-    vae: VAE, params: Params, reduction: Reduction, rows: tuple[jax.Array, ...]
+    vae: VAE, params: Params, reduction: Reduction, rows: tuple[Any, ...]
 ) -> jax.Array:
     """The squared error of the batch that an optimal sigma is computed from; else 0: []."""
     if vae.with_log_scale is None:
@@ -198,19 +217,20 @@ def _keys_of_batch(
 
 
 def _bounds(
-    vae: VAE, objective: Objective, keys: jax.Array, xs: jax.Array, params: Params
-) -> tuple[Bound, jax.Array | None, Any]:
+    vae: VAE, objective: Objective, keys: jax.Array, xs: Any, params: Params
+) -> tuple[Bound, Any, Any]:
     """Bounds of a batch [B, ...], the means of their posteriors [B, ...] or None, and the prior."""
-    encode, decode = partial(vae.encode, params), partial(vae.decode, params)
 
-    def of_one(key: jax.Array, x: jax.Array) -> tuple[Bound, jax.Array | None]:
-        bound = objective(key, x, encode=encode, decode=decode, prior=vae.prior(params))
+    def of_one(key: jax.Array, example: Any) -> tuple[Bound, Any]:
+        given, x = vae.of_example(example)
+        encode, decode = partial(given.encode, params), partial(given.decode, params)
+        bound = objective(key, x, encode=encode, decode=decode, prior=given.prior(params))
         return bound, _mean_if_known(bound.posterior)
 
-    return *jax.vmap(of_one)(keys, xs), vae.prior(params)
+    return *jax.vmap(of_one)(keys, xs), None if vae.condition else vae.prior(params)
 
 
-def _mean_if_known(q: Any) -> jax.Array | None:
+def _mean_if_known(q: Any) -> Any:
     if not callable(getattr(q, "mean", None)):
         return None
     try:
@@ -220,14 +240,14 @@ def _mean_if_known(q: Any) -> jax.Array | None:
 
 
 def _gradient(
-    bounds_of: Callable[[Params], tuple[Bound, jax.Array | None, Any]],
+    bounds_of: Callable[[Params], tuple[Bound, Any, Any]],
     penalize: Callable[[Bound, Any], Any],
     params: Params,
-) -> tuple[Params, tuple[Bound, jax.Array | None, Any]]:
+) -> tuple[Params, tuple[Bound, Any, Any]]:
     """Gradient of penalty - mean(objective), and (bounds, posterior means, penalty's result)."""
     trained, rest = partition(params, is_trained)
 
-    def loss(trained: Params) -> tuple[jax.Array, tuple[Bound, jax.Array | None, Any]]:
+    def loss(trained: Params) -> tuple[jax.Array, tuple[Bound, Any, Any]]:
         bounds, means, prior = bounds_of(combine(trained, rest))
         kept = penalize(bounds, prior)
         value = -bounds.objective.mean()
@@ -247,6 +267,11 @@ def _penalize(
     """Penalty, posteriors and first draws of the global batch; None without a regularizer."""
     if regularizer is None:
         return None
+    if prior is None:
+        raise ValueError(
+            "a regularizer compares the posteriors with one prior, but a conditional model has one "
+            "for each condition. Train without a regularizer."
+        )
     if bounds.posterior is None:
         raise ValueError(
             "a regularizer needs the posteriors, but the objective's Bound has none. Let `encode` "
@@ -257,6 +282,11 @@ def _penalize(
             "a regularizer needs draws that carry a gradient, but those of "
             f"{type(bounds.posterior).__name__} do not. Use a reparameterized posterior, or train "
             "without a regularizer."
+        )
+    if not all_leaves([bounds.samples]):
+        raise ValueError(
+            f"a regularizer compares one array of latents with the prior, but those of "
+            f"{type(bounds.posterior).__name__} are a tree. Train without a regularizer."
         )
     z = jax.vmap(flattened_draw)(bounds.posterior, bounds.samples[:, 0])
     q, z = gathered((jax.vmap(flattened)(bounds.posterior), z), axis_name)
@@ -281,12 +311,29 @@ def _after_penalty(
 
 def _batch_means(bounds: Bound) -> Metrics:
     names = ("objective", "elbo", "reconstruction", "kl")
-    return {name: getattr(bounds, name).mean() for name in names}
+    means = {name: getattr(bounds, name).mean() for name in names}
+    return means | {name: kl.mean() for name, kl in kl_of_levels(bounds.kl_per_latent).items()}
 
 
-def _moments(means: jax.Array | None) -> tuple[jax.Array, ...]:
+def kl_of_levels(kl_per_latent: Any) -> dict[str, jax.Array]:
+    """kl_1, ..., kl_L: the KL [N] of each level of N hierarchies; {} for other latents.
+
+    Args:
+        kl_per_latent: that of N bounds.
+
+    >>> kl_of_levels((jnp.ones((1, 3)), jnp.ones(1)))["kl_1"].tolist()
+    [3.0]
+    """
+    levels = kl_per_latent if isinstance(kl_per_latent, tuple) else ()
+    return {f"kl_{i + 1}": kl.reshape(len(kl), -1).sum(1) for i, kl in enumerate(levels)}
+
+
+def _moments(means: Any) -> tuple[Any, ...]:
     """Means over the batch of the posterior mean and of its square; () if it is unknown."""
-    return () if means is None else (means.mean(0), jnp.square(means).mean(0))
+    if means is None:
+        return ()
+    mean_of = lambda function: jax.tree.map(lambda leaf: function(leaf).mean(0), means)
+    return mean_of(lambda mean: mean), mean_of(jnp.square)
 
 
 def active_units(first_moment: jax.Array, second_moment: jax.Array) -> jax.Array:

@@ -201,6 +201,7 @@ def test_a_single_row_is_evaluated(whole_run, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "not the run's data: own arrays, 1 row; from" in output
     assert "1 examples" in output
+    assert "active units" not in output  # a single row has no variance
     (path,) = (tmp_path / "out").glob("all-best-2-one-*.npz")
     with np.load(path) as scores:
         assert scores["elbo"].shape == (1,)

@@ -362,6 +362,7 @@ def test_an_equinox_posterior_is_accepted_as_a_distribution():
 
 def test_train_called_from_python_raises_one_line_too(small, tmp_path, monkeypatch):
     _write(tmp_path, monkeypatch, decode="return z")
-    config = dataclasses.replace(small, run=tmp_path / "run", model="mine:make", hidden=None)
+    own = {"model": "mine:make", "hidden": None, "latent_dim": TrainConfig.latent_dim}
+    config = dataclasses.replace(small, run=tmp_path / "run", **own)
     with pytest.raises(UserError, match=r"decode\(z\) must be a distribution.*float32\[2\]"):
         train(config)

@@ -335,7 +335,11 @@ def test_train_rejects_an_invalid_user_defined_model(source, message, small, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=f"--model={name}:f.*{message}"):
-        train(dataclasses.replace(small, model=f"{name}:f", hidden=None))
+        train(
+            dataclasses.replace(
+                small, model=f"{name}:f", hidden=None, latent_dim=TrainConfig.latent_dim
+            )
+        )
     assert not (tmp_path / "runs").exists()
 
 
