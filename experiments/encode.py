@@ -127,19 +127,20 @@ def _codes(config: EncodeConfig, run: "OpenRun", devices: "list[jax.Device]") ->
 
     def code(params: object, key: jax.Array, stored: jax.Array) -> dict[str, jax.Array]:
         key_data, key_sample, key_mean = jax.random.split(key, 3)
-        q = run.vae.encode(params, run.preprocessing.prepare(key_data, stored))
+        given, x = run.vae.of_example(stored)
+        q = given.encode(params, run.preprocessing.prepare(key_data, x))
         mean = mean_of(q, key_mean, MEAN_SAMPLES)
         codes = {"mean": mean, "sample": q.sample(key_sample)}
         log_scale = getattr(q, "log_scale", None)
         return codes if log_scale is None else codes | {"log_scale": log_scale}
 
-    mesh, examples = make_mesh(devices), run.data.rows.examples
-    with counted("Encoding examples", len(examples), first="compiling") as progress:
+    mesh, count = make_mesh(devices), len(run.data.rows.examples)
+    with counted("Encoding examples", count, first="compiling") as progress:
         return map_dataset(
             make_map(code, mesh),
             replicate(run.params, mesh),
             replicate(root_key(config.seed), mesh),
-            examples,
+            run.examples,
             mesh=mesh,
             batch_size=config.batch_size,
             progress=progress,

@@ -98,7 +98,7 @@ def _evaluate(config: EvaluateConfig) -> None:
             from experiments.machine.keys import root_key
             from experiments.machine.versions import versions
             from experiments.run.folder import open_run
-            from experiments.show.numbers import make_scorer, print_numbers, summarize
+            from experiments.show import numbers as of_split
             from jaxvae.checkpoints.hosts import is_first, raise_on_all_processes
             from jaxvae.training.devices import make_mesh
 
@@ -115,7 +115,7 @@ def _evaluate(config: EvaluateConfig) -> None:
             require(len(examples) > 0, "split", config.split, "a split that has examples")
     if is_first():
         data.print_doubts()
-    scorer = make_scorer(
+    scorer = of_split.make_scorer(
         run.vae,
         run.params,
         run.preprocessing,
@@ -126,10 +126,12 @@ def _evaluate(config: EvaluateConfig) -> None:
     )
     what, quiet = f"Evaluating {data.split} examples", not is_first()
     with counted(what, len(examples), first="compiling", quiet=quiet) as progress:
-        scores = scorer(examples, progress=progress)
+        scores = scorer(run.examples, progress=progress)
     if not is_first():
         return
-    numbers = summarize(scores, examples.shape[1:], run.preprocessing, config.num_samples)
+    numbers = of_split.summarize(scores, examples.shape[1:], run.preprocessing, config.num_samples)
+    if run.categories is not None:
+        numbers["classes"] = of_split.summarize_classes(scores, run.examples.y, run.categories)
     name = config.name_of_results(data)
     about = {
         "dataset": data.name,
@@ -142,7 +144,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         "versions": versions(),
     }
     _write(folder, name, about | {data.split: numbers}, scores)
-    print_numbers(f"{data.title}, step {run.step:,}", numbers)
+    of_split.print_numbers(f"{data.title}, step {run.step:,}", numbers)
     print(f"written: {folder / name}.json and .npz")
 
 

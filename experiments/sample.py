@@ -104,6 +104,7 @@ def sample(config: SampleConfig) -> None:
             from experiments.machine.keys import root_key
             from experiments.run.folder import open_run
             from experiments.show.drawing import draw, prepared, write_pictures
+            from jaxvae.leaves import at_rows
 
         with announced(f"Reading {config.run} and its data"):
             run = open_run(
@@ -118,13 +119,15 @@ def sample(config: SampleConfig) -> None:
         drawing = draw(
             run.vae,
             run.params,
-            prepared(run.preprocessing, rows.examples[:MOST_RANKED]),
+            prepared(run.preprocessing, at_rows(run.examples, slice(MOST_RANKED))),
             root_key(config.seed),
+            categories=run.categories,
             num_samples=config.num_samples,
             num_shown=config.num_examples,
             num_steps=config.num_steps,
         )
-    arrays = {name: {name: array} for name, array in drawing._asdict().items()}
+    drawn = {name: array for name, array in drawing._asdict().items() if array is not None}
+    arrays = {name: {name: array} for name, array in drawn.items()}
     if config.dataset is not None or config.split is not None:
         arrays["reconstructions"] = _all_reconstructions(run, root_key(config.seed), devices)
     with command.as_user_errors(), announced(f"Writing pictures and arrays in {folder}"):
@@ -146,8 +149,9 @@ def _all_reconstructions(
 
     def reconstruct(params: Any, key: jax.Array, stored: jax.Array) -> jax.Array:
         key_data, key_center, *_ = jax.random.split(key, 4)
-        q = run.vae.encode(params, run.preprocessing.prepare(key_data, stored))
-        return run.vae.decode(params, center_of(q, key_center)).mean()
+        given, x = run.vae.of_example(stored)
+        q = given.encode(params, run.preprocessing.prepare(key_data, x))
+        return given.decode(params, center_of(q, key_center)).mean()
 
     mesh, rows = make_mesh(devices), run.data.rows
     with counted("Reconstructing rows", len(rows.examples), first="compiling") as progress:
@@ -155,7 +159,7 @@ def _all_reconstructions(
             make_map(reconstruct, mesh),
             replicate(run.params, mesh),
             replicate(key, mesh),
-            rows.examples,
+            run.examples,
             mesh=mesh,
             batch_size=AT_ONCE,
             progress=progress,

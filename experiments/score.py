@@ -149,7 +149,7 @@ def _scores(config: ScoreConfig, run: "OpenRun", devices: "list[jax.Device]") ->
         batch_size=config.batch_size,
     )
     with counted("Scoring rows", len(run.data.rows.examples), first="compiling") as progress:
-        found = ranked(scorer(run.data.rows.examples, progress=progress), reference)
+        found = ranked(scorer(run.examples, progress=progress), reference)
     if reference is None:
         print(
             "no quantiles: they need a run that has ended, and the number of samples that its "

@@ -28,7 +28,10 @@ MAY_IMPORT = {
     "checkpoints": {"models", "preprocessing", "trained"},
     "evaluation": {"bounds", "distributions", "leaves", "models", "training"},
     "preprocessing": {"cpu"},
-    "trained": {"bounds", "distributions", "evaluation", "models", "preprocessing", "training"},
+    "trained": {
+        *("bounds", "distributions", "evaluation", "leaves", "models", "preprocessing"),
+        "training",
+    },
     "fitting": {
         *("bounds", "checkpoints", "cpu", "evaluation", "models", "preprocessing"),
         *("trained", "training"),

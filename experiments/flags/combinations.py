@@ -20,6 +20,7 @@ GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "sigma": ("likelihood", LOCATION_SCALE),
     "standardize": ("likelihood", LOCATION_SCALE),
     "weight_decay": ("optimizer", ("adamw",)),
+    "drop_condition": ("condition", ("label",)),
     **dict.fromkeys(("initialization", "activation"), ("model", ("mlp",))),
     "hidden": ("model", ("mlp", "conv")),
     **dict.fromkeys(
@@ -70,6 +71,13 @@ def check_combinations(config: Any) -> None:
                 f"--{name.replace('_', '-')} goes with --{other.replace('_', '-')}="
                 f"{' or '.join(values)}, not {setting}. Change or leave out one of them."
             )
+    if config.prior == "conditional" and config.condition == "none":
+        raise ValueError("--prior=conditional needs --condition=label. Add it.")
+    if config.condition != "none" and config.regularizer != defaults["regularizer"]:
+        raise ValueError(
+            "--regularizer compares the posteriors with one prior, and --condition makes one for "
+            "each condition. Leave out one of them."
+        )
     on_map = config.model == "resnet" and config.latent_channels is not None
     if on_map and config.latent_dim != defaults["latent_dim"]:
         raise ValueError(

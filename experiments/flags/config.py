@@ -107,10 +107,17 @@ class TrainConfig:
     full_covariance, low_rank; iaf, coupling, spline (flows: more
     flexible, slower); von_mises_fisher (on the sphere);
     relaxed_categorical; categorical (discrete, with --estimator=vimco)."""
-    prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
+    prior: Literal["standard", "mixture", "vamp", "flow", "conditional"] = "standard"
     """p(z): standard (fixed: N(0, I), or uniform on the sphere or over the
     categories), or learned: mixture (of Gaussians), vamp (VampPrior:
-    posteriors at learned inputs) or flow."""
+    posteriors at learned inputs), flow, or with --condition conditional,
+    p(z|y)."""
+    condition: Literal["none", "label"] = "none"
+    """label: a model of p(x|y), where y is the label of an example (array y,
+    class folders, labels of tfds), which every layer sees."""
+    drop_condition: float = 0.0
+    """With --condition: share of the examples that train without their
+    condition, so that the model has p(x) too; 0.1 is usual."""
     num_components: int = 50
     """Number of components of a mixture or vamp prior."""
     num_categories: int = 10
@@ -336,6 +343,7 @@ class TrainConfig:
         require(self.num_categories >= 2, "num_categories", self.num_categories, "at least 2")
         require(math.isfinite(self.alpha), "alpha", self.alpha, "a number")
         require(0 <= self.elbo_weight <= 1, "elbo_weight", self.elbo_weight, "in [0, 1]")
+        require(0 <= self.drop_condition < 1, "drop_condition", self.drop_condition, "in [0, 1)")
         for name in (
             *("learning_rate", "gradient_clip", "num_epochs", "num_devices", "decay_steps"),
             *("rows_at_once", "sigma_rate"),

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from experiments.data import Dataset
+from experiments.data.conditions import categories_of, with_condition
 from experiments.data.identity import DataIdentity
 from experiments.data.run_data import RunData, agree_on_data, choose_preprocessing, load_data
 from experiments.flags.config import TrainConfig
@@ -55,6 +56,7 @@ class Built:
         data_identity: identity of the data as they were loaded.
         units: location and unit of the data's columns, for the model; None: as they are.
         recipe: function name and arguments that rebuild the model from a checkpoint.
+        categories: names of the labels that the model is conditioned on; None: no condition.
         vae: the model.
         mesh: mesh of the devices.
         keys: random keys of the run.
@@ -72,6 +74,7 @@ class Built:
     data_identity: DataIdentity
     units: ColumnUnits | None
     recipe: dict[str, Any]
+    categories: list[str] | None
     vae: VAE
     mesh: Mesh
     keys: Keys
@@ -81,6 +84,10 @@ class Built:
     init_state: Callable[[jax.Array], TrainState]
     state_shapes: TrainState
     notes: list[str] = dataclasses.field(default_factory=list)
+
+    def examples(self, split: str) -> Any:
+        """Examples of a split as the model takes them: with their labels if it has a condition."""
+        return with_condition(self.dataset.rows(split), self.categories, self.dataset.name)
 
 
 def build(config: TrainConfig, devices: list[jax.Device]) -> Built:
@@ -136,7 +143,10 @@ def build_from(
     if config.schedule != "constant" and config.decay_steps is None:
         config = dataclasses.replace(config, decay_steps=num_steps)
     config = as_done(config, preprocessing)
-    model_recipe = recipe(config, dataset.train.shape[1:], units)
+    categories = categories_of(dataset) if config.condition == "label" else None
+    model_recipe = recipe(
+        config, dataset.train.shape[1:], units, None if categories is None else len(categories)
+    )
     vae, mesh = initial_vae(model_recipe, config, preprocessing, dataset.train), make_mesh(devices)
     most_rows = rows_at_once(config, devices[0].platform, dataset.train.shape[1:])
     options: dict[str, Any] = {
@@ -144,6 +154,7 @@ def build_from(
         "schedules": make_schedules(config),
         "regularizer": make_regularizer(config, vae, num_train),
         "prepare": preprocessing.prepare,
+        "drop_condition": config.drop_condition,
         "average_decay": config.average_decay,
         **parts_of_batch(config, vae, mesh.size, most_rows),
     }
@@ -160,6 +171,7 @@ def build_from(
         data_identity=identity,
         units=units,
         recipe=model_recipe,
+        categories=categories,
         vae=vae,
         mesh=mesh,
         keys=Keys(*jax.random.split(root_key(config.seed), 4)),

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.run.replayed_run import Step
-from jaxvae.leaves import combine, is_trained, partition
+from jaxvae.leaves import at_rows, combine, is_trained, partition
 from jaxvae.testing import first_not_finite
+from jaxvae.training.step import prepare_rows
 
 TERMS = ("reconstruction", "kl", "elbo", "objective")
 MOST_OPERATIONS = 3
@@ -20,16 +21,23 @@ def diagnose(step: Step) -> list[str]:
     parameters = list(_leaves_not_finite(step.params))
     if parameters:
         return [f"the parameters were not finite before this step: {', '.join(parameters)}"]
-    keys = jax.vmap(lambda key: jax.random.split(key, 3))(step.keys)
-    xs = jax.vmap(step.options["prepare"])(keys[:, 0], jnp.asarray(step.stored))
+    options = step.options
+    keys, examples = prepare_rows(
+        options["prepare"],
+        step.vae.condition,
+        options.get("drop_condition", 0.0),
+        step.keys,
+        jax.tree.map(jnp.asarray, step.stored),
+    )
+    xs = examples if step.vae.condition is None else examples.x
     for i in np.flatnonzero(~_finite_rows(xs)):
         where = np.argwhere(~np.isfinite(np.asarray(xs[i])))[0].tolist()
         value = float(xs[i][tuple(where)])
         return [f"{_name(step, i)} has {value} at {where} after preprocessing"]
     scheduled = {name: of(step.number) for name, of in step.options["schedules"].items()}
 
-    def bound(params: Any, key: jax.Array, x: jax.Array) -> Any:
-        vae = step.vae
+    def bound(params: Any, key: jax.Array, example: Any) -> Any:
+        vae, x = step.vae.of_example(example)
         decode = lambda z: vae.decode(params, z)
         return step.options["objective"](
             key,
@@ -48,7 +56,7 @@ def diagnose(step: Step) -> list[str]:
         finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), jax.grad(objective)(trained))
         return {name: getattr(found, name) for name in TERMS}, finite
 
-    terms, finite = jax.device_get(jax.lax.map(of_row, (keys[:, 1], xs)))
+    terms, finite = jax.device_get(jax.lax.map(of_row, (keys, examples)))
     whole = np.all([np.isfinite(value) for value in terms.values()], axis=0)
     whole &= np.all(jax.tree.leaves(finite), axis=0)
     bad = np.flatnonzero(~whole)
@@ -58,7 +66,9 @@ def diagnose(step: Step) -> list[str]:
     said = ", ".join(f"{name} {values[first]:.6g}" for name, values in terms.items())
     lines = [f"{_name(step, first)}, the first of {len(bad)}: {said}"]
     gradient = jax.grad(lambda trained, *row: bound(combine(trained, rest), *row).objective)
-    for found in first_not_finite(gradient, trained, keys[first, 1], xs[first])[:MOST_OPERATIONS]:
+    for found in first_not_finite(gradient, trained, keys[first], at_rows(examples, first))[
+        :MOST_OPERATIONS
+    ]:
         lines.append(f"  {found}")
     at_fault = [
         path for path, ok in _paths(jax.tree.map(lambda rows: rows[first], finite)) if not ok

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from experiments.machine.compilation_cache import give_back_memory
 from experiments.machine.processes import broadcast_decision
 from experiments.run.build import Built
+from jaxvae.leaves import at_rows
 from jaxvae.training.batches import Batches
 from jaxvae.training.devices import (
     compile_in_background,
@@ -31,9 +32,13 @@ RESIDENT_BYTES = 2 * 2**30
 """Largest training split that is copied to every accelerator, which then gathers its rows."""
 
 
-def fits(examples: np.ndarray, mesh: Mesh) -> bool:
+def fits(examples: Any, mesh: Mesh) -> bool:
     """Return True if the devices are accelerators and the data at most `RESIDENT_BYTES`."""
-    return mesh.devices.flat[0].platform != "cpu" and examples.nbytes <= RESIDENT_BYTES
+    return mesh.devices.flat[0].platform != "cpu" and _bytes(examples) <= RESIDENT_BYTES
+
+
+def _bytes(examples: Any) -> int:
+    return sum(array.nbytes for array in jax.tree.leaves(examples))
 
 
 class Chunk(NamedTuple):
@@ -46,7 +51,7 @@ class Chunk(NamedTuple):
         signal: signal that any process had received when this chunk was decided, or None.
     """
 
-    rows: jax.Array
+    rows: Any
     num_steps: int
     num_steps_on_devices: jax.Array
     signal: int | None
@@ -82,11 +87,11 @@ class Dispatcher:
     """
 
     def __init__(self, built: Built) -> None:
-        config, examples = built.config, built.dataset.train
+        config, examples = built.config, built.examples("train")
         self._built, self._mesh = built, built.mesh
         positions = local_positions(built.mesh)
         self.batches = Batches(examples, config.batch_size, config.seed, built.mesh.size, positions)
-        batch_bytes = examples[:1].nbytes * config.batch_size
+        batch_bytes = _bytes(at_rows(examples, slice(1))) * config.batch_size
         self.capacity = max(1, min(CHUNK_STEPS, CHUNK_BYTES // batch_bytes))
         self._seconds_per_step = CHUNK_SECONDS
         # Pays off where devices compute faster than the host gathers rows; it costs their memory.
@@ -101,15 +106,19 @@ class Dispatcher:
         self._compiled = self._compile(len(positions))
 
     def _compile(self, num_local: int) -> "Future[Any]":
-        config, mesh, examples = self._built.config, self._mesh, self._built.dataset.train
-        shape = (num_local, self.capacity, config.batch_size // mesh.size, *examples.shape[1:])
+        config, mesh = self._built.config, self._mesh
+        leading = (num_local, self.capacity, config.batch_size // mesh.size)
+        chunk = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct((*leading, *array.shape[1:]), array.dtype),
+            self.batches.examples,
+        )
         give_back_memory()  # compiling the step is the peak of memory use
         return compile_in_background(
             make_chunk_step(self._built.train_step, mesh, config.batch_size, self.capacity),
             mesh,
             self._built.state_shapes,
             self._key,
-            jax.ShapeDtypeStruct(shape, examples.dtype),
+            chunk,
             jax.ShapeDtypeStruct((), np.int32),
         )
 
@@ -139,7 +148,7 @@ class Dispatcher:
             rows = self._on_devices(step, count)
         return Chunk(rows, count, replicate(np.int32(count), self._mesh), signal)
 
-    def _on_devices(self, step: int, count: int) -> jax.Array:
+    def _on_devices(self, step: int, count: int) -> Any:
         if self._examples is None:
             return shard(self.batches.chunk(step, count, self.capacity), self._mesh)
         rows = self.batches.rows(step, count, self.capacity)

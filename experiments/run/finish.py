@@ -24,9 +24,11 @@ from experiments.run.loop import Loop
 from experiments.run.optimization import evaluated_at_once
 from experiments.show import plots, report
 from experiments.show.drawing import (
+    conditions_of,
     draw,
     make_decoder,
     prepared_head,
+    shown_split,
     to_sphere,
     write_pictures,
 )
@@ -37,6 +39,7 @@ from experiments.show.saved_results import read_results
 from jaxvae.checkpoints.hosts import from_first, is_first
 from jaxvae.distributions import VonMisesFisher, flattened
 from jaxvae.evaluation import Scores, scored_x
+from jaxvae.leaves import count_rows
 from jaxvae.models.vae import Params
 from jaxvae.trained import Reference, spread_evenly
 
@@ -151,9 +154,9 @@ def _score_splits(
     """
     config, dataset = loop.built.config, loop.built.dataset
     quiet = config.quiet or not is_first()
-    splits = {split: getattr(dataset, split) for split in ("validation", "test")}
-    splits = {split: examples for split, examples in splits.items() if len(examples)}
-    splits[TRAINING] = spread_evenly(dataset.train)
+    held_out = [split for split in ("validation", "test") if len(getattr(dataset, split))]
+    splits = {split: loop.built.examples(split) for split in held_out}
+    splits[TRAINING] = spread_evenly(loop.built.examples("train"))
     scorer = make_scorer(
         loop.built.vae,
         params,
@@ -178,7 +181,7 @@ def _score_splits(
     measured = {}
     for split, examples in splits.items():
         what = f"Evaluating {split} examples, {num_samples:,} samples each"
-        with counted(what, len(examples), first=first, quiet=quiet) as progress:
+        with counted(what, count_rows(examples), first=first, quiet=quiet) as progress:
             measured[split] = scorer(examples, num_samples, progress=progress)
         give_back_memory()
     return measured, num_samples
@@ -194,14 +197,18 @@ def _draw(built: Built, params: Params, measured: dict[str, Scores]) -> dict[str
     """
     folder, names = built.config.folder / "pictures", built.dataset.label_names
     decode = make_decoder(built.vae, params)
-    xs = prepared_head(built.dataset, built.preprocessing)
-    write_pictures(draw(built.vae, params, xs, built.keys.pictures, decode=decode), folder)
+    head = prepared_head(built.examples(shown_split(built.dataset)), built.preprocessing)
+    drawing = draw(
+        built.vae, params, head, built.keys.pictures, decode=decode, categories=built.categories
+    )
+    write_pictures(drawing, folder)
     if not measured:
         return {}
     split, scores = list(measured.items())[-1]
     rows = built.dataset.rows(split)
-    q = flattened(built.vae.encode(params, jnp.asarray(xs[0])))
-    on_sphere = isinstance(q, VonMisesFisher)
+    given, x = built.vae.of_example(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), head))
+    on_sphere = isinstance(flattened(given.encode(params, x)), VonMisesFisher)
+    conditions = conditions_of(built.examples(split))
 
     def prepared(numbers: np.ndarray) -> np.ndarray:
         stored = rows.examples[numbers]
@@ -210,7 +217,8 @@ def _draw(built: Built, params: Params, measured: dict[str, Scores]) -> dict[str
 
     def reconstructed(numbers: np.ndarray) -> np.ndarray:
         z = scores.posterior_mean[numbers]
-        return decode(to_sphere(z.reshape(len(z), -1)).reshape(z.shape) if on_sphere else z)
+        z = to_sphere(z.reshape(len(z), -1)).reshape(z.shape) if on_sphere else z
+        return decode(z, None if conditions is None else conditions[numbers])
 
     extremes = show_extremes(rows, scores, prepared, reconstructed, names, folder)
     if scores.kl_per_latent is not None:

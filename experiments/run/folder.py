@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from experiments import data as datasets
+from experiments.data.conditions import read_categories, with_condition
 from experiments.data.identity import DataIdentity, from_json
 from experiments.data.run_data import agree_on_data, cache_of
 from experiments.data.run_rows import RunRows, load_run_rows
@@ -37,6 +38,9 @@ class OpenRun(NamedTuple):
         step: step of the checkpoint that holds them.
         preprocessing, dataset: the data set and the preparation of its examples for the model.
         data: the requested rows of the data set.
+        categories: names of the labels that the model is conditioned on; None: no condition.
+        examples: examples of the requested rows as the model takes them, with their labels if it is
+            conditioned on them.
     """
 
     config: TrainConfig
@@ -46,6 +50,8 @@ class OpenRun(NamedTuple):
     preprocessing: Preprocessing
     dataset: datasets.Dataset
     data: RunRows
+    categories: list[str] | None
+    examples: Any
 
 
 def read_config(run: Path) -> TrainConfig | None:
@@ -146,9 +152,11 @@ def open_run(
         check_prepared(config, dataset)
         trained = from_json(about)
         description, cache = read_description(about), cache_of(config, run)
+        categories = read_categories(about)
         loaded = load_run_rows(
             config, about.get("data_shape"), trained, dataset, split, description, cache
         )
+        examples = with_condition(loaded.rows.rows, categories, loaded.rows.name)
     data = loaded.rows
     agree_on_data({data.split: data.identity})
     return OpenRun(
@@ -159,4 +167,6 @@ def open_run(
         loaded.preprocessing,
         loaded.dataset,
         data,
+        categories,
+        examples,
     )

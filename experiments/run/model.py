@@ -28,7 +28,10 @@ NEEDED = (
 
 
 def recipe(
-    config: TrainConfig, data_shape: tuple[int, ...], units: ColumnUnits | None = None
+    config: TrainConfig,
+    data_shape: tuple[int, ...],
+    units: ColumnUnits | None = None,
+    num_categories: int | None = None,
 ) -> dict[str, Any]:
     """Return the name and arguments of the function that builds the model, for checkpoints.
 
@@ -38,6 +41,7 @@ def recipe(
         config: the flags.
         data_shape: shape of one example.
         units: location and unit of the data's columns; None: the model sees them as they are.
+        num_categories: number of labels of --condition=label; None: no condition.
 
     Raises:
         ValueError: there is no such model or function, or it lacks an argument that a flag needs.
@@ -62,6 +66,7 @@ def recipe(
         "precision": config.precision,
         "data_loc": None if units is None else units.loc,
         "data_unit": None if units is None else units.unit,
+        "condition": num_categories,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     accepted = _accepted(function, arguments)
@@ -69,6 +74,8 @@ def recipe(
         given = getattr(config, name)
         has_effect = name in accepted or given == getattr(TrainConfig, name)
         require(has_effect, name, given, f"left out: {function} takes no argument {name!r}")
+    has_effect = num_categories is None or "condition" in accepted
+    require(has_effect, "condition", "label", f"left out: {function} takes no argument 'condition'")
     has_effect = units is None or takes_units(config)
     require(
         has_effect, "standardize", "columns", f"left out: {function} takes no argument 'data_unit'"

@@ -14,6 +14,7 @@ from experiments.run.folder import recorded_data
 from experiments.run.loop import Loop
 from jaxvae.checkpoints import Checkpoints
 from jaxvae.checkpoints.rebuilding import rebuild
+from jaxvae.leaves import at_rows
 from jaxvae.models.vae import VAE
 from jaxvae.training.devices import replicate
 from jaxvae.training.state import from_items, to_items
@@ -36,7 +37,7 @@ class Step(NamedTuple):
     options: dict[str, Any]
     params: Any
     keys: jax.Array
-    stored: np.ndarray
+    stored: Any
     indices: np.ndarray
     number: int
 
@@ -107,7 +108,7 @@ def next_step(loop: Loop) -> Step:
         built.options,
         jax.device_get(loop.state.params),
         jax.random.split(jax.random.fold_in(built.keys.train, loop.step), len(indices)),
-        loop.batches.examples[indices],
+        at_rows(loop.batches.examples, indices),
         indices,
         loop.step,
     )

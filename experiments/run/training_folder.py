@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 
-from experiments.data import identity
+from experiments.data import conditions, identity
 from experiments.flags.saved_flags import to_json
 from experiments.machine.accelerators import describe
 from experiments.record import files
@@ -116,6 +116,7 @@ class TrainingFolder:
             "data_shape": list(built.dataset.train.shape[1:]),
             identity.ABOUT: identity.to_json(built.data_identity),
             "vae": built.recipe,
+            **({} if built.categories is None else {conditions.ABOUT: built.categories}),
             description.ABOUT: description.describe(
                 built.preprocessing, self._as_loaded(), resizes=built.config.resize is not None
             ),

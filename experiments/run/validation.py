@@ -18,9 +18,9 @@ def make_validation(
     All evaluations of a run use the same key, so that they differ only because the model does.
     `progress` is called with the number of examples done.
     """
-    examples = built.dataset.validation
-    if not len(examples):
+    if not len(built.dataset.validation):
         return None
+    examples = built.examples("validation")
     microbatch_size = evaluated_at_once(built.config)
     score = make_score(built.vae, prepare=built.preprocessing.prepare)
     mapped = make_map(score, built.mesh, microbatch_size)

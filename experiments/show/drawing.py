@@ -1,6 +1,7 @@
 """Samples, reconstructions, interpolations and traversals of a model: arrays and pictures."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,15 @@ from experiments.machine.keys import root_key
 from experiments.show import pictures
 from jaxvae.distributions import VonMisesFisher, flattened
 from jaxvae.evaluation import center_of
+from jaxvae.leaves import at_rows, count_rows
+from jaxvae.models.condition import Conditioned
 from jaxvae.models.vae import VAE, Params
 from jaxvae.preprocessing import Preprocessing
 
 MOST_COLUMNS = 16
 """Columns of vectors up to which each has a scale of its own in pictures."""
+MOST_CLASSES, MOST_OF_CLASS = 50, 10
+"""Most categories in the picture of samples, and most samples of each."""
 DECODED_AT_ONCE = 50
 """Latents that are decoded in one call: one compiled program then serves pictures of any number."""
 
@@ -32,6 +37,7 @@ class Drawing(NamedTuple):
         traversals: [L, S, ...] of the first example, one latent changed per row.
         latents: [L] indices of those latents; the one that varies most over the examples is first.
         values: [S] values that each of them is set to.
+        classes: [N] names of the samples' categories; None for a model without.
     """
 
     samples: np.ndarray
@@ -41,28 +47,42 @@ class Drawing(NamedTuple):
     traversals: np.ndarray
     latents: np.ndarray
     values: np.ndarray
+    classes: list[str] | None = None
 
 
-def make_decoder(vae: VAE, params: Params) -> Callable[[Any], np.ndarray]:
-    """Make the function latents [N, ...] -> means of p(x|z) [N, *data_shape], for any N >= 1."""
-    decode = jax.jit(lambda params, z: jax.vmap(lambda z: vae.decode(params, z).mean())(z))
+def make_decoder(vae: VAE, params: Params) -> Callable[..., np.ndarray]:
+    """Make the function that decodes latents [N, ...] to means of p(x|z) [N, *data_shape], N >= 1.
 
-    def decode_rows(latents: Any) -> np.ndarray:
-        z = np.asarray(latents)
-        padded = np.pad(z, ((0, -len(z) % DECODED_AT_ONCE), *[(0, 0)] * (z.ndim - 1)), "edge")
-        blocks = padded.reshape(-1, DECODED_AT_ONCE, *z.shape[1:])
-        return np.concatenate([np.asarray(decode(params, block)) for block in blocks])[: len(z)]
+    A conditional model also takes the conditions [N], or none for a model without.
+    """
+    of_one = lambda params, z, y: vae.given(y).decode(params, z).mean()
+    decode = jax.jit(jax.vmap(of_one, in_axes=(None, 0, 0)))
+
+    def decode_rows(latents: Any, conditions: Any = None) -> np.ndarray:
+        rows = (np.asarray(latents), conditions)
+        count = len(rows[0])
+        index = np.minimum(np.arange(-(-count // DECODED_AT_ONCE) * DECODED_AT_ONCE), count - 1)
+        blocks = index.reshape(-1, DECODED_AT_ONCE)
+        return np.concatenate(
+            [np.asarray(decode(params, *at_rows(rows, block))) for block in blocks]
+        )[:count]
 
     return decode_rows
+
+
+def conditions_of(examples: Any) -> Any:
+    """Conditions [N] of examples; None if they have none."""
+    return examples.y if isinstance(examples, Conditioned) else None
 
 
 def draw(
     vae: VAE,
     params: Params,
-    xs: np.ndarray,
+    examples: Any,
     key: jax.Array,
     *,
-    decode: Callable[[Any], np.ndarray] | None = None,
+    decode: Callable[..., np.ndarray] | None = None,
+    categories: Sequence[str] | None = None,
     num_samples: int = 100,
     num_shown: int = 20,
     num_steps: int = 11,
@@ -72,45 +92,69 @@ def draw(
 
     Args:
         vae, params: the model and its parameters.
-        xs: [M, *data_shape] prepared examples. The latents are ranked by their variance over all
-            of them; the first `num_shown` are drawn.
+        examples: [M, *data_shape] prepared examples, of a conditional model with their conditions.
+            The latents are ranked by their variance over all of them; the first `num_shown` are
+            drawn.
         key: random key.
         decode: the model's decoder, from `make_decoder`; None: make one.
-        num_samples: N.
+        categories: names of the labels of a conditional model: each gets equally many samples.
+        num_samples: N; of a conditional model the largest multiple of its categories below it.
         num_shown: number of examples to reconstruct, and to interpolate between in pairs.
         num_steps: S.
         num_latents: largest number of traversals.
     """
     decode = make_decoder(vae, params) if decode is None else decode
     key_samples, key_means = jax.random.split(key)
-    from_prior = jax.jit(jax.vmap(lambda key: vae.prior(params).sample(key)))
-    z_prior = from_prior(jax.random.split(key_samples, num_samples))
-    # A feature map is a vector here, until it is decoded.
-    center = jax.jit(jax.vmap(lambda key, x: center_of(flattened(vae.encode(params, x)), key)))
-    z = center(jax.random.split(key_means, len(xs)), xs)
-    on_sphere = isinstance(flattened(vae.encode(params, jnp.asarray(xs[0]))), VonMisesFisher)
+    classes = _sampled_classes(categories, num_samples)
+    from_prior = jax.jit(jax.vmap(lambda key, y: vae.given(y).prior(params).sample(key)))
+    count = num_samples if classes is None else len(classes)
+    z_prior = from_prior(jax.random.split(key_samples, count), classes)
+
+    def posterior(example: Any) -> Any:
+        given, x = vae.of_example(example)
+        return flattened(given.encode(params, x))  # a feature map is a vector until it is decoded
+
+    center = jax.jit(jax.vmap(lambda key, example: center_of(posterior(example), key)))
+    z = center(jax.random.split(key_means, count_rows(examples)), examples)
+    on_sphere = isinstance(
+        posterior(jax.tree.map(jnp.asarray, at_rows(examples, 0))), VonMisesFisher
+    )
     spread = np.var(z, axis=0).reshape(z.shape[1], -1).sum(1)
     latents = np.argsort(-spread, kind="stable")[:num_latents]
-    z = z[:num_shown]
+    z, ys = z[:num_shown], conditions_of(at_rows(examples, slice(num_shown)))
     along = jnp.linspace(0, 1, num_steps).reshape(1, -1, *[1] * (z.ndim - 1))
     ends = (z[1::2] if len(z) > 1 else z)[:, None]
     starts = z[::2][: len(ends), None]
     paths = starts + along * (ends - starts)
     values, moved = _traversals(z[0], latents, num_steps, on_sphere)
 
-    def decode_rows(rows: jax.Array) -> np.ndarray:
-        flat = decode(rows.reshape(-1, *z_prior.shape[1:]))
-        return flat.reshape(*rows.shape[: rows.ndim - z.ndim + 1], *flat.shape[1:])
+    def decode_rows(rows: jax.Array, first: Any) -> np.ndarray:
+        leading = rows.shape[: rows.ndim - z.ndim + 1]
+        # The steps of a row have the condition of its first example.
+        each = None if first is None else np.repeat(first, math.prod(leading) // len(first))
+        flat = decode(rows.reshape(-1, *z_prior.shape[1:]), each)
+        return flat.reshape(*leading, *flat.shape[1:])
 
     return Drawing(
-        samples=decode(z_prior),
-        originals=np.asarray(xs[:num_shown]),
-        reconstructions=decode_rows(z),
-        interpolations=decode_rows(to_sphere(paths) if on_sphere else paths),
-        traversals=decode_rows(moved),
+        samples=decode(z_prior, classes),
+        originals=np.asarray(vae.of_example(at_rows(examples, slice(num_shown)))[1]),
+        reconstructions=decode_rows(z, ys),
+        interpolations=decode_rows(
+            to_sphere(paths) if on_sphere else paths, None if ys is None else ys[::2][: len(ends)]
+        ),
+        traversals=decode_rows(moved, None if ys is None else ys[:1]),
         latents=latents,
         values=values,
+        classes=None if categories is None or classes is None else [categories[i] for i in classes],
     )
+
+
+def _sampled_classes(categories: Sequence[str] | None, num_samples: int) -> np.ndarray | None:
+    """Categories of the samples, equally many of each; None for a model without."""
+    if categories is None:
+        return None
+    shown = np.arange(min(len(categories), num_samples), dtype=np.int32)
+    return np.repeat(shown, num_samples // len(shown))
 
 
 def _traversals(
@@ -146,7 +190,7 @@ def write_pictures(drawing: Drawing, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     limits, note = _limits(drawing.originals)
     shown: dict[str, Any] = {
-        "samples": pictures.grid(drawing.samples, limits=limits),
+        "samples": _samples(drawing, limits),
         "reconstructions": pictures.reconstructions(
             drawing.originals, drawing.reconstructions, limits=limits
         ),
@@ -158,6 +202,16 @@ def write_pictures(drawing: Drawing, folder: Path) -> None:
     for name, picture in shown.items():
         noted = pictures.noted(picture, note) if note else picture
         pictures.save_png(folder / f"{name}.png", noted)
+
+
+def _samples(drawing: Drawing, limits: pictures.Limits) -> np.ndarray:
+    """Picture of the samples; of a conditional model a row of up to ten for each category."""
+    if drawing.classes is None:
+        return pictures.grid(drawing.samples, limits=limits)
+    names = list(dict.fromkeys(drawing.classes))[:MOST_CLASSES]
+    each = len(drawing.classes) // len(set(drawing.classes))
+    rows = drawing.samples.reshape(-1, each, *drawing.samples.shape[1:])
+    return pictures.by_class(rows[: len(names), :MOST_OF_CLASS], names, limits=limits)
 
 
 def _limits(examples: np.ndarray) -> tuple[tuple[Any, Any], str]:
@@ -179,12 +233,19 @@ def _limits(examples: np.ndarray) -> tuple[tuple[Any, Any], str]:
     return (lo, hi), f"Across: columns x[0] to x[{examples.shape[1] - 1}], {scale}."
 
 
-def prepared_head(dataset: Dataset, preprocessing: Preprocessing, most: int = 1000) -> np.ndarray:
-    """Prepare the first examples of the test split, or else of training: [M, *data_shape]."""
-    return prepared(preprocessing, (dataset.test if len(dataset.test) else dataset.train)[:most])
+def shown_split(dataset: Dataset) -> str:
+    """Name of the split whose examples are drawn: test, or train if that has none."""
+    return "test" if len(dataset.test) else "train"
 
 
-def prepared(preprocessing: Preprocessing, head: np.ndarray) -> np.ndarray:
+def prepared_head(examples: Any, preprocessing: Preprocessing, most: int = 1000) -> Any:
+    """Prepare the first examples: [M, *data_shape]; conditions stay as they are."""
+    return prepared(preprocessing, at_rows(examples, slice(most)))
+
+
+def prepared(preprocessing: Preprocessing, head: Any) -> Any:
     """Prepare examples [M, ...] as stored, always with the same keys."""
+    if isinstance(head, Conditioned):
+        return Conditioned(prepared(preprocessing, head.x), head.y)
     keys = jax.random.split(root_key(0), len(head))
     return np.asarray(jax.jit(jax.vmap(preprocessing.prepare))(keys, head))

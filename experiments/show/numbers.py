@@ -1,7 +1,7 @@
 """Evaluation numbers of a trained model on one split, with standard errors."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ def make_scorer(
     mapped = make_map(score, mesh, microbatch_size)
     params, key = replicate(params, mesh), replicate(key, mesh)
 
-    def scorer(examples: np.ndarray, num_samples: int = most_samples, **progress: Any) -> Scores:
+    def scorer(examples: Any, num_samples: int = most_samples, **progress: Any) -> Scores:
         of_run = params, replicate(np.int32(num_samples), mesh)
         return map_dataset(
             mapped,
@@ -100,6 +100,27 @@ def summarize(
     return numbers
 
 
+def summarize_classes(
+    scores: Scores, labels: np.ndarray, categories: Sequence[str]
+) -> dict[str, Any]:
+    """Summarize log p(x|y) of the examples of each category that has any."""
+    rows = {name: labels == code for code, name in enumerate(categories)}
+    return {
+        name: _number(estimate(scores.log_likelihood[mine]), "nats") | {"examples": int(mine.sum())}
+        for name, mine in rows.items()
+        if mine.any()
+    }
+
+
+def _print_classes(title: str, classes: dict[str, Any]) -> None:
+    """Print the result of `summarize_classes` as a table."""
+    rows = [
+        (name, entry["value"], entry.get("standard_error"), f"nats, {entry['examples']:,} examples")
+        for name, entry in classes.items()
+    ]
+    display.table(title, rows)
+
+
 def validation_row(scores: Scores) -> dict[str, float]:
     """Return the values of a validation row of metrics.jsonl, in nats."""
     elbo = estimate(scores.elbo)
@@ -117,9 +138,11 @@ def print_numbers(title: str, numbers: dict[str, Any]) -> None:
     rows = [
         (name.replace("_", " "), entry["value"], entry.get("standard_error"), entry["unit"])
         for name, entry in numbers.items()
-        if isinstance(entry, dict)
+        if isinstance(entry, dict) and name != "classes"
     ]
     display.table(f"{title}, {numbers['num_examples']:,} examples", rows)
+    if "classes" in numbers:
+        _print_classes(f"log p(x|y) of {title}", numbers["classes"])
 
 
 def _number(number: Estimate, unit: str) -> dict[str, Any]:

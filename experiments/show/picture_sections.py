@@ -13,7 +13,10 @@ from experiments.show.saved_results import is_shown
 MOST_BYTES = 2**25
 """Largest picture that goes into the page: a run's folder may hold files of any size."""
 _KINDS = {
-    "samples": ("Samples", "Decoded from latents drawn from the prior."),
+    "samples": (
+        "Samples",
+        "Decoded from latents drawn from the prior; of a conditional model a row for each label.",
+    ),
     "reconstructions": (
         "Reconstructions",
         "Held-out examples, each above its reconstruction by the model.",

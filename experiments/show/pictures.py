@@ -39,6 +39,11 @@ def grid(examples: ArrayLike, columns: int = 10, limits: Limits | None = None) -
     return _joined(_folded(_tiles([array], limits), columns))
 
 
+def by_class(examples: ArrayLike, names: Sequence[str], limits: Limits | None = None) -> np.ndarray:
+    """Draw rows [R, S, *data_shape], each with the name of its class."""
+    return _labelled(_rows_of_tiles("by_class", examples, limits), list(names))
+
+
 def reconstructions(
     originals: ArrayLike, means: ArrayLike, columns: int = 10, limits: Limits | None = None
 ) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from jaxvae.checkpoints.checkpoints import Loaded, load_described
 from jaxvae.checkpoints.contained import read_json, require_contained
@@ -26,6 +27,7 @@ def load_trained(
     models: Mapping[str, Callable[..., VAE]] = MODELS,
     *,
     devices: list[jax.Device] | None = None,
+    given: str | None = None,
 ) -> TrainedVAE:
     """Load a trained VAE with its preprocessing, ready for rows as they are stored.
 
@@ -35,10 +37,11 @@ def load_trained(
     Args:
         run, which, models: as for `load`.
         devices: devices to use; None: all.
+        given: name of the label y of a conditional run, whose p(x|y) is loaded: "7", "circle".
 
     Raises:
-        FileNotFoundError, ValueError: as `load`; or the release that trained the run did not store
-            its preprocessing.
+        FileNotFoundError, ValueError: as `load`; the run is conditional and has no such label; or
+            the release that trained the run did not store its preprocessing.
     """
     loaded = load_described(run, which, models)
     run = Path(run) if (Path(run) / "checkpoints").is_dir() else Path(run).parent
@@ -49,7 +52,7 @@ def load_trained(
             "for a few steps with --num-steps, or use jaxvae.checkpoints.load."
         )
     return TrainedVAE(
-        loaded.vae,
+        _given(loaded, run, given),
         loaded.params,
         tuple(loaded.about["data_shape"]),
         description,
@@ -57,6 +60,21 @@ def load_trained(
         read_reference(run, loaded.step),
         devices,
     )
+
+
+def _given(loaded: Loaded, run: Path, name: str | None) -> VAE:
+    """The model of one label of a conditional run."""
+    if loaded.vae.condition is None and name is None:
+        return loaded.vae
+    known = loaded.about.get("categories") or []
+    if loaded.vae.condition is None or name not in known:
+        raise ValueError(
+            f"{run} is a model of p(x|y) for the labels {', '.join(map(str, known))[:200]}: "
+            f"given={name!r} is none of them. Give one, or use jaxvae.checkpoints.load."
+            if known
+            else f"{run} is a model without labels. Leave out given={name!r}."
+        )
+    return loaded.vae.given(jnp.int32(known.index(name)))
 
 
 def read_reference(run: Path, step: int) -> Reference | None:

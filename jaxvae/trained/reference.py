@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxvae.evaluation import Scores
+from jaxvae.leaves import at_rows, count_rows
 from jaxvae.preprocessing.statistics import evenly
 
 MOST_ROWS = 2000
@@ -100,6 +101,6 @@ def ranked(scores: Scores, reference: Reference | None) -> Score:
     return Score(scores.elbo, values, scores.log_likelihood_error, quantile)
 
 
-def spread_evenly(rows: np.ndarray) -> np.ndarray:
-    """Return at most `MOST_ROWS` rows, spread evenly over all."""
-    return rows[evenly(len(rows), MOST_ROWS)]
+def spread_evenly(rows: Any) -> Any:
+    """Return at most `MOST_ROWS` rows of arrays [N, ...], spread evenly over all."""
+    return at_rows(rows, evenly(count_rows(rows), MOST_ROWS))

@@ -113,7 +113,7 @@ def make_train_step(
     (1, 0)
     """
     reduction = make_reduction(
-        partial(_prepare, prepare, vae.condition, drop_condition),
+        partial(prepare_rows, prepare, vae.condition, drop_condition),
         microbatch_size,
         virtual_shards,
         regularizer,
@@ -176,10 +176,18 @@ def _check_batch(state: TrainState, examples: Any) -> None:
         )
 
 
-def _prepare(
+def prepare_rows(
     prepare: Prepare, condition: Any, drop_rate: float, keys: jax.Array, stored: Any
 ) -> tuple[jax.Array, Any]:
-    """Keys [B] of the bounds, and the prepared examples [B, ...], some without their condition."""
+    """Keys [B] of the bounds, and the examples [B, ...] as a step prepares them.
+
+    Args:
+        prepare: (key, stored example) -> x.
+        condition: `VAE.condition`.
+        drop_rate: share of the examples that lose their condition.
+        keys: [B] keys of the step's rows.
+        stored: [B, ...] examples as stored.
+    """
 
     def of_one(key: jax.Array, stored: Any) -> tuple[jax.Array, Any]:
         key_data, key_bound, _ = jax.random.split(key, 3)

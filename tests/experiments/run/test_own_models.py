@@ -448,6 +448,7 @@ def own(small, tmp_path, monkeypatch):
         run=tmp_path / "run",
         model="own_networks:make",
         hidden=None,
+        latent_dim=TrainConfig.latent_dim,
         num_steps=6,
         eval_every=3,
     )

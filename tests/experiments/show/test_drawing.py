@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.data import Dataset
-from experiments.show.drawing import Drawing, draw, prepared_head, write_pictures
+from experiments.show.drawing import Drawing, draw, prepared_head, shown_split, write_pictures
 from jaxvae import Gaussian
 from jaxvae.distributions import (
     Flow,
@@ -179,10 +179,12 @@ def test_the_examples_shown_are_the_first_of_the_test_split():
     dataset = Dataset("made up", values, values[:0], values[4:], "", {})
     splits = Splits(dataset.name, dataset.train, dataset.validation, dataset.test)
     _, preprocessing = preprocess(splits, likelihood="gaussian")
-    np.testing.assert_array_equal(prepared_head(dataset, preprocessing), values[4:])
-    np.testing.assert_array_equal(prepared_head(dataset, preprocessing, most=1), values[4:5])
-    dataset = dataset._replace(test=values[:0])
-    np.testing.assert_array_equal(prepared_head(dataset, preprocessing, most=3), values[:3])
+    of_split = lambda data, most: prepared_head(
+        getattr(data, shown_split(data)), preprocessing, most
+    )
+    np.testing.assert_array_equal(of_split(dataset, 1000), values[4:])
+    np.testing.assert_array_equal(of_split(dataset, 1), values[4:5])
+    np.testing.assert_array_equal(of_split(dataset._replace(test=values[:0]), 3), values[:3])
 
 
 @pytest.mark.parametrize("values", [np.linspace(-3, 3, 4), np.arange(4.0)])
