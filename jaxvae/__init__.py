@@ -11,7 +11,18 @@ True
 """
 
 from jaxvae.adapters import adapt
-from jaxvae.bounds import Bound, ciwae, elbo, iwae, miwae, piwae, renyi, tvo
+from jaxvae.bounds import (
+    Bound,
+    Labelled,
+    ciwae,
+    elbo,
+    iwae,
+    miwae,
+    piwae,
+    renyi,
+    semi_supervised,
+    tvo,
+)
 from jaxvae.distributions import (
     Bernoulli,
     Categorical,
@@ -113,6 +124,8 @@ __all__ = [  # in the order in which data pass through them
     "ciwae",
     "renyi",
     "tvo",
+    "semi_supervised",
+    "Labelled",
     # penalties on the global batch
     "Regularizer",
     "total_correlation",

@@ -5,6 +5,7 @@ from jaxvae.bounds.elbo import elbo
 from jaxvae.bounds.estimators import EstimatorName
 from jaxvae.bounds.importance import ciwae, iwae, miwae, piwae
 from jaxvae.bounds.renyi import renyi
+from jaxvae.bounds.semi_supervised import Labelled, semi_supervised
 from jaxvae.bounds.thermodynamic import tvo
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Decode",
     "Encode",
     "EstimatorName",
+    "Labelled",
     "ciwae",
     "elbo",
     "iwae",
@@ -20,5 +22,6 @@ __all__ = [
     "piwae",
     "posterior_samples",
     "renyi",
+    "semi_supervised",
     "tvo",
 ]

@@ -3,6 +3,7 @@
 from jaxvae.testing.check import check_bound
 from jaxvae.testing.discrete import DiscreteLatent
 from jaxvae.testing.linear_gaussian import LinearGaussian
+from jaxvae.testing.linear_gaussian_mixture import LinearGaussianMixture
 from jaxvae.testing.not_finite import NotFinite, first_not_finite
 from jaxvae.testing.report import BoundReport, Comparison
 from jaxvae.testing.tutorial import OneDimensional
@@ -14,6 +15,7 @@ __all__ = [
     "DiscreteLatent",
     "LinearChain",
     "LinearGaussian",
+    "LinearGaussianMixture",
     "NotFinite",
     "OneDimensional",
     "TwoLayerGaussian",
