@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from experiments.data import Dataset, Rows
+from jaxvae.checkpoints.categories import LONGEST_NAME, MOST_CATEGORIES
 from jaxvae.models.condition import Conditioned
 
-ABOUT = "categories"
-"""Key of the categories' names in what a checkpoint stores."""
-MOST_CATEGORIES = 10_000
+ABSENT = -1
+"""Number that stands for an unknown label, in data and for the model."""
 MOST_NAMED = 20
 """Most categories that a message names."""
 
@@ -19,15 +19,22 @@ def categories_of(data: Dataset) -> list[str]:
     """Names of the categories of --condition=label: the labels of the training split, in order.
 
     Raises:
-        ValueError: the data have no labels, or labels of fewer than two kinds.
+        ValueError: the data have no labels, labels of fewer than two kinds, or long ones.
     """
     labels = data.labels.get("train")
     if labels is None:
         raise ValueError(
-            f"--condition=label needs labels, and {data.name} has none. Add an array y, put the "
-            "pictures in a folder for each class, or leave out --condition."
+            f"--condition=label needs labels, and the training split of {data.name} has none. Add "
+            "an array y for every part, put the pictures in a folder for each class, or leave it "
+            "out."
         )
-    names = _names(np.unique(labels), data.label_names)
+    names = _names(_known(labels, data.label_names), data.label_names)
+    longest = max(names, key=len, default="")
+    if len(longest) > LONGEST_NAME:
+        raise ValueError(
+            f"a label must have at most {LONGEST_NAME} characters, got {longest[:40]!r}... Shorten "
+            "it."
+        )
     if not 2 <= len(names) <= MOST_CATEGORIES:
         raise ValueError(
             f"--condition=label needs labels of 2 to {MOST_CATEGORIES:,} kinds, and the training "
@@ -49,13 +56,14 @@ def with_condition(rows: Rows, categories: Sequence[str] | None, name: str) -> A
     """
     if categories is None:
         return rows.examples
-    if rows.labels is None:
+    if rows.labels is None and len(rows.examples):
         raise ValueError(
             f"the run's model is conditioned on labels, and {name} has none. Add them: "
             f"{_listed(categories)}."
         )
-    kinds, where = np.unique(rows.labels, return_inverse=True)
     codes = {category: code for code, category in enumerate(categories)}
+    labels = np.zeros(0, np.int32) if rows.labels is None else rows.labels
+    kinds = _known(labels, rows.label_names)
     names = _names(kinds, rows.label_names)
     unknown = [kind for kind in names if kind not in codes]
     if unknown:
@@ -63,25 +71,16 @@ def with_condition(rows: Rows, categories: Sequence[str] | None, name: str) -> A
             f"every label of {name} must be one of {_listed(categories)}; it has "
             f"{_listed(unknown)}. Correct them, or leave these rows out."
         )
-    of_kinds = np.array([codes[kind] for kind in names], np.int32)
-    return Conditioned(rows.examples, of_kinds[where.reshape(-1)])
+    found = np.full(len(labels), ABSENT, np.int32)
+    for kind, name_of_kind in zip(kinds, names, strict=True):
+        found[labels == kind] = codes[name_of_kind]
+    return Conditioned(rows.examples, found)
 
 
-def read_categories(about: dict[str, Any]) -> list[str] | None:
-    """Read the names that a checkpoint stores; None if its model has no condition.
-
-    Raises:
-        ValueError: they are not a list of different texts.
-    """
-    names = about.get(ABOUT)
-    if names is None:
-        return None
-    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not texts or not 2 <= len(set(names)) == len(names) <= MOST_CATEGORIES:
-        raise ValueError(
-            "the checkpoint's categories must be a list of different names. Restore the checkpoint."
-        )
-    return list(names)
+def _known(labels: np.ndarray, label_names: tuple[str, ...] | None) -> np.ndarray:
+    """The different labels; of numbers, -1 is none but stands for an unknown label."""
+    kinds = np.unique(labels)
+    return kinds if label_names is not None else kinds[kinds != ABSENT]
 
 
 def _names(labels: np.ndarray, label_names: tuple[str, ...] | None) -> list[str]:

@@ -11,6 +11,7 @@ from experiments.data import Dataset
 from experiments.data.conditions import categories_of, with_condition
 from experiments.data.identity import DataIdentity
 from experiments.data.run_data import RunData, agree_on_data, choose_preprocessing, load_data
+from experiments.data.splits import SPLITS
 from experiments.flags.config import TrainConfig
 from experiments.flags.continuing import check_same_run, continued
 from experiments.flags.memory import require_room_for
@@ -87,7 +88,7 @@ class Built:
 
     def examples(self, split: str) -> Any:
         """Examples of a split as the model takes them: with their labels if it has a condition."""
-        return with_condition(self.dataset.rows(split), self.categories, self.dataset.name)
+        return _examples(self.dataset, split, self.categories)
 
 
 def build(config: TrainConfig, devices: list[jax.Device]) -> Built:
@@ -144,6 +145,8 @@ def build_from(
         config = dataclasses.replace(config, decay_steps=num_steps)
     config = as_done(config, preprocessing)
     categories = categories_of(dataset) if config.condition == "label" else None
+    for split in SPLITS:  # an unknown label is an error here, and not after the training
+        _examples(dataset, split, categories)
     model_recipe = recipe(
         config, dataset.train.shape[1:], units, None if categories is None else len(categories)
     )
@@ -181,6 +184,10 @@ def build_from(
         init_state=initial_state,
         state_shapes=_checked_shapes(initial_state, config),
     )
+
+
+def _examples(dataset: Dataset, split: str, categories: list[str] | None) -> Any:
+    return with_condition(dataset.rows(split), categories, f"the {split} split of {dataset.name}")
 
 
 def _checked_shapes(start: Callable[[jax.Array], TrainState], config: TrainConfig) -> TrainState:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from experiments import data as datasets
-from experiments.data.conditions import read_categories, with_condition
+from experiments.data.conditions import with_condition
 from experiments.data.identity import DataIdentity, from_json
 from experiments.data.run_data import agree_on_data, cache_of
 from experiments.data.run_rows import RunRows, load_run_rows
@@ -14,6 +14,7 @@ from experiments.flags.config import TrainConfig
 from experiments.flags.path_checks import require_folder
 from experiments.record.recorder import Recorder
 from experiments.run.own_files import require_own_files
+from jaxvae.checkpoints.categories import read_categories
 from jaxvae.checkpoints.hosts import from_first, raise_on_all_processes
 from jaxvae.models.vae import VAE, Params
 from jaxvae.preprocessing import Preprocessing
@@ -152,7 +153,7 @@ def open_run(
         check_prepared(config, dataset)
         trained = from_json(about)
         description, cache = read_description(about), cache_of(config, run)
-        categories = read_categories(about)
+        categories = read_categories(about, loaded_run.vae.condition)
         loaded = load_run_rows(
             config, about.get("data_shape"), trained, dataset, split, description, cache
         )

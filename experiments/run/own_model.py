@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import all_leaves
 
 import jaxvae
 from experiments.machine.keys import root_key
 from jaxvae.evaluation import make_score
 from jaxvae.leaves import is_trained
+from jaxvae.models.condition import Conditioned
 from jaxvae.models.registry import build
 from jaxvae.models.vae import VAE
 from jaxvae.preprocessing import Preprocessing
@@ -60,6 +62,12 @@ def own_vae(
             f"--model={function} has no parameters to train: init must return at least one array "
             "of floating point numbers. Turn Python numbers that should be trained into arrays."
         )
+    if (vae.condition is None) != (recipe["arguments"].get("condition") is None):
+        taken = "takes no condition" if vae.condition is None else "takes a condition"
+        raise ValueError(
+            f"--model={function} {taken}. Give --condition=label exactly to a model that takes the "
+            "label as its condition."
+        )
     _trace_what_follows(vae, params, preprocessing, train)
     return vae
 
@@ -73,9 +81,18 @@ def _trace_what_follows(
         Exception: any error of the model's distributions, such as a missing method.
     """
 
-    def of_one(params: Any, key: jax.Array, stored: jax.Array) -> Any:
+    def of_one(params: Any, key: jax.Array, stored: Any) -> Any:
         scores = make_score(vae, prepare=preprocessing.prepare, num_samples=1)(params, key, stored)
-        return scores, vae.decode(params, vae.prior(params).sample(key)).mean()
+        given, _ = vae.of_example(stored)
+        z = given.prior(params).sample(key)
+        if not all_leaves([z]):
+            raise ValueError(
+                "its latents must be one array for the commands, got a tree. Train it in Python, "
+                "with jaxvae.make_train_step."
+            )
+        return scores, given.decode(params, z).mean()
 
-    example = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
+    example: Any = jax.ShapeDtypeStruct(examples.shape[1:], examples.dtype)
+    if vae.condition is not None:
+        example = Conditioned(example, jax.ShapeDtypeStruct((), np.int32))
     jax.eval_shape(of_one, params, root_key(0), example)

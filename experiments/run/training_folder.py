@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 
-from experiments.data import conditions, identity
+from experiments.data import identity
 from experiments.flags.saved_flags import to_json
 from experiments.machine.accelerators import describe
 from experiments.record import files
@@ -15,6 +15,7 @@ from experiments.run.build import Built
 from experiments.run.folder import CHECKPOINTS, CONFIG, recorded_data
 from experiments.run.lock import RunLock
 from experiments.run.standardization import in_words
+from jaxvae.checkpoints.categories import CATEGORIES
 from jaxvae.checkpoints.hosts import is_first, raise_on_all_processes
 from jaxvae.preprocessing import description
 from jaxvae.preprocessing.support import Trained
@@ -116,7 +117,7 @@ class TrainingFolder:
             "data_shape": list(built.dataset.train.shape[1:]),
             identity.ABOUT: identity.to_json(built.data_identity),
             "vae": built.recipe,
-            **({} if built.categories is None else {conditions.ABOUT: built.categories}),
+            **({} if built.categories is None else {CATEGORIES: built.categories}),
             description.ABOUT: description.describe(
                 built.preprocessing, self._as_loaded(), resizes=built.config.resize is not None
             ),

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Limits = tuple[ArrayLike, ArrayLike]
 
+LONGEST_NAME = 30
+"""Most characters of a class's name in a picture."""
+
 _LABEL, _LINE_BACKGROUND = "#7B838E", (0.5, 0.5, 0.5, 0.12)  # on bright pages and dark ones
 _NOT_FINITE = (213, 94, 0)
 _LEAST_SIDE, _GAP = 64, 2
@@ -41,7 +44,8 @@ def grid(examples: ArrayLike, columns: int = 10, limits: Limits | None = None) -
 
 def by_class(examples: ArrayLike, names: Sequence[str], limits: Limits | None = None) -> np.ndarray:
     """Draw rows [R, S, *data_shape], each with the name of its class."""
-    return _labelled(_rows_of_tiles("by_class", examples, limits), list(names))
+    short = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in names]
+    return _labelled(_rows_of_tiles("by_class", examples, limits), short)
 
 
 def reconstructions(

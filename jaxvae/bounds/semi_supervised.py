@@ -12,7 +12,7 @@ from jaxvae.leaves import arrays_only
 
 
 class Labelled(NamedTuple):
-    """An example x and its label, a whole number; -1 where the label is not known.
+    """An example x and its label, from 0 to C - 1; -1 where the label is not known.
 
     >>> Labelled(jnp.zeros(8), jnp.int32(-1)).label.item()
     -1
@@ -88,19 +88,20 @@ def semi_supervised(
     states = q_label.enumerate_support()
     keys = jax.random.split(key, num_samples)
     each = lambda state: over_draws(lambda key: _term(example, state, key), keys)
-    terms = jax.lax.map(each, states)  # [C, K]: memory does not grow with C
-    log_q, log_p = jax.vmap(q_label.log_prob)(states), jax.vmap(p_label.log_prob)(states)
+    # [C, K]; each label's intermediate values are computed again for the gradient.
+    terms = jax.lax.map(jax.checkpoint(each), states)
+    log_q, log_p = _log_masses(q_label, states), _log_masses(p_label, states)
     log_x, rate = jnp.mean(terms.log_likelihood, axis=1), jnp.mean(terms.rate, axis=1)
     log_x, rate, log_q, log_p = at_least_float32(log_x, rate, log_q, log_p)
     known = label >= 0
     q = jnp.where(known, jax.nn.one_hot(label, len(states), dtype=log_q.dtype), jnp.exp(log_q))
-    # A label of probability 0 adds 0, and no NaN to the gradient.
-    log_of_label = jnp.where(q > 0, log_q, 0)
-    of_label = jnp.where(known, 0.0, jnp.sum(q * log_of_label))
-    kl = q @ (rate - log_p) + of_label
-    reconstruction = q @ log_x
+    # A label of probability 0 adds 0, and no NaN to value or gradient.
+    log_q, log_p, log_x, rate = (jnp.where(q > 0, each, 0) for each in (log_q, log_p, log_x, rate))
+    kl = q @ (rate - log_p) + jnp.where(known, 0.0, q @ log_q)
+    # A label that there is not makes the bound NaN: its class would be learned by nobody.
+    reconstruction = jnp.where(label < len(states), q @ log_x, jnp.nan)
     elbo = reconstruction - kl
-    classified = jnp.where(known, q @ log_of_label, 0.0)
+    classified = jnp.where(known, q @ log_q, 0.0)
     shown = jnp.argmax(q)
     return Bound(
         objective=elbo + jnp.asarray(classifier_weight, elbo.dtype) * classified,
@@ -112,6 +113,12 @@ def semi_supervised(
         samples=jax.tree.map(lambda draws: draws[shown], terms.samples),
         posterior=arrays_only(example.q),
     )
+
+
+def _log_masses(p: OneHotCategorical, states: jax.Array) -> jax.Array:
+    """log p of each state [C, ...]: [C]; -inf where it is 0, which p.log_prob makes NaN."""
+    chosen = jnp.where(states > 0, jax.nn.log_softmax(p.logits)[None], 0)
+    return jnp.sum(chosen, axis=tuple(range(1, chosen.ndim)))
 
 
 def _first_levels(example: Example) -> tuple[OneHotCategorical, OneHotCategorical]:
@@ -136,7 +143,16 @@ def _first_levels(example: Example) -> tuple[OneHotCategorical, OneHotCategorica
 def _term(example: Example, state: jax.Array, key: jax.Array) -> _Term:
     """The parts of L_y for one y, a one-hot state, at a draw of all levels below."""
     q, keys = example.q, jax.random.split(key, len(example.q.steps))
-    z = q.walk(lambda level, p: p.sample(keys[level]) if level else state)
+
+    def choose(level: int, p: Any) -> Any:
+        if level and not getattr(p, "reparameterized", True):
+            raise ValueError(
+                f"semi_supervised: draws of level {level + 1}, {type(p).__name__}, carry no "
+                "gradient. Make the label the only level without one, or use elbo and 'score'."
+            )
+        return p.sample(keys[level]) if level else state
+
+    z = q.walk(choose)
     levels = kl_per_level(q, example.prior, z)[1:]
     rate = sum((jnp.sum(level) for level in levels), jnp.zeros(()))
     return _Term(example.log_likelihood(z), rate, z)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxvae.checkpoints.categories import read_categories
 from jaxvae.checkpoints.checkpoints import Loaded, load_described
 from jaxvae.checkpoints.contained import read_json, require_contained
 from jaxvae.checkpoints.hosts import from_first
@@ -64,15 +65,21 @@ def load_trained(
 
 def _given(loaded: Loaded, run: Path, name: str | None) -> VAE:
     """The model of one label of a conditional run."""
-    if loaded.vae.condition is None and name is None:
+    if loaded.vae.condition is None:
+        if name is not None:
+            raise ValueError(f"{run} is a model without labels. Leave out given={name!r}.")
         return loaded.vae
-    known = loaded.about.get("categories") or []
-    if loaded.vae.condition is None or name not in known:
+    known = read_categories(loaded.about, loaded.vae.condition)
+    if known is None:
         raise ValueError(
-            f"{run} is a model of p(x|y) for the labels {', '.join(map(str, known))[:200]}: "
-            f"given={name!r} is none of them. Give one, or use jaxvae.checkpoints.load."
-            if known
-            else f"{run} is a model without labels. Leave out given={name!r}."
+            f"{run} is a model of p(x|y) whose y has no names. Use jaxvae.checkpoints.load and "
+            "vae.given(y)."
+        )
+    if name not in known:
+        listed = ", ".join(known)[:LONGEST_LINE]
+        raise ValueError(
+            f"{run} is a model of p(x|y) for the labels {listed!r}: given={name!r} is none of "
+            "them. Give one, or use jaxvae.checkpoints.load."
         )
     return loaded.vae.given(jnp.int32(known.index(name)))
 

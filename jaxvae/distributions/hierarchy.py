@@ -150,10 +150,16 @@ def _encloses_arrays(function: Any) -> bool:
     if isinstance(function, functools.partial):
         given = (function.args, function.keywords)
         return _has_array(given) or _encloses_arrays(function.func)
-    cells = getattr(function, "__closure__", None) or ()
-    held = [cell.cell_contents for cell in cells]
+    held = [_content(cell) for cell in getattr(function, "__closure__", None) or ()]
     bound = getattr(function, "__self__", None)  # of a method
     return _has_array((held, getattr(function, "__defaults__", None), bound))
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is defined later
+        return None
 
 
 def _has_array(tree: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxvae.distributions import at_least_float32
 
@@ -23,9 +24,9 @@ class Conditioned(NamedTuple):
 class Condition(NamedTuple):
     """The conditions that a model of this library takes, as vectors [E] for its networks.
 
-    A label is one of C whole numbers; its vector is one-hot. Numbers have a shape; their vector is
-    themselves. A label of -1, or NaN among the numbers, is an absent condition, whose vector is a
-    parameter: a model that also trains with absent conditions holds p(x) beside p(x|y).
+    A label is a whole number from 0 to C - 1; its vector is one-hot. Numbers have a shape; their
+    vector is themselves. A label of -1, or NaN among the numbers, is an absent condition, whose
+    vector is a parameter: a model that also trains with absent conditions holds p(x) beside p(x|y).
 
     Attributes:
         num_categories: C, for labels; None: numbers.
@@ -46,13 +47,13 @@ class Condition(NamedTuple):
         Raises:
             ValueError: there are fewer than two categories, or an entry of the shape is below 1.
         """
-        if isinstance(condition, int):
+        if isinstance(condition, int | np.integer):
             if condition < 2:
                 raise ValueError(
                     f"condition must be at least 2 categories, got {condition}. Give the shape "
                     "(1,) for one number."
                 )
-            return cls(condition)
+            return cls(int(condition))
         if not condition or any(size < 1 for size in condition):
             raise ValueError(f"every entry of condition's shape must be positive, got {condition}.")
         return cls(None, tuple(condition))
@@ -81,13 +82,20 @@ class Condition(NamedTuple):
                 f"got shape {jnp.shape(y)} of {jnp.result_type(y)}. jax.vmap adds the batch."
             )
         if labels:
-            vector, absent = jax.nn.one_hot(y, self.size), y < 0
+            # NaN for a label that there is not: a vector of zeros would be trained by nobody.
+            vector = jnp.where(y < self.size, jax.nn.one_hot(y, self.size), jnp.nan)
+            absent = y < 0
         else:
             (vector,) = at_least_float32(jnp.reshape(y, -1))
             absent = jnp.any(jnp.isnan(vector))
-        # The inner choice keeps NaN out of the gradient.
+        # The inner choice keeps the NaN of absent numbers out of the gradient.
         vector = jnp.where(absent, jnp.zeros_like(vector), vector)
         return jnp.where(absent, params["absent"].astype(vector.dtype), vector)
+
+    def without(self, drop: jax.Array, y: jax.Array) -> jax.Array:
+        """One condition y, or where `drop` [] is True the one that stands for none."""
+        absent = self.absent()
+        return jnp.where(drop, absent, jnp.asarray(y, absent.dtype))
 
     def absent(self) -> jax.Array:
         """The y that stands for no condition."""

@@ -30,7 +30,7 @@ class VAE(NamedTuple):
         with_log_scale: (params, log sigma []) -> params, for a Gaussian likelihood whose sigma
             is the optimum of the batch; None for all others.
         condition: None, or the conditions that the functions take: `jaxvae.Condition`, or an object
-            of yours with `absent()`, the y that stands for no condition.
+            of yours with `without(drop, y)`, as drop_condition needs it.
 
     >>> import jax.numpy as jnp
     >>> from jaxvae import Gaussian

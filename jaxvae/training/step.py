@@ -196,7 +196,7 @@ def prepare_rows(
         x, y = prepare(key_data, stored.x), stored.y
         if condition is not None and drop_rate > 0:
             drop = jax.random.bernoulli(jax.random.fold_in(key_data, 1), drop_rate)
-            y = jax.tree.map(partial(jnp.where, drop), condition.absent(), y)
+            y = condition.without(drop, y)
         return key_bound, Conditioned(x, y)
 
     with jax.named_scope("prepare"):
@@ -235,7 +235,7 @@ def _bounds(
         bound = objective(key, x, encode=encode, decode=decode, prior=given.prior(params))
         return bound, _mean_if_known(bound.posterior)
 
-    return *jax.vmap(of_one)(keys, xs), None if vae.condition else vae.prior(params)
+    return *jax.vmap(of_one)(keys, xs), vae.prior(params) if vae.condition is None else None
 
 
 def _mean_if_known(q: Any) -> Any:

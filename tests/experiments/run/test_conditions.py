@@ -4,13 +4,14 @@ import csv
 import dataclasses
 import json
 import re
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from experiments.data import Dataset, Rows
-from experiments.data.conditions import categories_of, read_categories, with_condition
+from experiments.data.conditions import categories_of, with_condition
 from experiments.encode import EncodeConfig, encode
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.flags.command import UserError
@@ -18,7 +19,9 @@ from experiments.replay import ReplayConfig, replay
 from experiments.sample import SampleConfig, sample
 from experiments.score import ScoreConfig, score
 from experiments.train import train
+from jaxvae import Condition
 from jaxvae.checkpoints import load, load_trained
+from jaxvae.checkpoints.categories import read_categories
 from tests.conftest import SMALL
 
 NAMES = np.array(["one", "two", "three", "four"])
@@ -60,9 +63,9 @@ def trained(labelled, tmp_path_factory):
 def test_categories_are_the_labels_of_the_training_split():
     rows = np.zeros((3, 2), np.float32)
     data = lambda given, names=None: Dataset("d", rows, rows, rows, "", given, label_names=names)
-    assert categories_of(data({"train": np.array([7, 3, 7])})) == ["3", "7"]
+    assert categories_of(data({"train": np.array([7, 3, -1])})) == ["3", "7"]  # -1: not known
     assert categories_of(data({"train": np.array([1, 0, 1])}, ("a", "b"))) == ["a", "b"]
-    with pytest.raises(ValueError, match="needs labels, and d has none"):
+    with pytest.raises(ValueError, match="needs labels, and the training split of d has none"):
         categories_of(data({}))
     with pytest.raises(ValueError, match=r"2 to 10,000 kinds, and the training split of d has 1"):
         categories_of(data({"train": np.zeros(3, int)}))
@@ -75,6 +78,8 @@ def test_labels_become_the_codes_of_their_names_and_unknown_ones_are_listed():
     found = with_condition(given([0, 1], ("b", "a")), ["a", "b", "c"], "d")
     assert found.y.tolist() == [1, 0]
     assert found.y.dtype == np.int32
+    unknown = with_condition(given([5, -1], None), ["5", "7"], "d")
+    assert unknown.y.tolist() == [0, -1]
     message = r"every label of d must be one of a, b; it has x\. Correct"
     with pytest.raises(ValueError, match=message):
         with_condition(given([0, 1], ("x", "a")), ["a", "b"], "d")
@@ -82,10 +87,70 @@ def test_labels_become_the_codes_of_their_names_and_unknown_ones_are_listed():
         with_condition(given([0, 1], None)._replace(labels=None), ["a", "b"], "d")
 
 
-@pytest.mark.parametrize("names", ["a", ["a"], ["a", "a"], [1, 2], {"a": 1}])
+@pytest.mark.parametrize(
+    "names", ["ab", ["a"], ["a", "a"], [1, 2], {"a": 1, "b": 2}, ["a", "b", "c"], ["a", 300 * "b"]]
+)
 def test_categories_that_training_does_not_write_are_rejected(names):
-    with pytest.raises(ValueError, match="must be a list of different names"):
-        read_categories({"categories": names})
+    with pytest.raises(ValueError, match="must be a list of different names, one for each label"):
+        read_categories({"categories": names}, Condition.of(2))
+    assert read_categories({"categories": ["a", "b"]}, Condition.of(2)) == ["a", "b"]
+
+
+def test_a_label_that_only_the_test_split_has_is_an_error_before_training(labelled, tmp_path):
+    given = {"x_train": images(labels(100)), "y_train": labels(100)}
+    np.savez(tmp_path / "d.npz", x_test=images(labels(9)), y_test=np.full(9, 7), **given)
+    config = dataclasses.replace(
+        labelled, dataset=f"npz:{tmp_path / 'd.npz'}", run=tmp_path / "run"
+    )
+    with pytest.raises(
+        UserError, match=r"label of the test split of .* one of 0, 1, 2, 3; it has 7"
+    ):
+        train(config)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+OWN = """
+import jaxvae
+
+def make(data_shape, condition):
+    return jaxvae.mlp_vae(data_shape=data_shape, latent_dim=2, hidden=(8,), condition=condition)
+
+def plain(data_shape):
+    return jaxvae.mlp_vae(data_shape=data_shape, latent_dim=2, hidden=(8,))
+
+def ignores(data_shape, condition):
+    return plain(data_shape)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "flags", "message"),
+    [
+        ("plain", {}, "--condition must be left out: .* takes no argument 'condition'"),
+        ("ignores", {}, "takes no condition. Give --condition=label exactly"),
+        ("make", {"condition": "none"}, "--model=own:make must return .* gave: TypeError"),
+    ],
+)
+def test_your_own_model_takes_the_condition_that_the_flags_give(
+    function, flags, message, labelled, tmp_path, monkeypatch
+):
+    config = _own(labelled, tmp_path, monkeypatch, model=f"own:{function}", **flags)
+    with pytest.raises(UserError, match=message):
+        train(config)
+
+
+@pytest.mark.slow
+def test_your_own_conditional_model_trains(labelled, tmp_path, monkeypatch):
+    assert train(_own(labelled, tmp_path, monkeypatch, model="own:make", num_steps=5)) == 0
+
+
+def _own(labelled, folder, monkeypatch, **flags):
+    (folder / "own.py").write_text(OWN)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    defaults = {"hidden": None, "latent_dim": 32, "prior": "standard", "drop_condition": 0.0}
+    return dataclasses.replace(labelled, run=folder / "run", **(defaults | flags))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +168,7 @@ def test_flags_that_do_not_go_together_are_rejected(labelled, tmp_path, flags, m
 
 
 def test_data_without_labels_are_rejected(small, tmp_path):
-    with pytest.raises(UserError, match=r"needs labels, and npz:\S+ has none"):
+    with pytest.raises(UserError, match=r"the training split of npz:\S+ has none"):
         train(dataclasses.replace(small, run=tmp_path / "run", condition="label"))
 
 
@@ -165,7 +230,7 @@ def test_a_label_is_given_to_a_loaded_run(trained):
     two = load_trained(trained.run, given="two")
     drawn = two.sample(jax.random.key(0), 20)
     assert np.mean(drawn[..., 0].mean(2).argmax(1) == 2) > 0.9
-    message = "for the labels four, one, three, two: given=None is none of them"
+    message = "for the labels 'four, one, three, two': given=None is none of them"
     with pytest.raises(ValueError, match=message):
         load_trained(trained.run)
 

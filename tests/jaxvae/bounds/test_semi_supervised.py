@@ -164,11 +164,54 @@ def test_a_training_step_takes_labelled_examples():
     assert np.mean(found == y) > 0.95
 
 
+def one_hot(params, y):
+    return OneHotCategorical(jnp.zeros((2, 2))), lambda z: z
+
+
+def test_a_label_that_there_is_not_makes_the_bound_nan():
+    model = mixture()
+    parts = {"encode": model.posterior, "decode": model.decode, "prior": model.prior()}
+    bound = semi_supervised(jax.random.key(0), Labelled(X, jnp.int32(4)), **parts)
+    assert np.isnan(bound.elbo)
+    assert np.isnan(bound.objective)
+
+
+def test_a_label_without_probability_adds_nothing():
+    model = mixture()._replace(logits=jnp.array([0.0, -jnp.inf, 0.5, 1.0]))
+    parts = {"encode": model.posterior, "decode": model.decode, "prior": model.prior()}
+    of = lambda x: semi_supervised(jax.random.key(0), Labelled(x, jnp.int32(-1)), **parts).elbo
+    value, gradient = jax.value_and_grad(of)(X)
+    assert abs(value - model.log_prob(X)) < 3
+    assert np.all(np.isfinite(gradient))
+
+
+def test_memory_of_a_gradient_hardly_grows_with_the_number_of_labels():
+    def bytes_for(count):
+        params = (jnp.zeros(count), jnp.zeros((count, 2)), jnp.zeros((count, 2)))
+        weights = jnp.ones((2, 4096))
+
+        def objective(weights):
+            return semi_supervised(
+                jax.random.key(0), Labelled(jnp.zeros(4096), jnp.int32(-1)),
+                encode=lambda x: q_of(params), prior=q_of(params),
+                decode=lambda z: Gaussian(jnp.tanh(z[1] @ weights), jnp.array(0.0)),
+            ).objective  # fmt: skip
+
+        compiled = jax.jit(jax.grad(objective)).lower(weights).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert bytes_for(40) < bytes_for(4) + 20 * 4096 * 4
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
         ({"prior": Gaussian.standard(2)}, "must be Hierarchies from the top"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
+        (
+            {"encode": lambda x: Hierarchy(guess(), (classifier, one_hot), reparameterized=False)},
+            "draws of level 2, OneHotCategorical, carry no gradient",
+        ),
         (
             {"encode": lambda x: Hierarchy(guess(), (of_gaussian, of_label))},
             "first level must be a OneHotCategorical of the label, got Gaussian",

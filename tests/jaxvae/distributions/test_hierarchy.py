@@ -83,6 +83,18 @@ def test_a_step_that_encloses_arrays_is_rejected():
             Hierarchy((), (step,))
 
 
+def test_a_step_may_use_a_function_that_is_defined_later():
+    def step(params, carry):
+        return later(params)
+
+    chain = Hierarchy(PARAMS, (step,))
+
+    def later(params):
+        return first(params, None)
+
+    assert chain.sample(jax.random.key(0))[0].shape == (2,)
+
+
 def test_a_value_with_another_number_of_levels_is_rejected():
     with pytest.raises(ValueError, match="a tuple of the latents of 2 levels, got 1 entries"):
         TOP_DOWN.log_prob((jnp.zeros(2),))

@@ -28,6 +28,17 @@ MODELS = {
 }
 
 
+models = pytest.mark.parametrize(
+    "model", ["mlp", "conv", pytest.param("resnet", marks=pytest.mark.slow)]
+)
+
+
+def start(vae, optimizer, **options):
+    """State before the first step."""
+    init = lambda key: jaxvae.init_state(vae, optimizer, key, **options)
+    return jax.jit(init)(jax.random.key(0))
+
+
 def given_label(y):
     return EXACT.shifted(SHIFTS[y])
 
@@ -59,6 +70,8 @@ def test_a_labels_vector_is_one_hot_and_an_absent_ones_a_parameter():
     assert condition.size == 3
     assert condition.embed(params, jnp.int32(2)).tolist() == [0, 0, 1]
     assert condition.embed(params, condition.absent()).tolist() == [0.5, -1.0, 2.0]
+    assert np.all(np.isnan(condition.embed(params, jnp.int32(3))))  # there is no such label
+    assert Condition.of(np.int64(3)) == condition
 
 
 def test_numbers_are_their_own_vector_and_nan_is_absent_without_a_nan_gradient():
@@ -93,7 +106,7 @@ def test_invalid_conditions_are_rejected(call, message):
         call()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@models
 def test_the_condition_reaches_every_layer(model):
     """Every kernel that reads the vector has a gradient, in encoder, decoder and prior."""
     vae = small(model, condition=7)
@@ -118,7 +131,7 @@ def test_the_condition_reaches_every_layer(model):
         assert np.all(np.asarray(leaf[jnp.arange(7) != 4]) == 0)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@models
 def test_with_the_vector_0_it_is_the_unconditional_model_bit_for_bit(model):
     """An absent condition starts as 0; the layers of both networks come in the same order."""
     vae = small(model, prior="standard")
@@ -184,7 +197,7 @@ def test_a_step_follows_the_mean_of_the_conditional_bounds():
     vae = small()
     data = labelled(6, shape=(8, 8, 3))
     optimizer = optax.sgd(1.0)
-    state = jaxvae.init_state(vae, optimizer, jax.random.key(0))
+    state = start(vae, optimizer)
     keys = jax.random.split(jax.random.key(1), 6)
 
     def mean_bound(params):
@@ -202,9 +215,10 @@ def test_a_step_follows_the_mean_of_the_conditional_bounds():
     chex.assert_trees_all_close(moved, slopes, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_devices_microbatches_and_shards_take_the_same_step():
     vae, optimizer, data = small(), optax.sgd(0.1), labelled(8, shape=(8, 8, 3))
-    state = jaxvae.init_state(vae, optimizer, jax.random.key(0))
+    state = start(vae, optimizer)
     key = jax.random.key(1)
     options = {"drop_condition": 0.5, "axis_name": "devices"}
 
@@ -225,7 +239,7 @@ def test_devices_microbatches_and_shards_take_the_same_step():
 
 def test_dropped_conditions_are_a_share_of_the_batch_and_train_the_absent_vector():
     vae, optimizer, data = small(), optax.sgd(1.0), labelled(400, shape=(8, 8, 3))
-    state = jaxvae.init_state(vae, optimizer, jax.random.key(0))
+    state = start(vae, optimizer)
     keys = jax.random.split(jax.random.key(1), 400)
 
     def moved(rate, data=data):
@@ -242,10 +256,11 @@ def test_dropped_conditions_are_a_share_of_the_batch_and_train_the_absent_vector
     assert 0.15 < share < 0.35
 
 
+@pytest.mark.slow
 def test_a_conditional_prior_starts_as_the_standard_one_and_learns():
     vae, data = small(), labelled(64, shape=(8, 8, 3))
     data = data._replace(x=data.x + 4 * data.y[:, None, None, None])
-    state = jaxvae.init_state(vae, optax.adam(0.02), jax.random.key(0))
+    state = start(vae, optax.adam(0.02))
     prior = lambda state, y: vae.given(jnp.int32(y)).prior(state.params)
     assert jaxvae.kl(prior(state, 1), Gaussian.standard(2)) == 0
     step = jax.jit(jaxvae.make_train_step(vae, optax.adam(0.02)))
@@ -255,14 +270,24 @@ def test_a_conditional_prior_starts_as_the_standard_one_and_learns():
     assert jaxvae.kl(prior(state, 0), prior(state, 2)) > 0.1
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_labels_of_any_integer_type_may_be_dropped(dtype):
+    vae, data = small(), labelled(4, shape=(8, 8, 3))
+    step = jaxvae.make_train_step(vae, optax.sgd(1.0), drop_condition=0.5)
+    keys = jax.random.split(jax.random.key(1), 4)
+    data = data._replace(y=data.y.astype(dtype))
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(step, start(vae, optax.sgd(1.0)), keys, data)
+
+
 def test_an_example_without_what_the_model_takes_is_rejected():
     vae, x = small(), np.zeros((2, 8, 8, 3), np.float32)
-    state = jaxvae.init_state(vae, optax.sgd(1.0), jax.random.key(0))
+    state = start(vae, optax.sgd(1.0))
     keys = jax.random.split(jax.random.key(1), 2)
     with pytest.raises(ValueError, match="needs a condition, got an example that is not Cond"):
         jaxvae.make_train_step(vae, optax.sgd(1.0))(state, keys, x)
     plain = mlp_vae(**MODELS["mlp"])
-    state = jaxvae.init_state(plain, optax.sgd(1.0), jax.random.key(0))
+    state = start(plain, optax.sgd(1.0))
     with pytest.raises(ValueError, match="without a condition takes x alone"):
         jaxvae.make_train_step(plain, optax.sgd(1.0))(state, keys, labelled(2, shape=(8, 8, 3)))
 
@@ -270,7 +295,7 @@ def test_an_example_without_what_the_model_takes_is_rejected():
 def test_a_regularizer_with_a_condition_is_rejected():
     vae, data = small(), labelled(4, shape=(8, 8, 3))
     regularizer = jaxvae.mmd(weight=1.0)
-    state = jaxvae.init_state(vae, optax.sgd(1.0), jax.random.key(0), regularizer=regularizer)
+    state = start(vae, optax.sgd(1.0), regularizer=regularizer)
     step = jaxvae.make_train_step(vae, optax.sgd(1.0), regularizer=regularizer)
     with pytest.raises(ValueError, match="a conditional model has one for each condition"):
         step(state, jax.random.split(jax.random.key(1), 4), data)
@@ -278,7 +303,7 @@ def test_a_regularizer_with_a_condition_is_rejected():
 
 def test_an_optimal_sigma_is_that_of_the_conditional_means():
     vae, data = small(sigma="optimal"), labelled(8, shape=(8, 8, 3))
-    state = jaxvae.init_state(vae, optax.sgd(0.0), jax.random.key(0))
+    state = start(vae, optax.sgd(0.0))
     step = jax.jit(jaxvae.make_train_step(vae, optax.sgd(0.0)))
     state, _ = step(state, jax.random.split(jax.random.key(1), 8), data)
     given = vae.given(jnp.int32(0))
