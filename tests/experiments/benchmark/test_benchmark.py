@@ -318,6 +318,7 @@ def test_subcommand_rejects_invalid_flags(command, config, message):
 )
 def test_subcommand_rejects_missing_data_before_it_measures(config, tmp_path, capsys):
     flags = {"dataset": f"npz:{tmp_path / 'none.npz'}", "accelerator": "cpu"}
+    flags |= {"nets": ("a",)} if config is peers.PeersConfig else {}
     with pytest.raises(UserError, match=r"there is no .*none.npz. Correct the path.$"):
         __main__.COMMANDS[config](config(output=tmp_path / "benchmarks", **flags))
     assert not any(tmp_path.iterdir())
