@@ -60,8 +60,9 @@ def recipe(rng: random.Random, place: Place) -> None:
 def arguments(rng: random.Random, place: Place) -> None:
     """Give the recipe's function an argument that no model has."""
     names = ("latent_dim", "hidden", "data_shape", "sigma", "posterior", "prior", "likelihood",
-             "num_components", "num_categories", "activation", "data_mean", "data_scale", "self",
-             "__class__", "more")  # fmt: skip
+             "num_components", "num_categories", "activation", "data_mean", "data_scale",
+             "channels", "blocks", "latent_channels", "condition", "self", "__class__",
+             "more")  # fmt: skip
     new = {rng.choice(names): values(rng)}
     if rng.random() < 0.3:
         large = rng.choice((10**5, 10**7, 10**9, 2**31 - 1))
@@ -81,11 +82,12 @@ def arguments(rng: random.Random, place: Place) -> None:
 
 def about(rng: random.Random, place: Place) -> None:
     """Make a checkpoint's description lack a field, have a wrong type, or not be JSON."""
-    names = ("step", "data", "data_shape", "vae", "config", "format", "digests", "leaves")
+    names = ("step", "data", "data_shape", "vae", "config", "format", "digests", "leaves",
+             "preprocessing", "summary", "categories")  # fmt: skip
     name, kind = rng.choice(names), rng.randrange(4)
     path = rng.choice(sorted(place.run.glob("checkpoints/*/about/metadata")))
     if kind == 0:
-        change_abouts(place, lambda about: about.pop(name), signed=True)
+        change_abouts(place, lambda about: about.pop(name, None), signed=True)
     elif kind == 1:
         value = values(rng)
         change_abouts(place, lambda about: about.update({name: value}), rng.random() < 0.8)
